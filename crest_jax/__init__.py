@@ -1,0 +1,1 @@
+"""CREST: coresets for data-efficient training of deep networks, in JAX."""

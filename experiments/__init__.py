@@ -1,0 +1,1 @@
+"""Scripts that train networks with crest_jax and measure what it does."""
