@@ -1,1 +1,56 @@
 """CREST: coresets for data-efficient training of deep networks, in JAX."""
+
+from crest_jax.adapters import from_linen, from_nnx, linen_features
+from crest_jax.crest import CrestConfig, CrestState, Event, Work, crest
+from crest_jax.curvature import gradient_and_diagonal, hessian_vector_product, hutchinson_diagonal
+from crest_jax.data import ArraySource
+from crest_jax.embeddings import (
+    Factored,
+    embed_rows,
+    last_layer_gradients,
+    logit_gradients,
+    sketched_gradients,
+)
+from crest_jax.loop import Evaluation, fit, make_evaluate
+from crest_jax.losses import cross_entropy, weighted_mean
+from crest_jax.region import Region, predict, relative_error
+from crest_jax.sampling import random_batches, stratified_batches
+from crest_jax.selection import select_coreset
+from crest_jax.types import ApplyFn, Batch, Coreset, Examples, Selection, Source
+
+__all__ = [
+    "ApplyFn",
+    "ArraySource",
+    "Batch",
+    "Coreset",
+    "CrestConfig",
+    "CrestState",
+    "Evaluation",
+    "Event",
+    "Examples",
+    "Factored",
+    "Region",
+    "Selection",
+    "Source",
+    "Work",
+    "crest",
+    "cross_entropy",
+    "embed_rows",
+    "fit",
+    "from_linen",
+    "from_nnx",
+    "gradient_and_diagonal",
+    "hessian_vector_product",
+    "hutchinson_diagonal",
+    "last_layer_gradients",
+    "linen_features",
+    "logit_gradients",
+    "make_evaluate",
+    "predict",
+    "random_batches",
+    "relative_error",
+    "select_coreset",
+    "sketched_gradients",
+    "stratified_batches",
+    "weighted_mean",
+]

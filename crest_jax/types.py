@@ -46,6 +46,7 @@ class Source(Protocol):
     """Random access to a data set."""
 
     labels: np.ndarray  # [n], int32, the class of every example, for stratified draws
+    num_classes: int
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -67,4 +68,20 @@ class ApplyFn(Protocol):
         """Return the logits [b, c] and the model state."""
 
 
+# (name, function, *arguments) -> function(*arguments), timed or traced under that name
+PhaseFn = Callable[..., Any]
 LossFn = Callable[[Array, Array], Array]  # (logits [b, c], labels [b]) -> losses [b]
+
+
+class Selection(NamedTuple):
+    """A way of choosing mini-batches, as pure functions of a state; every method has these three.
+
+    * ``init(key, params, model_state) -> state``
+    * ``refresh(state, params, model_state) -> (state, event or None)``, called before every step;
+      it does nothing until there is something to do.
+    * ``next_batch(state) -> (state, batch)``
+    """
+
+    init: Callable[[Array, Params, ModelState], Any]
+    refresh: Callable[[Any, Params, ModelState], tuple[Any, Any]]
+    next_batch: Callable[[Any], tuple[Any, Batch]]

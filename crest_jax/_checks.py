@@ -1,0 +1,76 @@
+"""Host-side validation: every message states the value, the rule and the remedy."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def is_concrete(*arrays: Any) -> bool:
+    """Return whether all arrays have values now, that is, none is being traced."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays))
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ``ValueError(message)`` unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def positive_int(name: str, value: Any) -> None:
+    """Require an integer of at least 1."""
+    require(
+        isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1),
+        f"{name} is {value!r} but must be an integer of at least 1; pass a positive integer.",
+    )
+
+
+def in_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    """Require ``low <= value <= high`` (``low < value`` with ``open_low``)."""
+    inside = bool((low < value if open_low else low <= value) and value <= high)
+    bracket = "(" if open_low else "["
+    require(
+        inside,
+        f"{name} is {value!r} but must lie in {bracket}{low:g}, {high:g}]; choose a value there.",
+    )
+
+
+def embeddings_finite(embeddings: Any) -> None:
+    """Require at least one row and only finite values in every leaf [n, ...]."""
+    for leaf in jax.tree.leaves(embeddings):
+        values = np.asarray(leaf, dtype=np.float32) if leaf.dtype.itemsize < 4 else np.asarray(leaf)
+        require(
+            values.ndim >= 1 and values.shape[0] > 0,
+            f"embeddings have shape {values.shape} but must hold at least one example; pass "
+            "an array of shape [n, d] with n >= 1.",
+        )
+        bad = ~np.isfinite(values.reshape(values.shape[0], -1)).all(axis=1)
+        require(
+            not bad.any(),
+            f"embeddings of {int(bad.sum())} of {len(bad)} examples are NaN or infinite (the first "
+            f"is row {int(bad.argmax())}) but must be finite; check the model's loss or drop these "
+            "rows.",
+        )
+
+
+def labels_valid(labels: Any, count: int, num_classes: int | None = None) -> np.ndarray:
+    """Require integer labels [count] in ``[0, num_classes)`` and return them as int32."""
+    values = np.asarray(labels)
+    require(
+        values.ndim == 1 and len(values) == count,
+        f"labels have shape {values.shape} but must have shape ({count},), one per example; pass "
+        "one integer class per example.",
+    )
+    require(
+        np.issubdtype(values.dtype, np.integer),
+        f"labels have dtype {values.dtype} but must be integers; cast class numbers to int32.",
+    )
+    if count:
+        low, high = int(values.min()), int(values.max())
+        limit = num_classes if num_classes is not None else np.iinfo(np.int32).max
+        require(
+            low >= 0 and high < limit,
+            f"labels span {low} to {high} but must lie in [0, {limit}); renumber the classes from 0 "
+            "or raise num_classes.",
+        )
+    return values.astype(np.int32)

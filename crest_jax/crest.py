@@ -1,0 +1,527 @@
+"""CREST: mini-batch coresets, selected anew when a quadratic model of the loss stops being right.
+
+Yang, Kang and Mirzasoleiman, "Towards Sustainable Learning: Coresets for Data-efficient Deep
+Learning", ICML 2023, Algorithm 1. This is the only file of the library that turns arrays into Python
+numbers, and it does so only when a check is due or a region begins.
+"""
+
+import dataclasses
+import math
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from crest_jax import _checks
+from crest_jax.curvature import Moments, Smoothing, gradient_and_diagonal, init_moments, smooth
+from crest_jax.data import RowStream, next_subsets, open_stream
+from crest_jax.embeddings import EmbedFn, logit_gradients
+from crest_jax.exclusion import Exclusion, close_window, init_exclusion, observe
+from crest_jax.losses import cross_entropy, weighted_mean
+from crest_jax.region import Region, check_interval, relative_error
+from crest_jax.selection import medoids
+from crest_jax.types import (
+    ApplyFn,
+    Array,
+    Batch,
+    Examples,
+    LossFn,
+    ModelState,
+    Params,
+    PhaseFn,
+    PyTree,
+    Selection,
+    Source,
+)
+
+Exhausted = Literal["current", "anchor", "reanchor"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CrestConfig:
+    """Settings of CREST.
+
+    Raises:
+      ValueError: at construction, when a value breaks its rule.
+
+    Example:
+      >>> CrestConfig(batch_size=32, subset_size=128).subset_size
+      128
+    """
+
+    batch_size: int = 128
+    """m, examples in a mini-batch coreset."""
+    subset_size: int = 512
+    """r, examples in the random subset that a coreset is selected from."""
+    max_coresets: int = 16
+    """Largest number P of coresets selected at once."""
+    coresets_per_interval: float = 1.0
+    """b: a region begins with P = b * T1 coresets, T1 being the steps until its first check."""
+    interval_multiplier: float = 4.0
+    """h0: T1 = ceil(h0 * |H_0| / |H_l|)."""
+    max_interval: int = 16
+    """Longest T1, in steps."""
+    reference_step: int = 0
+    """|H_0| is the curvature's norm at the first region from this step on (the end of warm-up)."""
+    tau: float = 0.1
+    """A region ends when the relative error rho of its quadratic model exceeds tau."""
+    probe_size: int = 256
+    """Examples on which the loss is measured for rho."""
+    curvature_coresets: int = 1
+    """Mini-batch coresets on which the gradient and the Hessian's diagonal are taken."""
+    hutchinson_probes: int = 1
+    """Random vectors for the Hessian's diagonal."""
+    smoothing: Smoothing = "signed"
+    """How gradient and curvature are smoothed over regions: none, signed, or as in the paper."""
+    beta1: float = 0.9
+    """Decay of the gradient's mean (smoothing "paper")."""
+    beta2: float = 0.9
+    """Decay of the curvature's mean (the paper's value is 0.999)."""
+    exclude_below: float = 0.1
+    """alpha: an example whose loss stays below it for a window is excluded; 0 excludes none."""
+    exclude_window: int = 100
+    """T2, optimizer steps in a window."""
+    exhausted: Exhausted = "current"
+    """When a region outlives its coresets: select more at the current or at the anchor's parameters,
+    or begin a new region."""
+    weighted: bool = True
+    """Weight each pick by the examples it stands for; False gives every pick weight 1."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in (
+            "batch_size", "subset_size", "max_coresets", "max_interval", "probe_size",
+            "curvature_coresets", "hutchinson_probes", "exclude_window",
+        ):  # fmt: skip
+            _checks.positive_int(name, getattr(self, name))
+        _checks.require(
+            self.batch_size <= self.subset_size,
+            f"batch_size is {self.batch_size} but must not exceed subset_size {self.subset_size}, "
+            "since a coreset is selected out of a subset; raise subset_size.",
+        )
+        _checks.require(
+            self.curvature_coresets <= self.max_coresets,
+            f"curvature_coresets is {self.curvature_coresets} but must not exceed max_coresets "
+            f"{self.max_coresets}; lower it or raise max_coresets.",
+        )
+        _checks.require(
+            isinstance(self.reference_step, int) and self.reference_step >= 0,
+            f"reference_step is {self.reference_step!r} but must be an integer of at least 0; pass "
+            "the last step of the warm-up.",
+        )
+        for name in ("coresets_per_interval", "interval_multiplier", "tau"):
+            _checks.in_range(name, getattr(self, name), 0.0, 1e6, open_low=True)
+        for name in ("beta1", "beta2"):
+            _checks.in_range(name, getattr(self, name), 0.0, 0.999999)
+        _checks.in_range("exclude_below", self.exclude_below, 0.0, 1e6)
+        for name, options in (("smoothing", get_args(Smoothing)), ("exhausted", get_args(Exhausted))):
+            _checks.require(
+                getattr(self, name) in options,
+                f"{name} is {getattr(self, name)!r} but must be one of {', '.join(options)}; choose "
+                "one of these.",
+            )
+
+
+class Work(NamedTuple):
+    """Examples passed through the model so far, beside the training steps; a tangent pass counts."""
+
+    selection_forward: int = 0
+    check_forward: int = 0
+    curvature_forward: int = 0
+    curvature_backward: int = 0
+
+
+class CrestState(NamedTuple):
+    """The state of CREST: host numbers that steer, beside device arrays."""
+
+    step: int  # batches handed out
+    cursor: int  # coresets used of those held
+    held: int  # coresets held in `rows` and `weights`
+    interval: int  # T1
+    next_check: int  # step of the next check
+    window_end: int  # step at which the exclusion window closes
+    reference_norm: float  # |H_0|, NaN until it is taken
+    norm: float  # |H_l| of the current region
+    regions: int  # regions begun
+    selected: int  # coresets selected
+    unused: int  # coresets thrown away before a step used them
+    excluded: int  # examples out of play
+    work: Work
+    key: Array
+    stream: RowStream
+    exclusion: Exclusion  # [n] arrays
+    moments: Moments
+    region: Region
+    rows: Array  # [max_coresets, m], int32
+    weights: Array  # [max_coresets, m], float32
+
+
+class Event(NamedTuple):
+    """What a refresh did; all fields are Python values."""
+
+    step: int
+    reason: str  # "start", "error", "exhausted": a region began; "held": none did
+    region: int  # number of the current region, from 1
+    rho: float | None  # relative error of the quadratic model, None without a check
+    loss: float | None  # mean loss of the probe rows now, None when not measured
+    interval: int  # T1
+    coresets: int  # coresets selected now
+    selected: int  # coresets selected so far
+    unused: int  # coresets thrown away so far
+    excluded: int  # examples out of play
+    curvature_norm: float
+    work: Work
+
+
+class _Kernels(NamedTuple):
+    """The compiled functions of one CREST instance."""
+
+    score_and_select: Any
+    probe_loss: Any
+    error: Any
+    curvature: Any
+
+
+def _kernels(config: CrestConfig, apply_fn: ApplyFn, loss_fn: LossFn, embed_fn: EmbedFn) -> _Kernels:
+    """Compile-once functions; none closes over data, so that all data are arguments."""
+
+    @partial(jax.jit, static_argnames="num_classes")
+    def score_and_select(
+        params: Params,
+        model_state: ModelState,
+        examples: Examples,
+        rows: Array,
+        exclusion: Exclusion,
+        num_classes: int,
+    ) -> tuple[Array, Array, Exclusion]:
+        embeddings, losses = embed_fn(params, model_state, examples)
+        coreset = medoids(embeddings, examples.labels, size=config.batch_size, num_classes=num_classes)
+        weights = coreset.weights if config.weighted else jnp.ones_like(coreset.weights)
+        return rows[coreset.indices], weights, observe(exclusion, rows, losses)
+
+    @jax.jit
+    def probe_loss(params: Params, model_state: ModelState, examples: Examples) -> Array:
+        logits, _ = apply_fn(params, model_state, examples.inputs, train=False, rng=None)
+        return jnp.mean(loss_fn(logits, examples.labels))
+
+    @jax.jit
+    def curvature(
+        key: Array,
+        params: Params,
+        model_state: ModelState,
+        examples: Examples,
+        weights: Array,
+        moments: Moments,
+    ) -> tuple[Moments, Params, Params, Array]:
+        def loss(params: Params) -> Array:
+            logits, _ = apply_fn(params, model_state, examples.inputs, train=False, rng=None)
+            return weighted_mean(loss_fn(logits, examples.labels), weights)
+
+        pair = gradient_and_diagonal(key, loss, params, num_probes=config.hutchinson_probes)
+        moments, gradient, diagonal = smooth(
+            moments, *pair, smoothing=config.smoothing, beta1=config.beta1, beta2=config.beta2
+        )
+        return moments, gradient, diagonal, optax.tree.norm(diagonal)
+
+    return _Kernels(score_and_select, probe_loss, jax.jit(relative_error), curvature)
+
+
+@jax.jit
+def _nth(rows: Array, weights: Array, index: Array) -> tuple[Array, Array]:
+    return rows[index], weights[index]
+
+
+@jax.jit
+def _put(
+    rows: Array, weights: Array, index: Array, new_rows: Array, new_weights: Array
+) -> tuple[Array, Array]:
+    return rows.at[index].set(new_rows), weights.at[index].set(new_weights)
+
+
+_close_window = jax.jit(close_window)
+
+
+def _copy(tree: PyTree) -> PyTree:
+    """Copy arrays, so that a train step that donates its buffers cannot delete the anchor."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def call(name: str, function: Any, *args: Any) -> Any:
+    """Run one phase without timing it: the default ``PhaseFn``.
+
+    Example:
+      >>> call("selection", max, 1, 2)
+      2
+    """
+    del name
+    return function(*args)
+
+
+def crest(
+    apply_fn: ApplyFn,
+    source: Source,
+    config: CrestConfig | None = None,
+    *,
+    loss_fn: LossFn = cross_entropy,
+    embed_fn: EmbedFn | None = None,
+    phase: PhaseFn = call,
+) -> Selection:
+    """Choose mini-batches by CREST.
+
+    At a region's anchor: probe rows are drawn and their loss is measured, ``P`` random subsets are
+    drawn, scored, and one coreset of ``m`` is selected from each, and the gradient and the Hessian's
+    diagonal are taken on the first coresets. Each coreset is one mini-batch, trained on whole. After
+    ``T1`` steps the loss of the probe rows is compared with the quadratic model; the region ends when
+    the relative error exceeds ``tau``.
+
+    Args:
+      apply_fn: the model. Everything here calls it in evaluation mode.
+      source: the data, at least ``subset_size`` and ``probe_size`` examples.
+      config: settings; None takes the defaults.
+      loss_fn: per-example losses.
+      embed_fn: gradient embeddings; None takes the gradient with respect to the logits.
+      phase: runs each phase (``"selection"``, ``"curvature"``, ``"check"``); a script passes a timer.
+
+    Returns:
+      A ``Selection`` whose state is a ``CrestState`` and whose events are ``Event``.
+
+    Raises:
+      ValueError: when the source is smaller than a subset or the probe.
+      FloatingPointError: from ``refresh``, when the loss on the probe rows is NaN or infinite.
+
+    Example:
+      >>> import numpy as np
+      >>> from crest_jax.data import ArraySource
+      >>> inputs = np.eye(8, dtype=np.float32)
+      >>> source = ArraySource(inputs, np.arange(8) % 2)
+      >>> def linear(params, state, inputs, *, train, rng):
+      ...     return inputs @ params, state
+      >>> config = CrestConfig(batch_size=4, subset_size=8, probe_size=8)
+      >>> selection = crest(linear, source, config)
+      >>> params = jnp.zeros((8, 2))
+      >>> state = selection.init(jax.random.key(0), params, {})
+      >>> state, event = selection.refresh(state, params, {})
+      >>> state, batch = selection.next_batch(state)
+      >>> event.reason, batch.weights.sum().tolist()
+      ('start', 8.0)
+    """
+    config = config if config is not None else CrestConfig()
+    count, num_classes = len(source), source.num_classes
+    for name in ("subset_size", "probe_size"):
+        _checks.require(
+            getattr(config, name) <= count,
+            f"{name} is {getattr(config, name)} but the data hold {count} examples; lower {name}.",
+        )
+    kernels = _kernels(config, apply_fn, loss_fn, embed_fn or logit_gradients(apply_fn, loss_fn))
+    classes = jnp.asarray(source.labels, jnp.int32)
+    needed = _rows_needed(source.labels, num_classes, max(config.subset_size, config.probe_size))
+
+    def init(key: Array, params: Params, model_state: ModelState) -> CrestState:
+        stream_key, key = jax.random.split(key)
+        exclusion = init_exclusion(count)
+        region = Region(
+            anchor=_copy(params),
+            model_state=_copy(model_state),
+            probe_rows=jnp.zeros(config.probe_size, jnp.int32),
+            loss=jnp.zeros((), jnp.float32),
+            gradient=optax.tree.zeros_like(params),
+            curvature=optax.tree.zeros_like(params),
+        )
+        shape = (config.max_coresets, config.batch_size)
+        return CrestState(
+            step=0,
+            cursor=0,
+            held=0,
+            interval=0,
+            next_check=0,
+            window_end=config.exclude_window,
+            reference_norm=math.nan,
+            norm=math.nan,
+            regions=0,
+            selected=0,
+            unused=0,
+            excluded=0,
+            work=Work(),
+            key=key,
+            stream=open_stream(stream_key, classes, ~exclusion.excluded, num_classes),
+            exclusion=exclusion,
+            moments=init_moments(params),
+            region=region,
+            rows=jnp.zeros(shape, jnp.int32),
+            weights=jnp.zeros(shape, jnp.float32),
+        )
+
+    def draw(state: CrestState, size: int) -> tuple[CrestState, Array]:
+        active = ~state.exclusion.excluded
+        stream, rows = next_subsets(state.stream, classes, active, 1, size)
+        return state._replace(stream=stream), rows[0]
+
+    def probe(params: Params, model_state: ModelState, rows: Array) -> tuple[Array, float]:
+        loss = kernels.probe_loss(params, model_state, source.take(rows))
+        return loss, float(loss)
+
+    def select(state: CrestState, params: Params, model_state: ModelState, number: int) -> CrestState:
+        """Append coresets selected at these parameters."""
+        for index in range(state.held, state.held + number):
+            state, rows = draw(state, config.subset_size)
+            picked, weights, exclusion = kernels.score_and_select(
+                params, model_state, source.take(rows), rows, state.exclusion, num_classes
+            )
+            slots = _put(state.rows, state.weights, np.int32(index), picked, weights)
+            state = state._replace(rows=slots[0], weights=slots[1], exclusion=exclusion)
+        work = state.work
+        work = work._replace(selection_forward=work.selection_forward + number * config.subset_size)
+        return state._replace(held=state.held + number, selected=state.selected + number, work=work)
+
+    def check(
+        state: CrestState, params: Params, model_state: ModelState
+    ) -> tuple[CrestState, float, float]:
+        array, loss = probe(params, model_state, state.region.probe_rows)
+        rho = float(kernels.error(state.region, params, array))
+        return _count_check(state), loss, rho
+
+    def _count_check(state: CrestState) -> CrestState:
+        work = state.work
+        work = work._replace(check_forward=work.check_forward + config.probe_size)
+        return state._replace(work=work)
+
+    def anchor_curvature(state: CrestState, params: Params, model_state: ModelState) -> CrestState:
+        """Take gradient and curvature on the first coresets held."""
+        key, probe_key = jax.random.split(state.key)
+        rows = state.rows[: config.curvature_coresets].ravel()
+        weights = state.weights[: config.curvature_coresets].ravel()
+        moments, gradient, curvature, norm = kernels.curvature(
+            probe_key, params, model_state, source.take(rows), weights, state.moments
+        )
+        passes = len(rows) * (1 + config.hutchinson_probes)
+        work = state.work
+        work = work._replace(
+            curvature_forward=work.curvature_forward + passes,
+            curvature_backward=work.curvature_backward + passes,
+        )
+        region = state.region._replace(gradient=gradient, curvature=curvature)
+        state = state._replace(key=key, moments=moments, region=region, norm=float(norm), work=work)
+        if math.isnan(state.reference_norm) and state.step >= config.reference_step:
+            state = state._replace(reference_norm=state.norm)
+        return state
+
+    def begin_region(
+        state: CrestState, params: Params, model_state: ModelState
+    ) -> tuple[CrestState, float]:
+        state = state._replace(unused=state.unused + state.held - state.cursor, cursor=0, held=0)
+        state, probe_rows = draw(state, config.probe_size)
+        array, loss = phase("check", probe, params, model_state, probe_rows)
+        state = _count_check(state)
+        region = state.region._replace(
+            anchor=_copy(params),
+            model_state=_copy(model_state),
+            probe_rows=probe_rows,
+            loss=array,
+        )
+        state = state._replace(region=region)
+        first = config.curvature_coresets
+        state = phase("selection", select, state, params, model_state, first)
+        state = phase("curvature", anchor_curvature, state, params, model_state)
+        interval = check_interval(
+            state.reference_norm,
+            state.norm,
+            multiplier=config.interval_multiplier,
+            maximum=config.max_interval,
+        )
+        more = num_coresets(interval) - first
+        if more > 0:
+            state = phase("selection", select, state, params, model_state, more)
+        state = state._replace(
+            interval=interval, next_check=state.step + interval, regions=state.regions + 1
+        )
+        return state, loss
+
+    def num_coresets(interval: int) -> int:
+        return min(config.max_coresets, math.ceil(config.coresets_per_interval * interval))
+
+    def extend(state: CrestState, params: Params, model_state: ModelState) -> CrestState:
+        """Select the coresets of another interval in the same region."""
+        if config.exhausted == "anchor":
+            params, model_state = state.region.anchor, state.region.model_state
+        state = state._replace(cursor=0, held=0)
+        left = max(1, state.next_check - state.step)
+        return select(state, params, model_state, min(num_coresets(state.interval), left))
+
+    def exclude(state: CrestState) -> CrestState:
+        exclusion = _close_window(state.exclusion, classes, needed, config.exclude_below)
+        key, stream_key = jax.random.split(state.key)
+        stream = open_stream(stream_key, classes, ~exclusion.excluded, num_classes)
+        return state._replace(
+            key=key,
+            exclusion=exclusion,
+            stream=stream,
+            excluded=count - stream.in_play,
+            window_end=state.step + config.exclude_window,
+        )
+
+    def refresh(
+        state: CrestState, params: Params, model_state: ModelState
+    ) -> tuple[CrestState, Event | None]:
+        due = state.step >= state.next_check
+        empty = state.cursor == state.held
+        if not (due or empty):
+            return state, None
+        if config.exclude_below > 0 and state.step >= state.window_end:
+            state = phase("selection", exclude, state)
+        selected = state.selected
+        reason, rho, loss = "held", None, None
+        if state.regions == 0:
+            reason = "start"
+        elif due:
+            state, loss, rho = phase("check", check, state, params, model_state)
+            if not rho <= config.tau:
+                reason = "error"
+            else:
+                state = state._replace(next_check=state.step + state.interval)
+        if reason == "held" and empty and config.exhausted == "reanchor":
+            reason = "exhausted"
+        if reason != "held":
+            state, loss = begin_region(state, params, model_state)
+        elif empty:
+            state = phase("selection", extend, state, params, model_state)
+        if loss is not None and not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss on the probe rows is {loss} at step {state.step} (region {state.regions}) "
+                "but must be finite; lower the learning rate or look for bad inputs."
+            )
+        return state, Event(
+            step=state.step,
+            reason=reason,
+            region=state.regions,
+            rho=rho,
+            loss=loss,
+            interval=state.interval,
+            coresets=state.selected - selected,
+            selected=state.selected,
+            unused=state.unused,
+            excluded=state.excluded,
+            curvature_norm=state.norm,
+            work=state.work,
+        )
+
+    def next_batch(state: CrestState) -> tuple[CrestState, Batch]:
+        _checks.require(
+            state.cursor < state.held,
+            f"next_batch was called with {state.cursor} of {state.held} coresets used but needs an "
+            "unused one; call refresh before every next_batch.",
+        )
+        rows, weights = _nth(state.rows, state.weights, np.int32(state.cursor))
+        examples = source.take(rows)
+        batch = Batch(examples.inputs, examples.labels, weights, rows)
+        return state._replace(step=state.step + 1, cursor=state.cursor + 1), batch
+
+    return Selection(init, refresh, next_batch)
+
+
+def _rows_needed(labels: np.ndarray, num_classes: int, size: int) -> Array:
+    """Rows of each class [c] that a stratified draw of ``size`` out of all examples needs."""
+    counts = np.bincount(labels, minlength=num_classes).astype(np.int64)
+    return jnp.asarray(-(-size * counts // len(labels)), jnp.int32)

@@ -1,0 +1,148 @@
+"""Hessian-vector products, Hutchinson's diagonal, and smoothed moments."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from crest_jax import _checks
+from crest_jax.types import Array, Params
+
+Loss = Callable[[Params], Array]  # params -> []
+Smoothing = Literal["none", "signed", "paper"]
+
+
+def hessian_vector_product(loss_fn: Loss, params: Params, vector: Params) -> Params:
+    """Return ``H v`` for the Hessian ``H`` of ``loss_fn`` at ``params``.
+
+    Forward over reverse (Pearlmutter, Neural Computation 1994): the tangent of the gradient.
+
+    Example:
+      >>> hessian_vector_product(lambda p: jnp.sum(p**3), jnp.array([1.0, 2.0]), jnp.ones(2)).tolist()
+      [6.0, 12.0]
+    """
+    return jax.jvp(jax.grad(loss_fn), (params,), (vector,))[1]
+
+
+def hutchinson_diagonal(key: Array, loss_fn: Loss, params: Params, *, num_probes: int = 1) -> Params:
+    """Estimate the Hessian's diagonal by ``E[z * Hz]`` with Rademacher ``z``.
+
+    Unbiased; exact after one probe when the Hessian is diagonal (Hutchinson 1989; Bekas, Kokiopoulou
+    and Saad, Applied Numerical Mathematics 2007). The variance of entry ``i`` is
+    ``sum_{j != i} H_ij^2 / num_probes``.
+
+    Args:
+      key: PRNG key.
+      loss_fn: scalar loss of the parameters.
+      params: where to take the Hessian.
+      num_probes: static number of random vectors.
+
+    Returns:
+      The estimate, shaped like ``params``.
+
+    Raises:
+      ValueError: when ``num_probes`` is below 1.
+
+    Example:
+      >>> loss = lambda p: jnp.sum(p**3)
+      >>> key = jax.random.key(0)
+      >>> hutchinson_diagonal(key, loss, jnp.array([1.0, 2.0]), num_probes=2).tolist()
+      [6.0, 12.0]
+    """
+    return gradient_and_diagonal(key, loss_fn, params, num_probes=num_probes)[1]
+
+
+def gradient_and_diagonal(
+    key: Array, loss_fn: Loss, params: Params, *, num_probes: int = 1
+) -> tuple[Params, Params]:
+    """Return the gradient and Hutchinson's estimate of the Hessian's diagonal, sharing their work.
+
+    Args and errors: see ``hutchinson_diagonal``.
+
+    Example:
+      >>> gradient, _ = gradient_and_diagonal(jax.random.key(0), jnp.sum, jnp.ones(2))
+      >>> gradient.tolist()
+      [1.0, 1.0]
+    """
+    _checks.positive_int("num_probes", num_probes)
+    gradient_fn = jax.grad(loss_fn)
+
+    def probe(key: Array) -> tuple[Params, Params]:
+        vector = optax.tree.random_like(key, params, sampler=jax.random.rademacher)
+        gradient, product = jax.jvp(gradient_fn, (params,), (vector,))
+        return gradient, jax.tree.map(jnp.multiply, vector, product)
+
+    if num_probes == 1:
+        return probe(key)
+    gradients, products = jax.lax.map(probe, jax.random.split(key, num_probes))
+    return jax.tree.map(lambda x: x[0], gradients), jax.tree.map(lambda x: x.mean(0), products)
+
+
+class Moments(NamedTuple):
+    """Exponential moving averages over regions."""
+
+    gradient: Params  # of the gradients
+    curvature: Params  # of the diagonals ("signed") or of their squares ("paper")
+    updates: Array  # [], int32
+
+
+def init_moments(params: Params) -> Moments:
+    """Return zero moments for parameters of this shape.
+
+    Example:
+      >>> init_moments(jnp.ones(2)).gradient.tolist()
+      [0.0, 0.0]
+    """
+    zeros = optax.tree.zeros_like(params)
+    return Moments(zeros, zeros, jnp.zeros((), jnp.int32))
+
+
+def smooth(
+    moments: Moments,
+    gradient: Params,
+    diagonal: Params,
+    *,
+    smoothing: Smoothing,
+    beta1: float,
+    beta2: float,
+) -> tuple[Moments, Params, Params]:
+    """Fold a new gradient and diagonal into the moments and return the smoothed pair.
+
+    * ``"none"``: the new gradient and diagonal as they are.
+    * ``"signed"``: the new gradient, and the bias-corrected mean of the diagonals with decay
+      ``beta2``; signs are kept.
+    * ``"paper"``: bias-corrected mean of the gradients with decay ``beta1``, and square root of the
+      bias-corrected mean of the squared diagonals with decay ``beta2`` (Yang, Kang and Mirzasoleiman,
+      ICML 2023, Equations 8 and 9; AdaHessian, Yao et al., AAAI 2021).
+
+    Args:
+      moments: state.
+      gradient: at the new anchor.
+      diagonal: at the new anchor.
+      smoothing: see above; static.
+      beta1: decay for gradients, in [0, 1).
+      beta2: decay for curvature, in [0, 1).
+
+    Returns:
+      The new state, the gradient and the curvature to use.
+
+    Example:
+      >>> state = init_moments(jnp.zeros(1))
+      >>> options = dict(smoothing="paper", beta1=0.9, beta2=0.999)
+      >>> _, g, h = smooth(state, jnp.array([1.0]), jnp.array([-2.0]), **options)
+      >>> [round(float(x[0]), 3) for x in (g, h)]
+      [1.0, 2.0]
+    """
+    if smoothing == "none":
+        return moments, gradient, diagonal
+    order = 2 if smoothing == "paper" else 1
+    updates = moments.updates + 1
+    first = optax.tree.update_moment(gradient, moments.gradient, beta1, 1)
+    second = optax.tree.update_moment(diagonal, moments.curvature, beta2, order)
+    moments = Moments(first, second, updates)
+    curvature = optax.tree.bias_correction(second, beta2, updates)
+    if smoothing == "signed":
+        return moments, gradient, curvature
+    return moments, optax.tree.bias_correction(first, beta1, updates), jax.tree.map(jnp.sqrt, curvature)

@@ -1,0 +1,262 @@
+"""Per-example gradient embeddings: what facility location measures distances between.
+
+The gradient of an example's loss is dominated by its gradient with respect to the last layer's input
+(Katharopoulos and Fleuret, ICML 2018), so CREST compares examples by it (Yang, Kang and
+Mirzasoleiman, ICML 2023, Section 4.1).
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crest_jax import _checks
+from crest_jax.data import padded_chunks
+from crest_jax.losses import cross_entropy
+from crest_jax.types import (
+    ApplyFn,
+    Array,
+    Examples,
+    LossFn,
+    ModelState,
+    Params,
+    PyTree,
+    Source,
+)
+
+# (params, model_state, examples [b]) -> (embeddings: a pytree of arrays [b, ...], losses [b])
+EmbedFn = Callable[[Params, ModelState, Examples], tuple[PyTree, Array]]
+# (params, model_state, inputs [b, ...]) -> (features [b, d], logits [b, c]), in evaluation mode
+FeaturesFn = Callable[[Params, ModelState, Array], tuple[Array, Array]]
+
+
+class Factored(NamedTuple):
+    """Per-example matrices ``left[i] right[i]^T``, stored by their factors."""
+
+    left: Array  # [n, c]
+    right: Array  # [n, d]
+
+
+def logit_residuals(logits: Array, labels: Array) -> Array:
+    """Return the gradients [b, c] of the cross-entropy with respect to the logits.
+
+    ``softmax(z) - onehot(y)``, for logits [b, c] and integer labels [b].
+
+    Example:
+      >>> logit_residuals(jnp.zeros((1, 2)), jnp.array([1])).tolist()
+      [[0.5, -0.5]]
+    """
+    classes = logits.shape[1]
+    return jax.nn.softmax(logits.astype(jnp.float32)) - jax.nn.one_hot(labels, classes)
+
+
+def _residuals_and_losses(loss_fn: LossFn, logits: Array, labels: Array) -> tuple[Array, Array]:
+    """Gradients [b, c] of each loss with respect to its own logits, and the losses [b]."""
+    logits = logits.astype(jnp.float32)
+    losses = loss_fn(logits, labels)
+    if loss_fn is cross_entropy:
+        return logit_residuals(logits, labels), losses
+    return jax.grad(lambda z: jnp.sum(loss_fn(z, labels)))(logits), losses
+
+
+def logit_gradients(apply_fn: ApplyFn, loss_fn: LossFn = cross_entropy) -> EmbedFn:
+    """Embed each example by the gradient of its loss with respect to its logits, [b, c].
+
+    Args:
+      apply_fn: the model; called in evaluation mode.
+      loss_fn: per-example losses.
+
+    Example:
+      >>> def linear(params, state, inputs, *, train, rng):
+      ...     return inputs @ params, state
+      >>> embed = logit_gradients(linear)
+      >>> gradients, losses = embed(jnp.zeros((3, 2)), {}, Examples(jnp.ones((1, 3)), jnp.array([0])))
+      >>> gradients.tolist()
+      [[-0.5, 0.5]]
+    """
+
+    def embed(params: Params, model_state: ModelState, examples: Examples) -> tuple[Array, Array]:
+        logits, _ = apply_fn(params, model_state, examples.inputs, train=False, rng=None)
+        return _residuals_and_losses(loss_fn, logits, examples.labels)
+
+    return embed
+
+
+def last_layer_gradients(features_fn: FeaturesFn, loss_fn: LossFn = cross_entropy) -> EmbedFn:
+    """Embed each example by the gradient of its loss with respect to the last layer, factored.
+
+    The layer is ``z = W^T a + b``: the gradient for ``(W, b)`` is the outer product of the logit
+    gradient and ``(a, 1)``, which is never stored.
+
+    Args:
+      features_fn: returns the features [b, d] that enter the last layer and the logits [b, c].
+      loss_fn: per-example losses.
+
+    Returns:
+      An embedding function whose embeddings are ``Factored`` with left [b, c], right [b, d + 1].
+
+    Example:
+      >>> embed = last_layer_gradients(lambda params, state, inputs: (inputs, inputs @ params))
+      >>> gradients, _ = embed(jnp.zeros((3, 2)), {}, Examples(jnp.ones((1, 3)), jnp.array([0])))
+      >>> gradients.left.shape, gradients.right.shape
+      ((1, 2), (1, 4))
+    """
+
+    def embed(params: Params, model_state: ModelState, examples: Examples) -> tuple[Factored, Array]:
+        features, logits = features_fn(params, model_state, examples.inputs)
+        residuals, losses = _residuals_and_losses(loss_fn, logits, examples.labels)
+        ones = jnp.ones((features.shape[0], 1), jnp.float32)
+        return Factored(residuals, jnp.concatenate([features.astype(jnp.float32), ones], 1)), losses
+
+    return embed
+
+
+def sketched_gradients(
+    key: Array, apply_fn: ApplyFn, dimension: int, loss_fn: LossFn = cross_entropy
+) -> EmbedFn:
+    """Embed each example by a random projection of its gradient in all parameters, [b, dimension].
+
+    A count sketch (Charikar, Chen and Farach-Colton, ICALP 2002; Weinberger et al., ICML 2009):
+    coordinate ``i`` is added with sign ``s(i)`` to entry ``h(i)``. Inner products and squared
+    distances are kept in expectation, with a standard deviation of at most
+    ``sqrt(2 / dimension) * |x| |y|``.
+
+    Args:
+      key: PRNG key; the same key gives the same projection.
+      apply_fn: the model; called in evaluation mode, one example at a time under ``vmap``.
+      dimension: entries of the sketch.
+      loss_fn: per-example losses.
+
+    Raises:
+      ValueError: when ``dimension`` is below 1.
+
+    Example:
+      >>> def linear(params, state, inputs, *, train, rng):
+      ...     return inputs @ params, state
+      >>> embed = sketched_gradients(jax.random.key(0), linear, dimension=4)
+      >>> gradients, _ = embed(jnp.zeros((3, 2)), {}, Examples(jnp.ones((5, 3)), jnp.zeros(5, int)))
+      >>> gradients.shape
+      (5, 4)
+    """
+    _checks.positive_int("dimension", dimension)
+
+    def embed(params: Params, model_state: ModelState, examples: Examples) -> tuple[Array, Array]:
+        def loss(params: Params, one: Examples) -> Array:
+            inputs, labels = one.inputs[None], one.labels[None]
+            logits, _ = apply_fn(params, model_state, inputs, train=False, rng=None)
+            return loss_fn(logits, labels)[0]
+
+        def sketch(one: Examples) -> tuple[Array, Array]:
+            value, gradient = jax.value_and_grad(loss)(params, one)
+            return count_sketch(key, gradient, dimension), value
+
+        return jax.vmap(sketch)(examples)
+
+    return embed
+
+
+def count_sketch(key: Array, tree: PyTree, dimension: int) -> Array:
+    """Return the count sketch [dimension] of all values in a tree.
+
+    Example:
+      >>> tree = {"a": jnp.ones(3), "b": jnp.zeros((2, 2))}
+      >>> count_sketch(jax.random.key(0), tree, 5).shape
+      (5,)
+    """
+    total = jnp.zeros(dimension, jnp.float32)
+    for index, leaf in enumerate(jax.tree.leaves(tree)):
+        bucket_key, sign_key = jax.random.split(jax.random.fold_in(key, index))
+        size = math.prod(leaf.shape)
+        buckets = jax.random.randint(bucket_key, (size,), 0, dimension)
+        signed = jax.random.rademacher(sign_key, (size,), jnp.float32) * leaf.reshape(size)
+        total = total.at[buckets].add(signed)
+    return total
+
+
+def squared_distances(embeddings: PyTree) -> Array:
+    """Return all squared Euclidean distances [n, n] between embeddings.
+
+    Differences are taken before squaring: the expansion ``x^2 + y^2 - 2 x y`` cancels in float32.
+    For ``Factored`` embeddings ``|a b^T - a' b'^T|^2 = |a - a'|^2 |b|^2 + |a'|^2 |b - b'|^2 +
+    2 ((a - a') . a') (b . (b - b'))``, so that no outer product is formed.
+
+    Args:
+      embeddings: [n, d], or ``Factored`` with left [n, c] and right [n, d].
+
+    Example:
+      >>> squared_distances(jnp.array([[0.0, 0.0], [3.0, 4.0]])).tolist()
+      [[0.0, 25.0], [25.0, 0.0]]
+    """
+    if isinstance(embeddings, Factored):
+        left, right = (x.astype(jnp.float32) for x in embeddings)
+        return _factored_squared_distances(left, right)
+    return _difference_sums(embeddings.astype(jnp.float32), lambda x, y: jnp.square(x - y))
+
+
+def _difference_sums(values: Array, term: Callable[[Array, Array], Array]) -> Array:
+    """Sum ``term(x_i, x_j)`` over the columns x of values [n, d], one column at a time."""
+    n = values.shape[0]
+
+    def add(total: Array, column: Array) -> tuple[Array, None]:
+        return total + term(column[:, None], column[None, :]), None
+
+    return jax.lax.scan(add, jnp.zeros((n, n), jnp.float32), values.T)[0]
+
+
+def _factored_squared_distances(left: Array, right: Array) -> Array:
+    left_gap = _difference_sums(left, lambda x, y: jnp.square(x - y))
+    right_gap = _difference_sums(right, lambda x, y: jnp.square(x - y))
+    left_cross = _difference_sums(left, lambda x, y: (x - y) * y)
+    right_cross = _difference_sums(right, lambda x, y: x * (x - y))
+    left_norm = jnp.sum(jnp.square(left), axis=1)
+    right_norm = jnp.sum(jnp.square(right), axis=1)
+    total = left_gap * right_norm[:, None] + left_norm[None, :] * right_gap
+    return jnp.maximum(total + 2 * left_cross * right_cross, 0.0)
+
+
+def embed_rows(
+    embed_fn: EmbedFn,
+    params: Params,
+    model_state: ModelState,
+    source: Source,
+    rows: np.ndarray,
+    *,
+    chunk_size: int = 512,
+) -> tuple[PyTree, np.ndarray]:
+    """Embed many rows in padded chunks of one shape, so that one compiled program serves all.
+
+    Args:
+      embed_fn: see ``logit_gradients``; pass a jitted function to compile it once.
+      params: model parameters.
+      model_state: model state.
+      source: the data.
+      rows: [k], positions in the data set.
+      chunk_size: rows per call.
+
+    Returns:
+      Embeddings (a tree of NumPy arrays [k, ...]) and losses [k].
+
+    Raises:
+      ValueError: when ``rows`` is empty or ``chunk_size`` is below 1.
+
+    Example:
+      >>> from crest_jax.data import ArraySource
+      >>> source = ArraySource(np.ones((5, 3), np.float32), np.zeros(5, int), num_classes=2)
+      >>> embed = lambda params, state, examples: (examples.inputs, examples.inputs.sum(1))
+      >>> embed_rows(embed, {}, {}, source, np.arange(5), chunk_size=2)[0].shape
+      (5, 3)
+    """
+    _checks.positive_int("chunk_size", chunk_size)
+    rows = np.asarray(rows, dtype=np.int32)
+    _checks.require(
+        rows.ndim == 1 and len(rows) > 0,
+        f"rows have shape {rows.shape} but must hold at least one position; pass rows [k], k >= 1.",
+    )
+    parts = []
+    for positions, mask in padded_chunks(len(rows), chunk_size):
+        out = embed_fn(params, model_state, source.take(jnp.asarray(rows[positions])))
+        parts.append(jax.tree.map(lambda x, mask=mask: np.asarray(x)[mask], out))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

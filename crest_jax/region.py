@@ -1,0 +1,75 @@
+"""The piece-wise quadratic model of the loss, and how long to trust it."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from crest_jax.types import Array, ModelState, Params
+
+
+class Region(NamedTuple):
+    """A quadratic model ``F(delta) = loss + g . delta + 1/2 delta . (h * delta)`` about an anchor.
+
+    Yang, Kang and Mirzasoleiman, ICML 2023, Equation 6.
+    """
+
+    anchor: Params  # the parameters at which the region began
+    model_state: ModelState  # the model state at the anchor
+    probe_rows: Array  # [k], int32: rows on which the loss is measured, then and now
+    loss: Array  # [], float32: mean evaluation-mode loss of the probe rows at the anchor
+    gradient: Params  # g
+    curvature: Params  # h, the Hessian's diagonal
+
+
+def predict(region: Region, params: Params) -> Array:
+    """Return the loss [] that the quadratic model predicts at ``params``.
+
+    The step is measured as ``params - anchor``, so it is right under any optimizer.
+
+    Example:
+      >>> region = Region(jnp.zeros(2), {}, jnp.arange(1), jnp.array(3.0), jnp.ones(2), jnp.ones(2))
+      >>> float(predict(region, jnp.array([1.0, 0.0])))
+      4.5
+    """
+    delta = jax.tree.map(jnp.subtract, params, region.anchor)
+    linear = optax.tree.vdot(region.gradient, delta)
+    quadratic = optax.tree.vdot(delta, jax.tree.map(jnp.multiply, region.curvature, delta))
+    return region.loss + linear + 0.5 * quadratic
+
+
+def relative_error(region: Region, params: Params, loss: Array) -> Array:
+    """Return ``rho = |F(delta) - loss| / loss`` [] for the loss measured at ``params``.
+
+    Yang, Kang and Mirzasoleiman, ICML 2023, Equation 10. Exactly 0 at the anchor for the anchor's
+    loss.
+
+    Example:
+      >>> region = Region(jnp.zeros(2), {}, jnp.arange(1), jnp.array(3.0), jnp.ones(2), jnp.ones(2))
+      >>> float(relative_error(region, jnp.array([1.0, 0.0]), jnp.array(4.0)))
+      0.125
+    """
+    return jnp.abs(predict(region, params) - loss) / loss
+
+
+def check_interval(reference: float, norm: float, *, multiplier: float, maximum: int) -> int:
+    """Return the steps until the next check, ``ceil(multiplier * reference / norm)``.
+
+    ``T1`` grows as the curvature's norm falls below its reference (Yang, Kang and Mirzasoleiman, ICML
+    2023, Section 4.2), between 1 and ``maximum``.
+
+    Args:
+      reference: norm of the curvature at the reference region; NaN before there is one, which counts
+        as equal to ``norm``.
+      norm: norm of the curvature now; 0 gives the maximum.
+      multiplier: ``h0``.
+      maximum: the longest interval.
+
+    Example:
+      >>> check_interval(4.0, 2.0, multiplier=4.0, maximum=100)
+      8
+    """
+    ratio = 1.0 if math.isnan(reference) else (reference / norm if norm > 0 else math.inf)
+    return max(1, math.ceil(min(multiplier * ratio, maximum)))
