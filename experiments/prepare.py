@@ -16,7 +16,7 @@ import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
-from experiments.data.dataset import DataError, default_data_dir
+from experiments.data.dataset import DataError, default_data_dir, one_line
 from experiments.data.prepared import NUM_CLASSES, find_version, load_prepared
 
 HOST = "https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -79,8 +79,8 @@ def _download(name: str, folder: Path) -> None:
         builder.download_and_prepare()
     except Exception as error:  # the network, the disk and TFDS share no exception
         raise DataError(
-            f"{name} could not be prepared ({type(error).__name__}: {error}); run the command "
-            "again, no half-made folder is left."
+            f"{name} could not be prepared ({type(error).__name__}: {one_line(error)}); run the "
+            "command again, no half-made folder is left."
         ) from error
 
 

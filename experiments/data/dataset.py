@@ -35,6 +35,11 @@ class Dataset(NamedTuple):
     class_names: tuple[str, ...]  # num_classes words
 
 
+def one_line(error: Exception) -> str:
+    """Return the message of a foreign exception without line breaks, to stand in a sentence."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def make_dataset(
     name: str,
     train: tuple[np.ndarray, np.ndarray],

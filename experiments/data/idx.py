@@ -6,6 +6,7 @@ http://yann.lecun.com/exdb/mnist, section "File formats".
 """
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -39,7 +40,7 @@ def decode_idx(raw: bytes, offset: int = 0) -> tuple[np.ndarray, int]:
     if len(raw) < start:
         raise ValueError(f"it ends after {len(raw):,} bytes, inside the header")
     shape = struct.unpack_from(f">{ndim}I", raw, offset + 4)
-    size = int(np.prod(shape, dtype=object))
+    size = math.prod(shape)
     if len(raw) < start + size:
         raise ValueError(
             f"its header promises {size:,} bytes of shape {shape}, but {len(raw) - start:,} follow"

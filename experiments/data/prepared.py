@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from experiments.data.dataset import DataError, Dataset, default_data_dir, make_dataset
+from experiments.data.dataset import DataError, Dataset, default_data_dir, make_dataset, one_line
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 SHAPE = (32, 32, 3)
@@ -39,7 +39,7 @@ def load_prepared(name: str, data_dir: Path | None = None) -> Dataset:
         builder = tfds.builder_from_directory(folder)
         class_names = tuple(builder.info.features["label"].names)
     except Exception as error:  # a damaged description fails anywhere in TFDS
-        raise DataError(f"{folder} has a damaged description ({error}); {remedy}.") from error
+        raise DataError(f"{folder} has a damaged description ({one_line(error)}); {remedy}.") from error
     if len(class_names) != NUM_CLASSES[name]:
         raise DataError(
             f"{folder} has {len(class_names)} classes, where {name} has {NUM_CLASSES[name]}; {remedy}."
@@ -76,7 +76,9 @@ def _check_files(name: str, folder: Path, remedy: str) -> None:
         file_format = info["fileFormat"]
         shards = {split["name"]: len(split["shardLengths"]) for split in info["splits"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{description} is damaged ({error!r}); {remedy}.") from error
+        raise DataError(
+            f"{description} is damaged ({type(error).__name__}: {error}); {remedy}."
+        ) from error
     if file_format != "array_record":
         raise DataError(
             f"{folder} is prepared as {file_format}, which only TensorFlow reads; run "
@@ -107,6 +109,6 @@ def _read_split(builder: Any, folder: Path, split: str, remedy: str) -> tuple[np
                 ids.append(record["id"])
     except Exception as error:  # TFDS, array_record and the PNG decoder share no exception
         files = folder / f"{builder.name}-{split}.array_record-*"
-        raise DataError(f"{files} cannot be read ({error}); {remedy}.") from error
+        raise DataError(f"{files} cannot be read ({one_line(error)}); {remedy}.") from error
     order = np.argsort(np.array(ids), kind="stable")
     return inputs[order], labels[order]
