@@ -64,8 +64,9 @@ class CrestConfig:
     """h0: T1 = ceil(h0 * |H_0| / |H_l|)."""
     max_interval: int = 16
     """Longest T1, in steps."""
-    reference_step: int = 0
-    """|H_0| is the curvature's norm at the first region from this step on (the end of warm-up)."""
+    reference_step: int | None = None
+    """|H_0| is the curvature's norm at the first region from this step on: the end of warm-up. None:
+    the first region of all (the training script sets the end of its warm-up)."""
     tau: float = 0.1
     """A region ends when the relative error rho of its quadratic model exceeds tau."""
     probe_size: int = 256
@@ -108,9 +109,10 @@ class CrestConfig:
             f"{self.max_coresets}; lower it or raise max_coresets.",
         )
         _checks.require(
-            isinstance(self.reference_step, int) and self.reference_step >= 0,
-            f"reference_step is {self.reference_step!r} but must be an integer of at least 0; pass "
-            "the last step of the warm-up.",
+            self.reference_step is None
+            or (isinstance(self.reference_step, int) and self.reference_step >= 0),
+            f"reference_step is {self.reference_step!r} but must be None or an integer of at least 0; "
+            "pass the last step of the warm-up.",
         )
         for name in ("coresets_per_interval", "interval_multiplier", "tau"):
             _checks.in_range(name, getattr(self, name), 0.0, 1e6, open_low=True)
@@ -404,7 +406,7 @@ def crest(
         )
         region = state.region._replace(gradient=gradient, curvature=curvature)
         state = state._replace(key=key, moments=moments, region=region, norm=float(norm), work=work)
-        if math.isnan(state.reference_norm) and state.step >= config.reference_step:
+        if math.isnan(state.reference_norm) and state.step >= (config.reference_step or 0):
             state = state._replace(reference_norm=state.norm)
         return state
 

@@ -115,7 +115,7 @@ def smooth(
       ``beta2``; signs are kept.
     * ``"paper"``: bias-corrected mean of the gradients with decay ``beta1``, and square root of the
       bias-corrected mean of the squared diagonals with decay ``beta2`` (Yang, Kang and Mirzasoleiman,
-      ICML 2023, Equations 8 and 9; AdaHessian, Yao et al., AAAI 2021).
+      ICML 2023, Section 4; AdaHessian, Yao et al., AAAI 2021).
 
     Args:
       moments: state.

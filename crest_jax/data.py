@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
-from crest_jax.types import Array, Examples
+from crest_jax.types import Array, ArrayLike, Examples
 
 
 class ArraySource:
@@ -29,14 +29,14 @@ class ArraySource:
       (6, [1, 2])
     """
 
-    def __init__(self, inputs: Array, labels: Array, num_classes: int | None = None) -> None:
+    def __init__(self, inputs: ArrayLike, labels: ArrayLike, num_classes: int | None = None) -> None:
         """Check the arrays and put them on the device."""
         _checks.require(
-            len(inputs) > 0,
+            np.ndim(inputs) > 0 and np.shape(inputs)[0] > 0,
             f"inputs have shape {np.shape(inputs)} but must hold at least one example; pass data "
             "of shape [n, ...] with n >= 1.",
         )
-        self.labels = _checks.labels_valid(labels, len(inputs), num_classes)
+        self.labels = _checks.labels_valid(labels, np.shape(inputs)[0], num_classes)
         self.num_classes = num_classes if num_classes is not None else int(self.labels.max()) + 1
         self._examples = Examples(jnp.asarray(inputs), jnp.asarray(self.labels))
 
@@ -121,7 +121,9 @@ def stratified_quotas(key: Array, counts: Array, size: int, *, most: int) -> Arr
         edges = (size * running + jax.random.randint(key, (), 0, total)) // total
     else:
         edges = jnp.floor(size * (running / total) + jax.random.uniform(key)).astype(jnp.int32)
-        edges = jnp.minimum(edges, size).at[-1].set(size)
+        # Undo what rounding broke: enough left for the later classes, and no class above its count.
+        edges = jnp.maximum(jnp.minimum(edges, size), size - (total - running))
+        edges = running - jax.lax.cummax(running - edges)
     return jnp.diff(edges, prepend=0)
 
 

@@ -2,7 +2,7 @@
 
 The gradient of an example's loss is dominated by its gradient with respect to the last layer's input
 (Katharopoulos and Fleuret, ICML 2018), so CREST compares examples by it (Yang, Kang and
-Mirzasoleiman, ICML 2023, Section 4.1).
+Mirzasoleiman, ICML 2023, Section 4).
 """
 
 import math

@@ -38,7 +38,7 @@ def close_window(exclusion: Exclusion, classes: Array, needed: Array, alpha: flo
     """End a window: learned examples leave, and classes that would run dry get theirs back.
 
     An example leaves when it was seen at least once in the window and its loss was below ``alpha`` at
-    every sighting (Yang, Kang and Mirzasoleiman, ICML 2023, Section 4.3). When fewer than
+    every sighting (Yang, Kang and Mirzasoleiman, ICML 2023, Section 4). When fewer than
     ``needed[c]`` examples of class ``c`` would stay in play, all of class ``c`` return. A new window
     begins with nothing seen.
 

@@ -13,7 +13,7 @@ from crest_jax.types import Array, ModelState, Params
 class Region(NamedTuple):
     """A quadratic model ``F(delta) = loss + g . delta + 1/2 delta . (h * delta)`` about an anchor.
 
-    Yang, Kang and Mirzasoleiman, ICML 2023, Equation 6.
+    Yang, Kang and Mirzasoleiman, ICML 2023, Section 4.
     """
 
     anchor: Params  # the parameters at which the region began
@@ -43,7 +43,7 @@ def predict(region: Region, params: Params) -> Array:
 def relative_error(region: Region, params: Params, loss: Array) -> Array:
     """Return ``rho = |F(delta) - loss| / loss`` [] for the loss measured at ``params``.
 
-    Yang, Kang and Mirzasoleiman, ICML 2023, Equation 10. Exactly 0 at the anchor for the anchor's
+    Yang, Kang and Mirzasoleiman, ICML 2023, Section 4. Exactly 0 at the anchor for the anchor's
     loss.
 
     Example:
@@ -58,7 +58,7 @@ def check_interval(reference: float, norm: float, *, multiplier: float, maximum:
     """Return the steps until the next check, ``ceil(multiplier * reference / norm)``.
 
     ``T1`` grows as the curvature's norm falls below its reference (Yang, Kang and Mirzasoleiman, ICML
-    2023, Section 4.2), between 1 and ``maximum``.
+    2023, Section 4), between 1 and ``maximum``.
 
     Args:
       reference: norm of the curvature at the reference region; NaN before there is one, which counts

@@ -20,7 +20,7 @@ def select_coreset(
 
     Maximises ``f(S) = sum_i max_{j in S} (max_distance - |g_i - g_j|)`` over the embeddings ``g``;
     the weight of a pick is the number of examples nearest to it (Yang, Kang and Mirzasoleiman, ICML
-    2023, Equation 11; Mirzasoleiman, Bilmes and Leskovec, ICML 2020). With labels, each class is
+    2023, Section 4; Mirzasoleiman, Bilmes and Leskovec, ICML 2020). With labels, each class is
     covered by its own picks, in proportion to the class sizes by the largest remainder, when ``size``
     is at least twice the number of classes; below that the pool is covered as a whole.
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 Array = jax.Array
+ArrayLike = jax.typing.ArrayLike
 PyTree = Any
 Params = Any
 ModelState = Any

@@ -1,0 +1,187 @@
+"""Run several methods side by side on one data set, over seeds: a table, JSON lines and a picture.
+
+    python -m experiments.compare --out runs/first
+
+Runs go one after the other in one process, seed by seed, with the methods alternating, so that they
+see the same machine; a method is compiled in its first run only. A run that is there already is not
+run again, so an interrupted comparison goes on where it was. The folder gets one run folder per
+method and seed, ``summary.md`` (the table), ``summary.jsonl`` (its numbers) and ``accuracy.png``.
+"""
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from scipy import stats
+from tqdm import tqdm
+
+from crest_jax.report import append_line, read_lines, table
+from experiments import data
+from experiments.config import Method, TrainConfig, UserError
+from experiments.plots import plot_accuracy
+from experiments.timing import TRAINING
+from experiments.train import run
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """What to run; every option of a single run can be given too."""
+
+    methods: tuple[Method, ...] = ("full", "random", "stratified", "crest")
+    """Methods to compare."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the methods that take the budget."""
+    full_seeds: int | None = None
+    """Full training takes only the first so many seeds; None: all."""
+    run: tyro.conf.OmitArgPrefixes[tyro.conf.SuppressFixed[TrainConfig]] = dataclasses.field(
+        default_factory=lambda: TrainConfig(out=Path("runs/compare"))
+    )
+    """Options of each run; --out is the folder of all of them."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        if not self.methods or not self.seeds:
+            raise UserError(
+                "--methods and --seeds must name at least one each; leave them out for all."
+            )
+        for name in ("methods", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise UserError(f"--{name} is {values} but must name each once; drop the repeats.")
+
+
+def compare(config: CompareConfig) -> list[dict[str, Any]]:
+    """Run what is missing and return the metrics of every run."""
+    plan = [
+        (method, seed)
+        for position, seed in enumerate(config.seeds)
+        for method in config.methods
+        if method != "full" or config.full_seeds is None or position < config.full_seeds
+    ]
+    results = []
+    for method, seed in tqdm(plan, desc="runs", unit="run"):
+        folder = config.run.out / f"{method}-seed{seed}"
+        options = dataclasses.replace(
+            config.run, method=method, seed=seed, out=folder, resume=folder.exists()
+        )
+        metrics = run(options)
+        rows = read_lines(folder / "events.jsonl")
+        curve = [row for row in rows if row["kind"] == "evaluation"]
+        checks = [row for row in rows if row["kind"] == "selection"]
+        results.append({**metrics, "curve": curve, "checks": checks})
+    return results
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and the half-width of its 95 % interval (Student's t); NaN for one value.
+
+    >>> [round(x, 3) for x in interval([1.0, 2.0, 3.0])]
+    [2.0, 2.484]
+    """
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, float("nan")
+    spread = np.std(values, ddof=1) / np.sqrt(len(values))
+    return mean, float(stats.t.ppf(0.975, len(values) - 1) * spread)
+
+
+def paired(results: list[dict[str, Any]], method: str, other: str, name: str) -> list[float]:
+    """Return the differences of one number between two methods, on the seeds that both have."""
+    by_seed = {m: {r["seed"]: r[name] for r in results if r["method"] == m} for m in (method, other)}
+    common = sorted(by_seed[method].keys() & by_seed[other].keys())
+    return [by_seed[method][seed] - by_seed[other][seed] for seed in common]
+
+
+def _with_interval(values: Sequence[float], *, scale: float = 1.0, sign: str = "") -> str:
+    if not values:
+        return "-"
+    mean, half = interval(values)
+    text = f"{scale * mean:{sign}.2f}"
+    return text if np.isnan(half) else f"{text} ± {scale * half:.2f}"
+
+
+def summarise(config: CompareConfig, results: list[dict[str, Any]]) -> str:
+    """Return the table: accuracy, paired differences, time and its split, work, regions."""
+    name = f"{config.run.evaluate_on}_accuracy"
+    full = [r["training_seconds"] for r in results if r["method"] == "full"]
+    header = [
+        "method", "seeds", "steps", "accuracy %", "minus random", "minus stratified", "seconds",
+        "faster than full", *TRAINING, "compile", "work", "regions",
+    ]  # fmt: skip
+    rows = []
+    for method in config.methods:
+        runs = [r for r in results if r["method"] == method]
+        seconds = float(np.median([r["training_seconds"] for r in runs]))
+        split = [float(np.median([r["seconds"][phase] for r in runs])) for phase in TRAINING]
+        rows.append(
+            [
+                method,
+                str(len(runs)),
+                str(runs[0]["steps"]),
+                _with_interval([r[name] for r in runs], scale=100),
+                *(
+                    "-"
+                    if method in (other, "full")
+                    else _with_interval(paired(results, method, other, name), scale=100, sign="+")
+                    for other in ("random", "stratified")
+                ),
+                f"{seconds:.1f}",
+                f"{np.median(full) / seconds:.2f}" if full else "-",
+                *(f"{value:.1f}" for value in split),
+                f"{max(r['seconds']['compile'] for r in runs):.1f}",
+                f"{np.median([work_in_steps(r) for r in runs]):.0f}",
+                f"{np.median([r['regions'] for r in runs]):.0f}" if "regions" in runs[0] else "-",
+            ]
+        )
+    return table(header, rows)
+
+
+def work_in_steps(metrics: dict[str, Any]) -> float:
+    """Return all work but evaluation in training steps, a backward pass counted as two forward.
+
+    >>> work_in_steps({"steps": 2, "forward": {"step": 20, "evaluation": 5}, "backward": {"step": 20}})
+    2.0
+    """
+    forward = sum(value for phase, value in metrics["forward"].items() if phase != "evaluation")
+    backward = sum(metrics["backward"].values())
+    batch = metrics["forward"]["step"] / metrics["steps"]
+    return (forward + 2 * backward) / (3 * batch)
+
+
+EXPLANATION = """
+Accuracies are means over seeds; ± is the 95 % interval (Student's t); differences are paired by seed.
+Seconds are medians: everything that training needs (steps, selection, curvature, checks), without
+evaluation, and without compilation, which stands apart (the longest, paid once). "work" counts all
+examples passed forward and backward, in training steps (a backward pass as two forward ones).
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare, then write and print the table."""
+    try:
+        config = tyro.cli(CompareConfig, args=argv, description=__doc__)
+        results = compare(config)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on with the runs that are missing.")
+    except (UserError, ValueError, FloatingPointError, data.DataError) as error:
+        sys.exit(f"error: {error}")
+    out = config.run.out
+    lines = out / "summary.jsonl"
+    lines.unlink(missing_ok=True)
+    for result in results:
+        append_line(lines, result)
+    text = summarise(config, results)
+    command = shlex.join(["python", "-m", "experiments.compare", *(argv or sys.argv[1:])])
+    (out / "summary.md").write_text(f"`{command}`\n\n{text}\n{EXPLANATION}", encoding="utf-8")
+    title = f"{config.run.dataset}, {config.run.model}, {len(config.seeds)} seed(s)"
+    plot_accuracy(results, out / "accuracy.png", title)
+    print(f"\n{text}\n{EXPLANATION}\nThe picture is {out / 'accuracy.png'}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The options of a training run, and the sentences for those that cannot work."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from crest_jax import CrestConfig
+from experiments.data import DATASETS
+from experiments.models import MODELS
+
+Method = Literal["full", "random", "stratified", "crest"]
+
+
+class UserError(Exception):
+    """A mistake of the user's, told in one sentence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run; the defaults run on the data that ship with the project."""
+
+    method: Method = "crest"
+    """How mini-batches are chosen. "full" takes all steps; the others take the budget."""
+    dataset: Literal[DATASETS] = "fashion_mnist_12k"  # type: ignore[valid-type]
+    """Data set."""
+    data_dir: Path | None = None
+    """Folder of the data; by default where the system's package or the preparation puts them."""
+    model: Literal[MODELS] = "resnet8"  # type: ignore[valid-type]
+    """Network."""
+    width: int | None = None
+    """Width of the network's first stage (resnet) or of its hidden layers (mlp); None: the usual."""
+    imagenet_stem: bool = False
+    """Begin a residual network as on ImageNet: a 7x7 convolution of stride 2 and a pooling."""
+    epochs: int = 10
+    """Passes over the data in full training."""
+    budget: float = 0.1
+    """Share of the steps of full training, in (0, 1]; the schedule is compressed to it."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Optimizer."""
+    learning_rate: float = 0.1
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """Momentum (sgd)."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum (sgd)."""
+    weight_decay: float = 1e-4
+    """Weight decay."""
+    schedule: Literal["step", "cosine"] = "step"
+    """Decay of the rate: tenfold drops at half and three quarters of the steps, or a cosine."""
+    warmup: float = 0.1
+    """Share of the steps over which the rate rises linearly."""
+    seed: int = 0
+    """Seed of the initial parameters, the mini-batches and the augmentation."""
+    evaluations: int = 10
+    """Evaluations during the run, evenly spaced; the last one is after the last step."""
+    evaluate_on: Literal["test", "validation"] = "test"
+    """Rows that the evaluations take; tune on validation only."""
+    checkpoints: int = 10
+    """Checkpoints during the run, evenly spaced."""
+    out: Path = Path("runs/run")
+    """Run folder."""
+    resume: bool = False
+    """Go on from the last checkpoint in the run folder."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files."""
+    crest: tyro.conf.OmitArgPrefixes[CrestConfig] = dataclasses.field(default_factory=CrestConfig)
+    """Settings of CREST; its batch size is that of every method."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before any work."""
+        if not (math.isfinite(self.budget) and 0 < self.budget <= 1):
+            raise UserError(f"--budget is {self.budget} but must lie in (0, 1]; 0.1 is usual.")
+        for name in ("epochs", "evaluations", "checkpoints"):
+            if getattr(self, name) < 1:
+                raise UserError(
+                    f"--{name} is {getattr(self, name)} but must be at least 1; pass a positive "
+                    "integer."
+                )
+
+    def full_steps(self, count: int) -> int:
+        """Return the steps of full training on ``count`` examples."""
+        return self.epochs * math.ceil(count / self.crest.batch_size)
+
+    def steps(self, count: int) -> int:
+        """Return the steps of this run on ``count`` examples."""
+        full = self.full_steps(count)
+        return full if self.method == "full" else max(1, round(self.budget * full))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the options as JSON values, without those that do not change the result."""
+        values = dataclasses.asdict(self)
+        for name in ("out", "resume", "tensorboard"):
+            del values[name]
+        return json.loads(json.dumps(values, default=str))

@@ -1,0 +1,79 @@
+"""Blocking timers by phase, with compilation set apart."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+TRAINING = ("step", "selection", "curvature", "check")
+PHASES = (*TRAINING, "evaluation", "checkpoint", "init", "compile")
+
+
+class CompileClock:
+    """Seconds that JAX has spent tracing, lowering and compiling, nested traces counted once."""
+
+    def __init__(self) -> None:
+        """Start to listen."""
+        self._spans: list[tuple[float, float]] = []
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+    def _on_event(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del kwargs
+        if not event.startswith("/jax/core/compile"):
+            return
+        end = time.perf_counter()
+        start = end - duration_secs
+        while self._spans and self._spans[-1][0] >= start:
+            self._spans.pop()
+        self._spans.append((start, end))
+
+    def between(self, start: float, end: float) -> float:
+        """Return the seconds of compilation that ended between two readings of ``perf_counter``."""
+        total = 0.0
+        for first, last in reversed(self._spans):
+            if last < start:
+                break
+            total += min(last, end) - max(first, start)
+        return total
+
+
+_clock: CompileClock | None = None
+
+
+def _compile_clock() -> CompileClock:
+    global _clock
+    if _clock is None:
+        _clock = CompileClock()
+    return _clock
+
+
+class PhaseTimer:
+    """Adds up the seconds of each phase; waits for the device, so that work counts where it is done.
+
+    An instance is a ``PhaseFn``: ``timer(name, function, *args)`` returns ``function(*args)``.
+    """
+
+    def __init__(self) -> None:
+        """Start from zero."""
+        self._clock = _compile_clock()
+        self.restart({})
+
+    def restart(self, seconds: dict[str, float]) -> None:
+        """Start from zero, or go on from earlier ``seconds``."""
+        self.seconds = dict.fromkeys(PHASES, 0.0) | seconds
+
+    def __call__(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Run and time one phase."""
+        start = time.perf_counter()
+        result = jax.block_until_ready(function(*args))
+        end = time.perf_counter()
+        compiling = self._clock.between(start, end)
+        self.seconds["compile"] += compiling
+        self.seconds[name] += end - start - compiling
+        return result
+
+    @property
+    def training(self) -> float:
+        """Seconds of everything that training needs: steps, selection, curvature and checks."""
+        return sum(self.seconds[name] for name in TRAINING)
