@@ -1,0 +1,234 @@
+"""Embeddings against automatic differentiation, explicit outer products and NumPy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import (
+    init_mlp,
+    mlp,
+    mlp_features,
+    numpy_cross_entropy,
+    numpy_distances,
+    numpy_mlp,
+    numpy_softmax,
+)
+
+from crest_jax.data import ArraySource
+from crest_jax.embeddings import (
+    Factored,
+    count_sketch,
+    embed_rows,
+    last_layer_gradients,
+    logit_gradients,
+    logit_residuals,
+    sketched_gradients,
+    squared_distances,
+)
+from crest_jax.losses import cross_entropy, weighted_mean
+from crest_jax.types import Examples
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    params = init_mlp(1, 5, 4, 3)
+    inputs = jnp.asarray(rng.normal(size=(11, 5)), jnp.float32)
+    return params, Examples(inputs, jnp.asarray(rng.integers(0, 3, 11)))
+
+
+def squared_error(logits, labels):
+    return jnp.sum((logits - jax.nn.one_hot(labels, logits.shape[1])) ** 2, axis=1)
+
+
+def one_loss(params, inputs, label, loss_fn):
+    """The loss of a single example, for ``jax.grad``."""
+    return loss_fn(mlp_features(params, {}, inputs[None])[1], label[None])[0]
+
+
+def true_gradients(params, examples, loss_fn=cross_entropy):
+    """Per-example gradients in all parameters, one ``jax.grad`` call per example."""
+    gradient = jax.jit(lambda x, y: jax.grad(one_loss)(params, x, y, loss_fn))
+    return [gradient(x, y) for x, y in zip(examples.inputs, examples.labels, strict=True)]
+
+
+def relative_errors(found, exact):
+    """Relative errors off the diagonal of [n, n] arrays."""
+    off = ~np.eye(len(exact), dtype=bool)
+    assert (exact[off] > 0).all()
+    return np.abs(np.asarray(found, np.float64) - exact)[off] / exact[off]
+
+
+def test_cross_entropy_and_its_residuals_match_numpy_at_extreme_logits():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(20, 6)) * np.logspace(-3, 2.5, 20)[:, None]
+    labels = rng.integers(0, 6, 20)
+    expected = numpy_softmax(logits.astype(np.float32)) - np.eye(6)[labels]
+    arrays = jnp.asarray(logits, jnp.float32), jnp.asarray(labels)
+    np.testing.assert_allclose(logit_residuals(*arrays), expected, atol=2e-6)
+    losses = numpy_cross_entropy(logits.astype(np.float32), labels)
+    np.testing.assert_allclose(cross_entropy(*arrays), losses, rtol=1e-5, atol=2e-6)
+    gradients = jax.vmap(jax.grad(lambda z, y: cross_entropy(z[None], y[None])[0]))(*arrays)
+    np.testing.assert_allclose(logit_residuals(*arrays), gradients, atol=2e-6)
+
+
+def test_weighted_mean_matches_numpy():
+    rng = np.random.default_rng(2)
+    losses, weights = rng.random(9), rng.integers(1, 9, 9)
+    found = weighted_mean(jnp.asarray(losses, jnp.float32), jnp.asarray(weights, jnp.float32))
+    np.testing.assert_allclose(found, np.average(losses, weights=weights), rtol=1e-6)
+
+
+def test_logit_gradients_match_numpy(problem):
+    params, examples = problem
+    gradients, losses = jax.jit(logit_gradients(mlp))(params, {}, examples)
+    logits = numpy_mlp(params, examples.inputs)
+    onehot = np.eye(3)[np.asarray(examples.labels)]
+    np.testing.assert_allclose(gradients, numpy_softmax(logits) - onehot, atol=1e-6)
+    np.testing.assert_allclose(losses, numpy_cross_entropy(logits, examples.labels), rtol=1e-5)
+
+
+def test_logit_gradients_of_another_loss_match_its_formula(problem):
+    params, examples = problem
+    gradients, losses = logit_gradients(mlp, squared_error)(params, {}, examples)
+    gaps = numpy_mlp(params, examples.inputs) - np.eye(3)[np.asarray(examples.labels)]
+    np.testing.assert_allclose(gradients, 2 * gaps, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(losses, (gaps**2).sum(axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss_fn", [cross_entropy, squared_error])
+def test_last_layer_factors_multiply_to_the_true_gradients(problem, loss_fn):
+    params, examples = problem
+    factored, losses = last_layer_gradients(mlp_features, loss_fn)(params, {}, examples)
+    truth = true_gradients(params, examples, loss_fn)
+    for i, gradient in enumerate(truth):
+        weight, bias = gradient[-1]  # [d, c], [c]
+        expected = np.concatenate([np.asarray(weight).T, np.asarray(bias)[:, None]], axis=1)
+        outer = np.outer(factored.left[i], factored.right[i])
+        np.testing.assert_allclose(outer, expected, rtol=1e-5, atol=1e-6)
+    logits = mlp_features(params, {}, examples.inputs)[1]
+    np.testing.assert_allclose(losses, loss_fn(logits, examples.labels), rtol=1e-6)
+
+
+def outer_distances(factored):
+    """Squared distances [n, n] of the explicit outer products in float64."""
+    left, right = (np.asarray(x, np.float64) for x in factored)
+    return numpy_distances(left[:, :, None] * right[:, None, :]) ** 2
+
+
+@pytest.mark.parametrize("gap", [1.0, 1e-2, 1e-4])
+def test_factored_distances_match_outer_products_even_for_nearly_equal_rows(gap):
+    rng = np.random.default_rng(3)
+    left = rng.normal(size=(1, 4)) + gap * rng.normal(size=(12, 4))
+    right = 3 * rng.normal(size=(1, 7)) + gap * rng.normal(size=(12, 7))
+    factored = Factored(jnp.asarray(left, jnp.float32), jnp.asarray(right, jnp.float32))
+    exact = outer_distances(factored)
+    found = np.asarray(squared_distances(factored))
+    assert relative_errors(found, exact).max() < 2e-5
+    assert (np.diag(found) == 0).all()
+    if gap == 1e-4:  # the textbook expansion fails here, so this case tests something
+        a, b = (np.asarray(x) for x in factored)
+        norms = (a**2).sum(1) * (b**2).sum(1)
+        textbook = norms[:, None] + norms[None, :] - 2 * (a @ a.T) * (b @ b.T)
+        assert np.median(relative_errors(textbook, exact)) > 0.1
+
+
+def test_factored_distances_of_a_model_match_its_true_gradients(problem):
+    params, examples = problem
+    factored, _ = last_layer_gradients(mlp_features)(params, {}, examples)
+    flat = [
+        np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in gradient[-1]])
+        for gradient in true_gradients(params, examples)
+    ]
+    exact = numpy_distances(np.array(flat)) ** 2
+    assert relative_errors(squared_distances(factored), exact).max() < 1e-4
+
+
+@pytest.mark.parametrize("gap", [1.0, 1e-4])
+def test_plain_distances_match_float64(gap):
+    rng = np.random.default_rng(4)
+    points = np.float32(5 * rng.normal(size=(1, 6)) + gap * rng.normal(size=(12, 6)))
+    found = np.asarray(squared_distances(jnp.asarray(points)))
+    assert relative_errors(found, numpy_distances(points) ** 2).max() < 1e-6
+    assert (np.diag(found) == 0).all()
+    assert (found == found.T).all()
+
+
+def test_sketched_gradients_are_the_sketch_of_the_true_gradients(problem):
+    params, examples = problem
+    key, dimension = jax.random.key(5), 8
+    sketches, losses = jax.jit(sketched_gradients(key, mlp, dimension))(params, {}, examples)
+    expected = np.zeros((11, dimension))
+    for i, gradient in enumerate(true_gradients(params, examples)):
+        for index, leaf in enumerate(jax.tree.leaves(gradient)):
+            values = np.asarray(leaf, np.float64).ravel()
+            bucket_key, sign_key = jax.random.split(jax.random.fold_in(key, index))
+            buckets = np.asarray(jax.random.randint(bucket_key, values.shape, 0, dimension))
+            signs = np.asarray(jax.random.rademacher(sign_key, values.shape), np.float64)
+            np.add.at(expected[i], buckets, signs * values)
+    np.testing.assert_allclose(sketches, expected, rtol=1e-4, atol=1e-6)
+    logits = numpy_mlp(params, examples.inputs)
+    np.testing.assert_allclose(losses, numpy_cross_entropy(logits, examples.labels), rtol=1e-5)
+
+
+def test_count_sketch_keeps_products_and_distances_within_the_stated_deviation():
+    rng = np.random.default_rng(6)
+    x, y = rng.normal(size=(2, 12))
+    y = x + 0.5 * y
+    trees = [{"a": jnp.float32(v[:6]).reshape(2, 3), "b": jnp.float32(v[6:])} for v in (x, y)]
+    keys, dimension = 4000, 5
+    sketch = jax.jit(
+        jax.vmap(lambda key: jnp.stack([count_sketch(key, tree, dimension) for tree in trees]))
+    )
+    both = np.asarray(sketch(jax.random.split(jax.random.key(7), keys)), np.float64)
+    products = (both[:, 0] * both[:, 1]).sum(axis=1)
+    distances = ((both[:, 0] - both[:, 1]) ** 2).sum(axis=1)
+    for values, truth, scale in (
+        (products, x @ y, np.linalg.norm(x) * np.linalg.norm(y)),
+        (distances, ((x - y) ** 2).sum(), ((x - y) ** 2).sum()),
+    ):
+        stated = np.sqrt(2 / dimension) * scale
+        assert abs(values.mean() - truth) < 5 * stated / np.sqrt(keys)
+        assert 0.5 * stated < values.std() < 1.1 * stated
+
+
+def test_a_sketch_needs_a_positive_dimension():
+    with pytest.raises(ValueError, match=r"dimension is 0 but must be.*pass a positive"):
+        sketched_gradients(jax.random.key(0), mlp, 0)
+
+
+def test_embedding_rows_in_chunks_equals_embedding_them_at_once(problem):
+    params, examples = problem
+    source = ArraySource(np.asarray(examples.inputs), np.asarray(examples.labels), 3)
+    rows = np.array([10, 0, 3, 3, 7, 1, 2, 9, 4])
+    traces = []
+
+    def embed(params, model_state, examples):
+        traces.append(examples.inputs.shape)
+        return last_layer_gradients(mlp_features)(params, model_state, examples)
+
+    found, losses = embed_rows(jax.jit(embed), params, {}, source, rows, chunk_size=4)
+    assert traces == [(4, 5)], "one compiled program serves all chunks"
+    whole = numpy_mlp(params, examples.inputs)[rows]
+    labels = np.asarray(examples.labels)[rows]
+    residuals = numpy_softmax(whole) - np.eye(3)[labels]
+    np.testing.assert_allclose(found.left, residuals, atol=1e-6)
+    weight, bias = (np.asarray(x, np.float64) for x in params[0])
+    features = np.tanh(np.asarray(examples.inputs)[rows] @ weight + bias)
+    np.testing.assert_allclose(found.right, np.c_[features, np.ones(9)], atol=1e-6)
+    np.testing.assert_allclose(losses, numpy_cross_entropy(whole, labels), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "chunk_size", "message"),
+    [
+        (np.zeros(0, int), 4, r"rows have shape \(0,\).*pass rows"),
+        (np.zeros((2, 2), int), 4, r"rows have shape \(2, 2\).*pass rows"),
+        (np.arange(3), 0, "chunk_size is 0.*pass a positive integer"),
+    ],
+)
+def test_embedding_rows_refuses_bad_input_in_a_sentence(problem, rows, chunk_size, message):
+    params, examples = problem
+    source = ArraySource(np.asarray(examples.inputs), np.asarray(examples.labels), 3)
+    with pytest.raises(ValueError, match=message):
+        embed_rows(logit_gradients(mlp), params, {}, source, rows, chunk_size=chunk_size)

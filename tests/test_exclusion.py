@@ -1,0 +1,96 @@
+"""Exclusion against a simulation with dictionaries."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crest_jax.exclusion import close_window, init_exclusion, observe
+
+COUNT, CLASSES, ALPHA = 30, 3, 0.1
+run_observe, run_close = jax.jit(observe), jax.jit(close_window)
+
+
+def simulate_close(sightings, out, classes, needed):
+    """The rows out of play after a window, from the list of losses seen of each row."""
+    out = out | {row for row, losses in sightings.items() if all(x < np.float32(ALPHA) for x in losses)}
+    returned = False
+    for c, need in enumerate(needed):
+        members = {row for row in range(COUNT) if classes[row] == c}
+        if len(members - out) < need:
+            returned = returned or bool(members & out)
+            out = out - members
+    return out, returned
+
+
+def test_windows_match_a_simulation():
+    returns = leaves = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        classes = rng.choice(CLASSES, COUNT, p=[0.6, 0.3, 0.1])
+        needed = np.bincount(classes, minlength=CLASSES) * rng.choice([0.2, 0.5]) // 1
+        state, out = init_exclusion(COUNT), set()
+        for _ in range(6):
+            sightings = {}
+            for _ in range(3):
+                active = np.array(sorted(set(range(COUNT)) - out))
+                rows = rng.choice(active, 8)  # with repeats
+                losses = np.float32(rng.choice([0.01, 0.05, 0.1, 0.3], 8, p=[0.5, 0.4, 0.05, 0.05]))
+                for row, loss in zip(rows.tolist(), losses, strict=True):
+                    sightings.setdefault(row, []).append(loss)
+                state = run_observe(state, jnp.asarray(rows), jnp.asarray(losses))
+            highest = [max(sightings.get(row, [-np.inf])) for row in range(COUNT)]
+            assert state.highest.tolist() == [float(x) for x in highest]
+            before = out
+            out, returned = simulate_close(sightings, out, classes, needed)
+            state = run_close(state, jnp.asarray(classes), jnp.asarray(needed, jnp.int32), ALPHA)
+            assert set(np.flatnonzero(state.excluded).tolist()) == out
+            assert not (np.asarray(state.highest) > -np.inf).any(), "a new window has seen nothing"
+            returns += returned
+            leaves += len(out - before)
+    assert returns >= 5
+    assert leaves >= 50
+
+
+def close(state, classes, needed, alpha=ALPHA):
+    return run_close(state, jnp.asarray(classes), jnp.asarray(needed), alpha).excluded.tolist()
+
+
+def test_the_threshold_is_strict_and_unseen_examples_stay():
+    losses = np.float32([0.1, 0.0999999, 0.0, 0.2])
+    state = run_observe(init_exclusion(5), jnp.arange(4), jnp.asarray(losses))
+    assert close(state, [0] * 5, [0]) == [False, True, True, False, False]
+
+
+def test_one_high_loss_among_repeats_keeps_an_example():
+    state = init_exclusion(3)
+    state = run_observe(state, jnp.array([0, 0, 0, 1]), jnp.array([0.01, 0.5, 0.01, 0.01]))
+    state = run_observe(state, jnp.array([1, 1, 0, 1]), jnp.array([0.02, 0.03, 0.01, 0.02]))
+    assert close(state, [0] * 3, [0]) == [False, True, False]
+
+
+def test_an_unknown_loss_never_excludes():
+    losses = jnp.array([jnp.nan, 0.01, jnp.nan, 0.01])
+    state = run_observe(init_exclusion(3), jnp.array([0, 0, 1, 2]), losses)
+    assert close(state, [0] * 3, [0]) == [False, False, True]
+
+
+def test_only_the_class_that_would_run_dry_returns():
+    classes = [0, 0, 0, 1, 1, 1]
+    state = run_observe(init_exclusion(6), jnp.array([0, 1, 3, 4]), jnp.full(4, 0.01))
+    assert close(state, classes, [1, 1]) == [True, True, False, True, True, False]
+    assert close(state, classes, [2, 1]) == [False, False, False, True, True, False]
+    assert close(state, classes, [1, 2]) == [True, True, False, False, False, False]
+
+
+def test_excluded_examples_stay_out_without_being_seen_and_may_leave_again():
+    classes, needed = jnp.zeros(4, int), jnp.array([2])
+    state = run_observe(init_exclusion(4), jnp.array([0]), jnp.array([0.01]))
+    state = run_close(state, classes, needed, ALPHA)
+    state = run_close(state, classes, needed, ALPHA)
+    assert state.excluded.tolist() == [True, False, False, False]
+    state = run_observe(state, jnp.array([1, 2]), jnp.array([0.01, 0.01]))
+    state = run_close(state, classes, needed, ALPHA)
+    assert state.excluded.tolist() == [False] * 4
+    state = run_observe(state, jnp.array([0]), jnp.array([0.01]))
+    state = run_close(state, classes, needed, ALPHA)
+    assert state.excluded.tolist() == [True, False, False, False]
