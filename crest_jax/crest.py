@@ -251,6 +251,12 @@ def _copy(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.copy, tree)
 
 
+def _count_work(state: CrestState, **passes: int) -> CrestState:
+    """Add examples passed through the model to the counters of ``Work``."""
+    counts = {name: getattr(state.work, name) + more for name, more in passes.items()}
+    return state._replace(work=state.work._replace(**counts))
+
+
 def call(name: str, function: Any, *args: Any) -> Any:
     """Run one phase without timing it: the default ``PhaseFn``.
 
@@ -323,7 +329,8 @@ def crest(
 
     def init(key: Array, params: Params, model_state: ModelState) -> CrestState:
         stream_key, key = jax.random.split(key)
-        exclusion = init_exclusion(count)
+        # Nothing was seen, so this changes nothing, and compiles now what a later window needs.
+        exclusion = _close_window(init_exclusion(count), classes, needed, config.exclude_below)
         region = Region(
             anchor=_copy(params),
             model_state=_copy(model_state),
@@ -374,21 +381,15 @@ def crest(
             )
             slots = _put(state.rows, state.weights, np.int32(index), picked, weights)
             state = state._replace(rows=slots[0], weights=slots[1], exclusion=exclusion)
-        work = state.work
-        work = work._replace(selection_forward=work.selection_forward + number * config.subset_size)
-        return state._replace(held=state.held + number, selected=state.selected + number, work=work)
+        state = _count_work(state, selection_forward=number * config.subset_size)
+        return state._replace(held=state.held + number, selected=state.selected + number)
 
     def check(
         state: CrestState, params: Params, model_state: ModelState
     ) -> tuple[CrestState, float, float]:
         array, loss = probe(params, model_state, state.region.probe_rows)
         rho = float(kernels.error(state.region, params, array))
-        return _count_check(state), loss, rho
-
-    def _count_check(state: CrestState) -> CrestState:
-        work = state.work
-        work = work._replace(check_forward=work.check_forward + config.probe_size)
-        return state._replace(work=work)
+        return _count_work(state, check_forward=config.probe_size), loss, rho
 
     def anchor_curvature(state: CrestState, params: Params, model_state: ModelState) -> CrestState:
         """Take gradient and curvature on the first coresets held."""
@@ -399,13 +400,9 @@ def crest(
             probe_key, params, model_state, source.take(rows), weights, state.moments
         )
         passes = len(rows) * (1 + config.hutchinson_probes)
-        work = state.work
-        work = work._replace(
-            curvature_forward=work.curvature_forward + passes,
-            curvature_backward=work.curvature_backward + passes,
-        )
+        state = _count_work(state, curvature_forward=passes, curvature_backward=passes)
         region = state.region._replace(gradient=gradient, curvature=curvature)
-        state = state._replace(key=key, moments=moments, region=region, norm=float(norm), work=work)
+        state = state._replace(key=key, moments=moments, region=region, norm=float(norm))
         if math.isnan(state.reference_norm) and state.step >= (config.reference_step or 0):
             state = state._replace(reference_norm=state.norm)
         return state
@@ -416,7 +413,7 @@ def crest(
         state = state._replace(unused=state.unused + state.held - state.cursor, cursor=0, held=0)
         state, probe_rows = draw(state, config.probe_size)
         array, loss = phase("check", probe, params, model_state, probe_rows)
-        state = _count_check(state)
+        state = _count_work(state, check_forward=config.probe_size)
         region = state.region._replace(
             anchor=_copy(params),
             model_state=_copy(model_state),

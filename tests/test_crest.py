@@ -1,0 +1,344 @@
+"""CREST as a whole: regions, exactness of the model, exclusion, counters, and its errors."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from crest_jax import ArraySource, Batch, CrestConfig, crest, cross_entropy, fit, weighted_mean
+from crest_jax.crest import CrestState
+
+FEATURES, CLASSES, COUNT = 6, 3, 96
+
+
+def linear(params: Any, model_state: Any, inputs: Any, *, train: bool, rng: Any) -> tuple[Any, Any]:
+    """Logits with a running mean in the state, as BatchNorm has it."""
+    del rng
+    mean = model_state["mean"]
+    if train:
+        model_state = {"mean": 0.9 * mean + 0.1 * inputs.mean(0)}
+    return (inputs - mean[None]) @ params["w"] + params["b"][None], model_state
+
+
+def make_source(seed: int = 0, labels: np.ndarray | None = None) -> ArraySource:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(COUNT) % CLASSES if labels is None else labels
+    centres = 2 * rng.normal(size=(CLASSES, FEATURES))
+    inputs = centres[labels] + rng.normal(size=(COUNT, FEATURES))
+    return ArraySource(inputs.astype(np.float32), labels, CLASSES)
+
+
+def make_params(seed: int = 0) -> dict[str, jax.Array]:
+    w = 0.1 * jax.random.normal(jax.random.key(seed), (FEATURES, CLASSES))
+    return {"w": w, "b": jnp.zeros(CLASSES)}
+
+
+STATE = {"mean": jnp.zeros(FEATURES)}
+CONFIG = CrestConfig(
+    batch_size=12, subset_size=36, probe_size=30, max_coresets=8, exclude_below=0.0, tau=0.02
+)
+
+
+def make_step(tx: optax.GradientTransformation, donate: bool = False) -> Any:
+    def step(state: tuple[Any, Any, Any], batch: Batch) -> tuple[tuple[Any, Any, Any], Any]:
+        params, model_state, opt_state = state
+
+        def loss(params: Any) -> tuple[Any, Any]:
+            logits, new = linear(params, model_state, batch.inputs, train=True, rng=None)
+            return weighted_mean(cross_entropy(logits, batch.labels), batch.weights), new
+
+        (value, model_state), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = tx.update(gradient, opt_state, params)
+        return (optax.apply_updates(params, updates), model_state, opt_state), value
+
+    return jax.jit(step, donate_argnums=0 if donate else ())
+
+
+def train(
+    config: CrestConfig, tx: optax.GradientTransformation, steps: int, donate: bool = False
+) -> list[tuple[CrestState, Any, Any, Any, Batch]]:
+    """Return (state, event, params, model_state, batch) of every step, copied to the host."""
+    selection = crest(linear, make_source(), config)
+    step = make_step(tx, donate)
+    params = jax.tree.map(jnp.copy, make_params())
+    train_state = (params, jax.tree.map(jnp.copy, STATE), tx.init(params))
+    state = selection.init(jax.random.key(1), *train_state[:2])
+    history = []
+    for _ in range(steps):
+        state, event = selection.refresh(state, *train_state[:2])
+        seen = jax.tree.map(np.array, train_state[:2])
+        state, batch = selection.next_batch(state)
+        history.append((state, event, *seen, batch))
+        train_state, _ = step(train_state, batch)
+    return history
+
+
+def probe_loss(params: Any, model_state: Any, rows: np.ndarray) -> float:
+    """The mean loss in NumPy, float64."""
+    examples = make_source().take(jnp.asarray(rows))
+    inputs, labels = np.asarray(examples.inputs, np.float64), np.asarray(examples.labels)
+    logits = (inputs - model_state["mean"]) @ np.float64(params["w"]) + params["b"]
+    highest = logits.max(1)
+    log_sum = np.log(np.exp(logits - highest[:, None]).sum(1)) + highest
+    return float(np.mean(log_sum - logits[np.arange(len(labels)), labels]))
+
+
+def test_error_is_exactly_zero_at_zero_step() -> None:
+    history = train(CONFIG, optax.set_to_zero(), 12)
+    # The running mean moves even when the parameters do not: freeze it for this test.
+    selection = crest(linear, make_source(), CONFIG)
+    state = selection.init(jax.random.key(1), make_params(), STATE)
+    errors = []
+    for _ in range(12):
+        state, event = selection.refresh(state, make_params(), STATE)
+        state, _ = selection.next_batch(state)
+        if event is not None and event.rho is not None:
+            errors.append(event.rho)
+    assert len(errors) >= 2
+    assert errors == [0.0] * len(errors)
+    # Drift of the statistics is part of the error.
+    drifted = [event.rho for _, event, *_ in history if event and event.rho is not None]
+    assert max(drifted) > 0
+
+
+def test_step_and_error_are_right_under_adamw_with_weight_decay() -> None:
+    tx = optax.adamw(0.02, weight_decay=0.3)
+    history = train(CONFIG, tx, 60)
+    anchors, compared = {}, 0
+    for state, event, params, model_state, _ in history:
+        if event is None:
+            continue
+        if event.rho is not None:
+            region, anchor = anchors["last"]
+            delta = {name: np.float64(params[name]) - anchor[0][name] for name in params}
+            start = probe_loss(*anchor, region.probe_rows)
+            predicted = start + sum(
+                np.vdot(region.gradient[name], delta[name])
+                + 0.5 * np.vdot(delta[name], region.curvature[name] * delta[name])
+                for name in params
+            )
+            now = probe_loss(params, model_state, region.probe_rows)
+            assert event.rho == pytest.approx(abs(predicted - now) / now, rel=1e-3, abs=1e-5)
+            assert event.loss == pytest.approx(
+                probe_loss(params, model_state, state.region.probe_rows), rel=1e-5
+            )
+            compared += event.rho > 1e-3
+        if event.reason != "held":
+            anchors["last"] = (jax.tree.map(np.array, state.region), (params, model_state))
+            for name in params:
+                np.testing.assert_array_equal(state.region.anchor[name], params[name])
+    assert compared >= 5
+    assert history[-1][0].regions >= 3
+
+
+def test_anchor_survives_a_step_that_donates_its_buffers() -> None:
+    plain = train(CONFIG, optax.sgd(0.1, momentum=0.9), 20)
+    donated = train(CONFIG, optax.sgd(0.1, momentum=0.9), 20, donate=True)
+    for (_, _, a, _, x), (_, _, b, _, y) in zip(plain, donated, strict=True):
+        np.testing.assert_array_equal(a["w"], b["w"])
+        np.testing.assert_array_equal(x.rows, y.rows)
+
+
+def test_each_batch_is_one_whole_coreset() -> None:
+    history = train(CONFIG, optax.sgd(0.1), 30)
+    counts = np.full(CLASSES, CONFIG.subset_size / CLASSES)
+    for state, _, _, _, batch in history:
+        rows = np.asarray(batch.rows)
+        assert len(set(rows.tolist())) == CONFIG.batch_size
+        per_class = np.bincount(batch.labels, weights=batch.weights, minlength=CLASSES)
+        np.testing.assert_array_equal(per_class, counts)
+        np.testing.assert_array_equal(batch.labels, rows % CLASSES)
+        np.testing.assert_array_equal(state.rows[state.cursor - 1], rows)
+
+
+def test_regions_checks_and_counters_agree() -> None:
+    config = CrestConfig(
+        batch_size=12, subset_size=36, probe_size=30, exclude_below=0.0, tau=0.25,
+        coresets_per_interval=1.6, max_interval=5, max_coresets=8, hutchinson_probes=2,
+    )  # fmt: skip
+    history = train(config, optax.sgd(0.3, momentum=0.9), 60)
+    events = [event for _, event, *_ in history if event is not None]
+    assert events[0].reason == "start"
+    assert {e.reason for e in events} == {"start", "error", "held"}
+    regions = checks = curvatures = 0
+    for event in events:
+        began = event.reason != "held"
+        regions += began
+        checks += began + (event.rho is not None)
+        curvatures += began
+        assert event.region == regions
+        assert (event.reason == "error") == (event.rho is not None and event.rho > config.tau)
+        assert 1 <= event.interval <= config.max_interval
+        if began:
+            assert event.coresets == min(8, int(np.ceil(1.6 * event.interval)))
+        assert event.work.check_forward == checks * config.probe_size
+        assert event.work.selection_forward == event.selected * config.subset_size
+        assert event.work.curvature_backward == curvatures * 3 * config.batch_size
+    last = history[-1][0]
+    assert last.selected == last.step + last.unused + last.held - last.cursor
+    assert last.unused > 0
+
+
+def test_exhausted_coresets_are_renewed_as_configured() -> None:
+    def reasons(exhausted: Any) -> tuple[list[str], np.ndarray]:
+        config = CrestConfig(
+            batch_size=12, subset_size=36, probe_size=30, exclude_below=0.0, tau=1e5,
+            max_interval=4, max_coresets=2, exhausted=exhausted,
+        )  # fmt: skip
+        history = train(config, optax.sgd(0.5), 24)
+        events = [event for _, event, *_ in history if event is not None]
+        return [e.reason for e in events], np.stack([b.rows for *_, b in history])
+
+    assert set(reasons("reanchor")[0][1:]) >= {"exhausted"}
+    current, anchor = reasons("current"), reasons("anchor")
+    assert set(current[0][1:]) == set(anchor[0][1:]) == {"held"}
+    np.testing.assert_array_equal(current[1][:2], anchor[1][:2])
+    assert (current[1] != anchor[1]).any()
+
+
+def test_learned_examples_leave_the_draws_and_return_when_a_class_runs_dry() -> None:
+    labels = np.arange(COUNT) % CLASSES
+    # Class 0 is learned whole, class 1 in part; logits do not depend on the parameters.
+    margin = np.where((labels == 0) | ((labels == 1) & (np.arange(COUNT) < 48)), 9.0, 0.1)
+
+    def fixed(params: Any, model_state: Any, inputs: Any, *, train: bool, rng: Any) -> Any:
+        return inputs + 0 * params, model_state
+
+    logits = margin[:, None] * np.eye(CLASSES)[labels]
+    source = ArraySource(logits.astype(np.float32), labels, CLASSES)
+    config = CrestConfig(
+        batch_size=12, subset_size=36, probe_size=30, max_interval=2, exclude_window=40,
+        exclude_below=0.1,
+    )  # fmt: skip
+    selection = crest(fixed, source, config)
+    params = jnp.zeros(())
+    state = selection.init(jax.random.key(0), params, {})
+    seen: list[set[int]] = [set(), set()]
+    for step in range(80):
+        state, event = selection.refresh(state, params, {})
+        state, batch = selection.next_batch(state)
+        seen[step // 40].update(np.asarray(batch.rows).tolist())
+        assert event is None or event.excluded == state.excluded
+    learned = set(np.flatnonzero((labels == 1) & (np.arange(COUNT) < 48)).tolist())
+    assert learned & seen[0]
+    assert not learned & seen[1]
+    # A class that would run dry stays in play whole.
+    assert {row for row in seen[1] if labels[row] == 0}
+    assert state.excluded == len(learned)
+
+
+def test_nothing_compiles_after_the_first_region() -> None:
+    compiled: list[str] = []
+
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    config = CrestConfig(
+        batch_size=12, subset_size=36, probe_size=30, exclude_below=0.3, exclude_window=7,
+        tau=0.02, interval_multiplier=1.0, max_interval=16, coresets_per_interval=1.3, smoothing="none",
+    )  # fmt: skip
+    tx = optax.sgd(0.3, momentum=0.9)
+    selection, step = crest(linear, make_source(), config), make_step(tx)
+    train_state = (make_params(), STATE, tx.init(make_params()))
+    state = selection.init(jax.random.key(1), *train_state[:2])
+    while state.regions < 2:
+        state, _ = selection.refresh(state, *train_state[:2])
+        state, batch = selection.next_batch(state)
+        train_state, _ = step(train_state, batch)
+    intervals, excluded = set(), set()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for _ in range(80):
+            state, _ = selection.refresh(state, *train_state[:2])
+            state, batch = selection.next_batch(state)
+            train_state, _ = step(train_state, batch)
+            intervals.add(state.interval)
+            excluded.add(state.excluded)
+        assert compiled == []
+        jax.jit(lambda x: x + state.step)(1.0)
+        assert compiled, "the listener must be able to see a compilation"
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert state.regions >= 6
+    assert len(intervals) > 1
+    assert len(excluded) > 1
+
+
+def test_fit_runs_crest_and_lowers_the_loss() -> None:
+    tx = optax.sgd(0.3)
+    source, events = make_source(), []
+    params = make_params()
+    trained, *_ = fit(
+        crest(linear, source, CONFIG),
+        make_step(tx),
+        (params, STATE, tx.init(params)),
+        key=jax.random.key(0),
+        steps=40,
+        view=lambda state: state[:2],
+        on_event=events.append,
+    )
+    rows = np.arange(COUNT)
+    state = jax.tree.map(np.asarray, STATE)
+    before, after = (probe_loss(jax.tree.map(np.asarray, p), state, rows) for p in (params, trained))
+    assert after < 0.5 * before
+    assert events[-1].region >= 2
+
+
+def test_unweighted_batches_have_weight_one() -> None:
+    config = CrestConfig(batch_size=12, subset_size=36, probe_size=30, weighted=False)
+    batch = train(config, optax.sgd(0.1), 1)[0][-1]
+    np.testing.assert_array_equal(batch.weights, np.ones(12))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_stops_with_a_sentence(value: float) -> None:
+    selection = crest(linear, make_source(), CONFIG)
+    params = make_params() | {"b": jnp.full(CLASSES, value)}
+    state = selection.init(jax.random.key(0), params, STATE)
+    with pytest.raises(FloatingPointError, match=r"probe rows is (nan|inf) at step 0 .*learning rate"):
+        selection.refresh(state, params, STATE)
+
+
+def test_next_batch_before_refresh_is_refused() -> None:
+    selection = crest(linear, make_source(), CONFIG)
+    state = selection.init(jax.random.key(0), make_params(), STATE)
+    with pytest.raises(ValueError, match="call refresh before"):
+        selection.next_batch(state)
+
+
+@pytest.mark.parametrize("name", ["subset_size", "probe_size"])
+def test_data_smaller_than_a_draw_are_refused(name: str) -> None:
+    config = CrestConfig(**{"batch_size": 12, "subset_size": 36, "probe_size": 30, name: COUNT + 1})
+    with pytest.raises(ValueError, match=f"{name} is {COUNT + 1} but the data hold {COUNT} examples"):
+        crest(linear, make_source(), config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("batch_size", 0),
+        ("batch_size", 513),
+        ("subset_size", 1.5),
+        ("max_coresets", -1),
+        ("max_interval", 0),
+        ("curvature_coresets", 17),
+        ("reference_step", -1),
+        ("tau", 0.0),
+        ("tau", float("nan")),
+        ("interval_multiplier", float("inf")),
+        ("coresets_per_interval", -1.0),
+        ("beta1", 1.0),
+        ("beta2", -0.1),
+        ("exclude_below", -1.0),
+        ("exclude_window", 0),
+        ("smoothing", "ema"),
+        ("exhausted", "stop"),
+    ],
+)
+def test_config_refuses_values_that_break_their_rule(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{field}.* but must .*;"):
+        CrestConfig(**{field: value})
