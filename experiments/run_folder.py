@@ -7,24 +7,33 @@ from typing import Any
 from experiments.config import TrainConfig, UserError
 
 
+def new_folder(path: Path) -> None:
+    """Make a folder for results and prove that it can be written, or raise ``UserError``."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".probe"
+        probe.touch()
+        probe.unlink()
+        occupied = any(path.iterdir())
+    except OSError as error:
+        raise UserError(
+            f"--out {path} cannot be written ({error.strerror}) but must be a folder you can write to; "
+            "choose another or mend its permissions."
+        ) from error
+    if occupied:
+        raise UserError(
+            f"--out {path} is not empty and holds no run but must be a new or empty folder; choose "
+            "another."
+        )
+
+
 def open_folder(config: TrainConfig) -> dict[str, Any] | None:
     """Make or check the run folder; return the metrics of a finished run that is resumed."""
     path = config.out / "config.json"
     options = config.as_json()
     if not path.exists():
-        try:
-            config.out.mkdir(parents=True, exist_ok=True)
-            if any(config.out.iterdir()) and not config.resume:
-                raise UserError(
-                    f"--out {config.out} is not empty and holds no run but must be a new or empty "
-                    "folder; choose another."
-                )
-            write_json(path, options)
-        except OSError as error:
-            raise UserError(
-                f"--out {config.out} cannot be written ({error.strerror}) but must be a folder you can "
-                "write to; choose another or mend its permissions."
-            ) from error
+        new_folder(config.out)
+        write_json(path, options)
         return None
     if not config.resume:
         raise UserError(

@@ -61,6 +61,7 @@ class Program(NamedTuple):
 
     init: Callable[[jax.Array], TrainState]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]
+    apply_fn: ApplyFn
     evaluate: Callable[..., Evaluation]
     train: ArraySource
     held_out: ArraySource
@@ -132,6 +133,7 @@ def make_program(config: TrainConfig) -> Program:
     return Program(
         init=jax.jit(init),
         train_step=jax.jit(train_step),
+        apply_fn=apply_fn,
         evaluate=make_evaluate(apply_fn),
         train=train,
         held_out=held_out,

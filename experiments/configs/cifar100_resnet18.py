@@ -1,4 +1,4 @@
-"""CIFAR-100 with ResNet-18, the paper's second setting (Yang, Kang and Mirzasoleiman, ICML 2023, Section 5).
+"""CIFAR-100 with ResNet-18: the paper's second setting (Yang, Kang and Mirzasoleiman, ICML 2023).
 
     python -m experiments.prepare cifar100
     python -m experiments.configs.cifar100_resnet18 --method crest --out runs/cifar100-crest

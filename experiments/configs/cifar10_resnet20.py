@@ -1,4 +1,4 @@
-"""CIFAR-10 with ResNet-20, the paper's first setting (Yang, Kang and Mirzasoleiman, ICML 2023, Section 5).
+"""CIFAR-10 with ResNet-20: the paper's first setting (Yang, Kang and Mirzasoleiman, ICML 2023).
 
     python -m experiments.prepare cifar10
     python -m experiments.configs.cifar10_resnet20 --method crest --out runs/cifar10-crest

@@ -1,7 +1,7 @@
-"""TinyImageNet with ResNet-50, the paper's third setting (Yang, Kang and Mirzasoleiman, ICML 2023, Section 5).
+"""TinyImageNet with ResNet-50: the paper's third setting (Yang, Kang and Mirzasoleiman, ICML 2023).
 
     unzip tiny-imagenet-200.zip -d DATA
-    python -m experiments.configs.tinyimagenet_resnet50 --data-dir DATA --method crest --out runs/tinyimagenet-crest
+    python -m experiments.configs.tinyimagenet_resnet50 --data-dir DATA --out runs/tinyimagenet
 
 200 epochs as full training, a 10 % budget, batches of 128. The data are on no package registry, so no
 result of this project's own stands here; the options are those of the paper where it states them.
