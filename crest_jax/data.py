@@ -122,7 +122,7 @@ def stratified_quotas(key: Array, counts: Array, size: int, *, most: int) -> Arr
     else:
         edges = jnp.floor(size * (running / total) + jax.random.uniform(key)).astype(jnp.int32)
         # Undo what rounding broke: enough left for the later classes, and no class above its count.
-        edges = jnp.maximum(jnp.minimum(edges, size), size - (total - running))
+        edges = jnp.clip(edges, size - (total - running), jnp.minimum(running, size))
         edges = running - jax.lax.cummax(running - edges)
     return jnp.diff(edges, prepend=0)
 

@@ -47,6 +47,11 @@ def test_quotas_are_exact_up_to_the_largest_pool(size):
     assert run_largest_remainder(jnp.array(counts), size).tolist() == quotas_by_fractions(counts, size)
 
 
+def test_quotas_of_everything_are_the_counts_at_any_size():
+    counts = [2**30, 2**30 - 9, 0, 3, 1, 4]
+    assert run_largest_remainder(jnp.array(counts), sum(counts)).tolist() == counts
+
+
 def problem_strategy(coordinate):
     return st.tuples(
         st.lists(st.lists(coordinate, min_size=2, max_size=2), min_size=N, max_size=N),

@@ -58,15 +58,24 @@ def test_quotas_of_large_data_whose_products_pass_31_bits(shares, data):
     check_quotas(quotas, counts, size, slack=Fraction(1, 50))
 
 
-@pytest.mark.parametrize("short", [0, 1, 3])
-def test_quotas_of_almost_all_rows_stay_below_the_counts_in_float32_too(short):
-    counts = [7919, 1, 0, 9973, 12347, 1, 16111, 3571, 10000, 1]
+# In float32 a running sum comes out one row too high, too low (third class of the second case), or
+# 1.004 above the one before it at a class of one row (third case).
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [7919, 1, 0, 9973, 12347, 1, 16111],
+        [8772, 8652, 8658, 8604, 8604, 8710, 0],
+        [12369, 1, 12217, 1, 12220, 1, 12194],
+    ],
+)
+@pytest.mark.parametrize("short", [0, 2])
+def test_quotas_of_almost_all_rows_stay_below_the_counts_in_float32_too(counts, short):
     size = sum(counts) - short
-    assert (size + 1) * sum(counts) > 2**31, "the case must take the float32 branch"
+    assert (size + 1) * sum(counts) >= 2**31, "the case must take the float32 branch"
     quotas_of = jax.jit(
         jax.vmap(lambda key: stratified_quotas(key, jnp.array(counts), size, most=sum(counts)))
     )
-    quotas = np.asarray(quotas_of(jax.random.split(jax.random.key(0), 500)))
+    quotas = np.asarray(quotas_of(jax.random.split(jax.random.key(0), 5000)))
     assert (quotas.sum(axis=1) == size).all()
     assert (quotas >= 0).all()
     assert (quotas <= np.array(counts)[None, :]).all()
