@@ -33,7 +33,7 @@ from crest_jax.selection import medoids
 from experiments import data
 from experiments.config import TrainConfig, UserError
 from experiments.run_folder import new_folder
-from experiments.train import Program, make_program
+from experiments.train import Program, make_program, shared
 
 Kind = Literal["random", "stratified", "coreset"]
 
@@ -146,7 +146,7 @@ def batch_gradients(
 
 def measure(config: QualityConfig) -> list[dict[str, Any]]:
     """Train, and measure at every point."""
-    program = make_program(config.run)
+    program = make_program(shared(config.run))
     source, steps = program.train, program.steps
     gradient = make_gradient(program)
     embed = logit_gradients(program.apply_fn)

@@ -169,6 +169,11 @@ def _held_out(config: TrainConfig, dataset: data.Dataset) -> ArraySource:
     return ArraySource(dataset.validation_inputs, dataset.validation_labels, dataset.num_classes)
 
 
+def shared(config: TrainConfig) -> TrainConfig:
+    """Return the configuration without what runs of one program may differ in."""
+    return dataclasses.replace(config, seed=0, out=Path(), resume=False, tensorboard=False)
+
+
 class Progress(NamedTuple):
     """What a run has done so far, beside its states; the checkpoint's notes."""
 
@@ -187,8 +192,7 @@ def run(config: TrainConfig, say: Callable[[str], None] = tqdm.write) -> dict[st
     if finished is not None:
         say(f"{config.out} holds a finished run; nothing to do.")
         return finished
-    shared = dataclasses.replace(config, seed=0, out=Path(), resume=False, tensorboard=False)
-    program = make_program(shared)
+    program = make_program(shared(config))
     timer = program.timer
     timer.restart({})
     init_key, selection_key = jax.random.split(jax.random.key(config.seed))

@@ -17,6 +17,7 @@ CONFIG = TrainConfig(
     dataset="tiny_imagenet",
     model="resnet50",
     width=64,
+    imagenet_stem=True,
     epochs=200,
     budget=0.1,
     learning_rate=0.1,

@@ -1,0 +1,326 @@
+"""The main job end to end: run folders, resuming, counters, presets, and its errors."""
+
+import dataclasses
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crest_jax import Batch, CrestConfig
+from crest_jax.report import read_lines
+from experiments import compare, train
+from experiments.config import TrainConfig, UserError
+from experiments.data import Dataset
+from experiments.timing import PHASES, TRAINING, PhaseTimer
+
+ROOT = Path(__file__).parents[1]
+SMALL = TrainConfig(
+    dataset="digits",
+    model="mlp",
+    width=16,
+    epochs=4,
+    budget=0.75,
+    evaluations=4,
+    checkpoints=4,
+    crest=CrestConfig(batch_size=64, subset_size=128, probe_size=64, exclude_window=8),
+)
+STEPS = 69  # 4 epochs of ceil(1442 / 64) = 23 steps, times 0.75
+
+
+def options(config: TrainConfig) -> list[str]:
+    """The command line that gives ``config``."""
+    return [
+        *("--dataset", config.dataset, "--model", config.model, "--width", str(config.width)),
+        *("--epochs", str(config.epochs), "--budget", str(config.budget)),
+        *("--evaluations", str(config.evaluations), "--checkpoints", str(config.checkpoints)),
+        *("--batch-size", "64", "--subset-size", "128", "--probe-size", "64"),
+        *("--exclude-window", "8", "--out", str(config.out)),
+    ]
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.train", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, dict[str, Any]]:
+    config = dataclasses.replace(SMALL, out=tmp_path_factory.mktemp("runs") / "whole")
+    return config, train.run(config)
+
+
+def test_run_folder_holds_what_happened(finished: tuple[TrainConfig, dict[str, Any]]) -> None:
+    config, metrics = finished
+    assert json.loads((config.out / "metrics.json").read_text()) == metrics
+    assert metrics["steps"] == STEPS
+    assert metrics["test_accuracy"] > 0.5
+    assert set(metrics["seconds"]) == set(PHASES)
+    events = read_lines(config.out / "events.jsonl")
+    evaluations = [row for row in events if row["kind"] == "evaluation"]
+    assert [row["step"] for row in evaluations] == [17, 34, 52, 69]
+    assert evaluations[-1]["accuracy"] == metrics["test_accuracy"]
+    selections = [row for row in events if row["kind"] == "selection"]
+    assert sum(row["coresets"] for row in selections) == metrics["selected"]
+    assert sum(row["reason"] != "held" for row in selections) == metrics["regions"]
+
+
+def test_counted_passes_follow_from_the_events(
+    finished: tuple[TrainConfig, dict[str, Any]],
+) -> None:
+    config, metrics = finished
+    selections = [r for r in read_lines(config.out / "events.jsonl") if r["kind"] == "selection"]
+    regions = metrics["regions"]
+    checks = regions + sum(row["rho"] is not None for row in selections)
+    assert metrics["forward"] == {
+        "step": STEPS * 64,
+        "selection": metrics["selected"] * 128,
+        "curvature": regions * 2 * 64,
+        "check": checks * 64,
+        "evaluation": 4 * 355,
+    }
+    assert metrics["backward"] == {"step": STEPS * 64, "curvature": regions * 2 * 64}
+
+
+@pytest.mark.parametrize("method", ["crest", "random"])
+def test_a_run_cut_off_anywhere_resumes_bit_for_bit(
+    method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: dict[str, list[Any]] = {"whole": [], "cut": []}
+    whole = dataclasses.replace(SMALL, method=method, out=tmp_path / "whole")
+    cut = dataclasses.replace(whole, out=tmp_path / "cut")
+
+    def spy(name: str, stop: int | None) -> None:
+        program = train.make_program(train.shared(whole))
+
+        def step(state: Any, batch: Batch) -> Any:
+            batches[name].append((np.asarray(batch.rows), np.asarray(batch.weights)))
+            if stop is not None and len(batches[name]) == stop:
+                raise KeyboardInterrupt
+            return program.train_step(state, batch)
+
+        monkeypatch.setattr(train, "make_program", lambda _: program._replace(train_step=step))
+
+    spy("whole", None)
+    expected = train.run(whole)
+    monkeypatch.undo()
+    spy("cut", 41)  # after the checkpoint of step 34
+    with pytest.raises(KeyboardInterrupt):
+        train.run(cut)
+    with (cut.out / "events.jsonl").open("a") as file:
+        file.write('{"kind": "evaluation", "st')  # a line cut off by the kill
+    del batches["cut"][34:]
+    monkeypatch.undo()
+    spy("cut", None)
+    said: list[str] = []
+    resumed = train.run(dataclasses.replace(cut, resume=True), said.append)
+    assert said == [f"resuming {cut.out} at step 34 of 69."]
+    assert resumed["params_sha256"] == expected["params_sha256"]
+    for name in ("forward", "backward", "test_accuracy"):
+        assert resumed[name] == expected[name]
+    assert len(batches["cut"]) == STEPS
+    for (rows, weights), (other, others) in zip(batches["whole"], batches["cut"], strict=True):
+        np.testing.assert_array_equal(rows, other)
+        np.testing.assert_array_equal(weights, others)
+    strip = lambda row: {k: v for k, v in row.items() if k != "seconds"}  # noqa: E731
+    lines = [[strip(r) for r in read_lines(c.out / "events.jsonl")] for c in (whole, cut)]
+    assert lines[0] == lines[1]
+
+
+def test_a_killed_process_resumes_to_the_same_parameters(
+    finished: tuple[TrainConfig, dict[str, Any]], tmp_path: Path
+) -> None:
+    config = dataclasses.replace(SMALL, out=tmp_path / "killed")
+    arguments = [sys.executable, "-m", "experiments.train", *options(config)]
+    process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
+    events = config.out / "events.jsonl"
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if events.exists() and '"step": 34' in events.read_text():
+            os.kill(process.pid, signal.SIGKILL)
+        time.sleep(0.01)
+    assert process.wait() == -signal.SIGKILL
+    result = command(*options(config), "--resume")
+    assert result.returncode == 0, result.stderr
+    assert "resuming" in result.stdout + result.stderr
+    metrics = json.loads((config.out / "metrics.json").read_text())
+    assert metrics["params_sha256"] == finished[1]["params_sha256"]
+    again = command(*options(config), "--resume")
+    assert again.returncode == 0
+    assert "nothing to do" in again.stdout + again.stderr
+
+
+def test_resume_without_a_checkpoint_starts_afresh_and_says_so(
+    finished: tuple[TrainConfig, dict[str, Any]], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    config = dataclasses.replace(SMALL, out=tmp_path / "new", resume=True)
+    metrics = train.run(config, said.append)
+    assert said == [f"{config.out} holds no checkpoint yet; starting afresh."]
+    assert metrics["params_sha256"] == finished[1]["params_sha256"]
+
+
+def test_seed_and_method_change_the_parameters(
+    finished: tuple[TrainConfig, dict[str, Any]], tmp_path: Path
+) -> None:
+    hashes = {finished[1]["params_sha256"]}
+    for change in ({"seed": 1}, {"method": "stratified"}, {"method": "random"}):
+        config = dataclasses.replace(SMALL, out=tmp_path / "".join(map(str, change.values())), **change)
+        hashes.add(train.run(config)["params_sha256"])
+    assert len(hashes) == 4
+
+
+def test_training_step_has_one_backward_pass() -> None:
+    program = train.make_program(train.shared(SMALL))
+    state = program.init(jax.random.key(0))
+    examples = program.train.take(jnp.arange(64))
+    batch = Batch(*examples, jnp.ones(64), jnp.arange(64))
+    text = str(jax.make_jaxpr(program.train_step)(state, batch))
+    # Three layers: three products forward; backward three for the kernels and two for the inputs.
+    assert text.count("dot_general") == 8
+
+
+def test_timer_sets_compilation_apart_and_adds_up() -> None:
+    timer = PhaseTimer()
+
+    def work(x: jax.Array) -> jax.Array:
+        return jax.jit(lambda x: jnp.sin(x) @ x.T)(x)
+
+    argument = jnp.ones((7, 3))
+    start = time.perf_counter()
+    timer("step", work, argument)
+    first = dict(timer.seconds)
+    timer("check", time.sleep, 0.05)
+    elapsed = time.perf_counter() - start
+    assert first["compile"] > 0
+    assert 0.05 <= timer.seconds["check"] < elapsed
+    assert 0.9 * elapsed <= sum(timer.seconds.values()) <= elapsed
+    assert timer.training == pytest.approx(sum(timer.seconds[name] for name in TRAINING))
+
+
+def test_compare_writes_table_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = dataclasses.replace(SMALL, out=tmp_path / "compared")
+    compare.main([*options(config), "--seeds", "0", "1", "--full-seeds", "1"])
+    text = (config.out / "summary.md").read_text()
+    assert text.split("\n\n")[1] in capsys.readouterr().out
+    rows = {line.split("|")[1].strip(): line.split("|") for line in text.splitlines() if "|" in line}
+    assert {"full", "random", "stratified", "crest"} <= set(rows)
+    assert rows["full"][2].strip() == "1"
+    runs = read_lines(config.out / "summary.jsonl")
+    values = [100 * run["test_accuracy"] for run in runs if run["method"] == "crest"]
+    assert rows["crest"][4].strip().startswith(f"{np.mean(values):.2f} ±")
+    assert (config.out / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
+    before = (config.out / "crest-seed0" / "metrics.json").stat().st_mtime_ns
+    compare.main([*options(config), "--seeds", "0", "1", "--full-seeds", "1"])
+    assert (config.out / "crest-seed0" / "metrics.json").stat().st_mtime_ns == before
+
+
+PRESETS = {
+    "cifar10_resnet20": ((32, 32, 3), 10),
+    "cifar100_resnet18": ((32, 32, 3), 100),
+    "tinyimagenet_resnet50": ((64, 64, 3), 200),
+}
+
+
+def test_every_preset_is_dry_run() -> None:
+    names = {path.stem for path in (ROOT / "experiments" / "configs").glob("[a-z]*.py")}
+    assert names == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_takes_two_steps_on_stand_in_arrays(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, classes = PRESETS[name]
+    preset = importlib.import_module(f"experiments.configs.{name}").CONFIG
+    assert (preset.epochs, preset.budget, preset.crest.batch_size) == (200, 0.1, 128)
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(0, 256, (16, *shape), dtype=np.uint8)
+    labels = rng.integers(0, classes, 16).astype(np.int32)
+    channels = shape[-1]
+    stand_in = Dataset(
+        name=preset.dataset, train_inputs=inputs, train_labels=labels, test_inputs=inputs,
+        test_labels=labels, validation_inputs=None, validation_labels=None, num_classes=classes,
+        mean=(120.0,) * channels, std=(60.0,) * channels, augment=True,
+        class_names=tuple(map(str, range(classes))),
+    )  # fmt: skip
+    monkeypatch.setattr(train, "load_data", lambda *_: stand_in)
+    small = dataclasses.replace(preset.crest, batch_size=8, subset_size=16, probe_size=8)
+    config = dataclasses.replace(
+        preset, epochs=1, budget=1.0, evaluations=1, checkpoints=1, crest=small, out=tmp_path / "run"
+    )
+    metrics = train.run(config)
+    train.make_program.cache_clear()
+    assert metrics["steps"] == 2
+    assert metrics["regions"] >= 1
+    assert np.isfinite(metrics["test_loss"])
+
+
+@pytest.mark.parametrize("budget", [0.0, -0.1, 1.1, float("nan")])
+def test_budget_outside_its_range_is_refused(budget: float) -> None:
+    with pytest.raises(UserError, match=r"--budget is .* must lie in \(0, 1\]"):
+        dataclasses.replace(SMALL, budget=budget)
+
+
+def test_occupied_and_changed_folders_are_refused(
+    finished: tuple[TrainConfig, dict[str, Any]], tmp_path: Path
+) -> None:
+    config, _ = finished
+    with pytest.raises(UserError, match=r"already holds a run.*--resume"):
+        train.run(config)
+    with pytest.raises(UserError, match=r"seed = 5 but the run in .* has 0"):
+        train.run(dataclasses.replace(config, seed=5, resume=True))
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        train.run(dataclasses.replace(SMALL, out=tmp_path))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_damaged_checkpoint_is_named_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(SMALL, out=tmp_path / "run")
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_metrics", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(config)
+    newest = config.out / "checkpoints" / "52"
+    for path in newest.rglob("*"):
+        if path.is_file() and path.stat().st_size > 100:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    before = sorted(path for path in config.out.rglob("*"))
+    with pytest.raises(UserError, match=r"checkpoints/52 cannot be read .*; delete that folder"):
+        train.run(dataclasses.replace(config, resume=True))
+    assert before == sorted(path for path in config.out.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--budget", "1.5"], "--budget is 1.5 but must lie in (0, 1]"),
+        (["--out", "/proc/none/run"], "--out /proc/none/run cannot be written"),
+        (["--tau", "-1"], "tau is -1.0 but must lie in"),
+        (["--dataset", "fashion_mnist", "--data-dir", "/nowhere"], "/nowhere"),
+        (["--evaluate-on", "validation", "--out", "{tmp}"], "has no validation rows"),
+    ],
+)
+def test_bad_options_end_with_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    result = command(*(argument.format(tmp=tmp_path / "run") for argument in arguments))
+    assert result.returncode != 0
+    text = " ".join(result.stderr.split())
+    assert sentence in text
+    assert "Traceback" not in result.stderr
