@@ -2,7 +2,12 @@
 
 from crest_jax.adapters import from_linen, from_nnx, linen_features
 from crest_jax.crest import CrestConfig, CrestState, Event, Work, crest
-from crest_jax.curvature import gradient_and_diagonal, hessian_vector_product, hutchinson_diagonal
+from crest_jax.curvature import (
+    draw_probes,
+    gradient_and_diagonal,
+    hessian_vector_product,
+    hutchinson_diagonal,
+)
 from crest_jax.data import ArraySource
 from crest_jax.embeddings import (
     Factored,
@@ -35,6 +40,7 @@ __all__ = [
     "Work",
     "crest",
     "cross_entropy",
+    "draw_probes",
     "embed_rows",
     "fit",
     "from_linen",

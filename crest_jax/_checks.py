@@ -52,6 +52,13 @@ def embeddings_finite(embeddings: Any) -> None:
             "rows.",
         )
 
+    largest = max(float(np.abs(np.asarray(leaf)).max()) for leaf in jax.tree.leaves(embeddings))
+    require(
+        largest < 1e15,
+        f"embeddings reach {largest:g} but must stay below 1e15, for their squares to fit float32; "
+        "divide them all by one number, which changes no pick.",
+    )
+
 
 def labels_valid(labels: Any, count: int, num_classes: int | None = None) -> np.ndarray:
     """Require integer labels [count] in ``[0, num_classes)`` and return them as int32."""

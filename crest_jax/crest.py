@@ -16,9 +16,16 @@ import numpy as np
 import optax
 
 from crest_jax import _checks
-from crest_jax.curvature import Moments, Smoothing, gradient_and_diagonal, init_moments, smooth
+from crest_jax.curvature import (
+    Moments,
+    Smoothing,
+    draw_probes,
+    gradient_and_diagonal,
+    init_moments,
+    smooth,
+)
 from crest_jax.data import RowStream, next_subsets, open_stream
-from crest_jax.embeddings import EmbedFn, logit_gradients
+from crest_jax.embeddings import EmbedFn, in_chunks, logit_gradients
 from crest_jax.exclusion import Exclusion, close_window, init_exclusion, observe
 from crest_jax.losses import cross_entropy, weighted_mean
 from crest_jax.region import Region, check_interval, relative_error
@@ -37,6 +44,7 @@ from crest_jax.types import (
     Source,
 )
 
+CPU_CHUNK = 128
 Exhausted = Literal["current", "anchor", "reanchor"]
 
 
@@ -56,6 +64,8 @@ class CrestConfig:
     """m, examples in a mini-batch coreset."""
     subset_size: int = 512
     """r, examples in the random subset that a coreset is selected from."""
+    scoring_chunk: int | None = None
+    """Examples of a subset scored at once. None: 128 on a CPU, where they fit its caches, else all."""
     max_coresets: int = 16
     """Largest number P of coresets selected at once."""
     coresets_per_interval: float = 1.0
@@ -98,6 +108,8 @@ class CrestConfig:
             "curvature_coresets", "hutchinson_probes", "exclude_window",
         ):  # fmt: skip
             _checks.positive_int(name, getattr(self, name))
+        if self.scoring_chunk is not None:
+            _checks.positive_int("scoring_chunk", self.scoring_chunk)
         _checks.require(
             self.batch_size <= self.subset_size,
             f"batch_size is {self.batch_size} but must not exceed subset_size {self.subset_size}, "
@@ -189,6 +201,9 @@ class _Kernels(NamedTuple):
 
 def _kernels(config: CrestConfig, apply_fn: ApplyFn, loss_fn: LossFn, embed_fn: EmbedFn) -> _Kernels:
     """Compile-once functions; none closes over data, so that all data are arguments."""
+    chunk = config.scoring_chunk
+    if chunk is None:
+        chunk = CPU_CHUNK if jax.default_backend() == "cpu" else config.subset_size
 
     @partial(jax.jit, static_argnames="num_classes")
     def score_and_select(
@@ -199,7 +214,7 @@ def _kernels(config: CrestConfig, apply_fn: ApplyFn, loss_fn: LossFn, embed_fn: 
         exclusion: Exclusion,
         num_classes: int,
     ) -> tuple[Array, Array, Exclusion]:
-        embeddings, losses = embed_fn(params, model_state, examples)
+        embeddings, losses = in_chunks(embed_fn, params, model_state, examples, chunk)
         coreset = medoids(embeddings, examples.labels, size=config.batch_size, num_classes=num_classes)
         weights = coreset.weights if config.weighted else jnp.ones_like(coreset.weights)
         return rows[coreset.indices], weights, observe(exclusion, rows, losses)
@@ -211,7 +226,7 @@ def _kernels(config: CrestConfig, apply_fn: ApplyFn, loss_fn: LossFn, embed_fn: 
 
     @jax.jit
     def curvature(
-        key: Array,
+        probes: Params,
         params: Params,
         model_state: ModelState,
         examples: Examples,
@@ -222,7 +237,7 @@ def _kernels(config: CrestConfig, apply_fn: ApplyFn, loss_fn: LossFn, embed_fn: 
             logits, _ = apply_fn(params, model_state, examples.inputs, train=False, rng=None)
             return weighted_mean(loss_fn(logits, examples.labels), weights)
 
-        pair = gradient_and_diagonal(key, loss, params, num_probes=config.hutchinson_probes)
+        pair = gradient_and_diagonal(probes, loss, params)
         moments, gradient, diagonal = smooth(
             moments, *pair, smoothing=config.smoothing, beta1=config.beta1, beta2=config.beta2
         )
@@ -244,6 +259,7 @@ def _put(
 
 
 _close_window = jax.jit(close_window)
+_draw_probes = jax.jit(draw_probes, static_argnames="num_probes")
 
 
 def _copy(tree: PyTree) -> PyTree:
@@ -396,8 +412,9 @@ def crest(
         key, probe_key = jax.random.split(state.key)
         rows = state.rows[: config.curvature_coresets].ravel()
         weights = state.weights[: config.curvature_coresets].ravel()
+        probes = _draw_probes(probe_key, params, config.hutchinson_probes)
         moments, gradient, curvature, norm = kernels.curvature(
-            probe_key, params, model_state, source.take(rows), weights, state.moments
+            probes, params, model_state, source.take(rows), weights, state.moments
         )
         passes = len(rows) * (1 + config.hutchinson_probes)
         state = _count_work(state, curvature_forward=passes, curvature_backward=passes)
@@ -486,11 +503,12 @@ def crest(
             state, loss = begin_region(state, params, model_state)
         elif empty:
             state = phase("selection", extend, state, params, model_state)
-        if loss is not None and not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss on the probe rows is {loss} at step {state.step} (region {state.regions}) "
-                "but must be finite; lower the learning rate or look for bad inputs."
-            )
+        for name, value in (("loss on the probe rows", loss), ("curvature's norm", state.norm)):
+            if value is not None and not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the {name} is {value} at step {state.step} (region {state.regions}) but must be "
+                    "finite; lower the learning rate or look for bad inputs."
+                )
         return state, Event(
             step=state.step,
             reason=reason,

@@ -1,5 +1,7 @@
 """Hessian-vector products, Hutchinson's diagonal, and smoothed moments."""
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -51,33 +53,54 @@ def hutchinson_diagonal(key: Array, loss_fn: Loss, params: Params, *, num_probes
       >>> hutchinson_diagonal(key, loss, jnp.array([1.0, 2.0]), num_probes=2).tolist()
       [6.0, 12.0]
     """
-    return gradient_and_diagonal(key, loss_fn, params, num_probes=num_probes)[1]
+    _checks.positive_int("num_probes", num_probes)
+    return gradient_and_diagonal(draw_probes(key, params, num_probes), loss_fn, params)[1]
 
 
-def gradient_and_diagonal(
-    key: Array, loss_fn: Loss, params: Params, *, num_probes: int = 1
-) -> tuple[Params, Params]:
-    """Return the gradient and Hutchinson's estimate of the Hessian's diagonal, sharing their work.
+def draw_probes(key: Array, params: Params, num_probes: int) -> Params:
+    """Return Rademacher vectors shaped like ``params``, stacked: leaves [num_probes, ...].
 
-    Args and errors: see ``hutchinson_diagonal``.
+    Drawn as one flat array and cut: XLA compiles that many times faster than a draw for each leaf.
 
     Example:
-      >>> gradient, _ = gradient_and_diagonal(jax.random.key(0), jnp.sum, jnp.ones(2))
-      >>> gradient.tolist()
-      [1.0, 1.0]
+      >>> sorted(set(draw_probes(jax.random.key(0), jnp.zeros(9), 2).ravel().tolist()))
+      [-1.0, 1.0]
     """
-    _checks.positive_int("num_probes", num_probes)
-    gradient_fn = jax.grad(loss_fn)
+    leaves, structure = jax.tree.flatten(params)
+    sizes = [math.prod(leaf.shape) for leaf in leaves]
+    flat = jax.random.rademacher(key, (num_probes, sum(sizes)), jnp.int8)
+    parts = jnp.split(flat, list(itertools.accumulate(sizes))[:-1], axis=1)
+    cut = [
+        part.reshape(num_probes, *leaf.shape).astype(leaf.dtype)
+        for part, leaf in zip(parts, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, cut)
 
-    def probe(key: Array) -> tuple[Params, Params]:
-        vector = optax.tree.random_like(key, params, sampler=jax.random.rademacher)
-        gradient, product = jax.jvp(gradient_fn, (params,), (vector,))
-        return gradient, jax.tree.map(jnp.multiply, vector, product)
 
-    if num_probes == 1:
-        return probe(key)
-    gradients, products = jax.lax.map(probe, jax.random.split(key, num_probes))
-    return jax.tree.map(lambda x: x[0], gradients), jax.tree.map(lambda x: x.mean(0), products)
+def gradient_and_diagonal(probes: Params, loss_fn: Loss, params: Params) -> tuple[Params, Params]:
+    """Return the gradient and Hutchinson's estimate of the Hessian's diagonal, sharing their work.
+
+    Takes the probes as an argument, and unrolls them: on a CPU, XLA compiles a Hessian-vector product
+    several times slower when its vector is drawn in the same program, and runs the gradient of a
+    convolution an order of magnitude slower inside a loop.
+
+    Args:
+      probes: Rademacher vectors, leaves [num_probes, ...]; see ``draw_probes``.
+      loss_fn: scalar loss of the parameters.
+      params: where to take both.
+
+    Example:
+      >>> probes = draw_probes(jax.random.key(0), jnp.ones(2), 1)
+      >>> [x.tolist() for x in gradient_and_diagonal(probes, lambda p: jnp.sum(p**3), jnp.ones(2))]
+      [[3.0, 3.0], [6.0, 6.0]]
+    """
+    gradient, product = jax.linearize(jax.grad(loss_fn), params)
+    num_probes = jax.tree.leaves(probes)[0].shape[0]
+    total = optax.tree.zeros_like(params)
+    for index in range(num_probes):
+        vector = jax.tree.map(lambda x, index=index: x[index], probes)
+        total = jax.tree.map(lambda t, v, h: t + v * h, total, vector, product(vector))
+    return gradient, jax.tree.map(lambda t: t / num_probes, total)
 
 
 class Moments(NamedTuple):

@@ -58,7 +58,8 @@ class Pool(NamedTuple):
     """The examples in play, in a random order within each class.
 
     A draw walks through each class's order and starts again at its end, so that no row comes twice
-    in one subset, every row comes once per pass, and a draw costs time in the subset's size only.
+    in one subset, no row comes again before all others of its class, and a draw costs time in the
+    subset's size only.
     """
 
     order: Array  # [n], int32: rows sorted by class; in each class the rows in play come first

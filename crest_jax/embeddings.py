@@ -217,6 +217,37 @@ def _factored_squared_distances(left: Array, right: Array) -> Array:
     return jnp.maximum(total + 2 * left_cross * right_cross, 0.0)
 
 
+def in_chunks(
+    embed_fn: EmbedFn, params: Params, model_state: ModelState, examples: Examples, chunk: int
+) -> tuple[PyTree, Array]:
+    """Embed examples [b] in chunks inside one program, which needs less memory and cache.
+
+    Args:
+      embed_fn: see ``logit_gradients``.
+      params: model parameters.
+      model_state: model state.
+      examples: [b].
+      chunk: static; the last chunk holds what remains.
+
+    Example:
+      >>> embed = lambda params, state, examples: (examples.inputs, examples.inputs.sum(1))
+      >>> examples = Examples(jnp.ones((5, 3)), jnp.zeros(5, int))
+      >>> in_chunks(embed, {}, {}, examples, 2)[1].tolist()
+      [3.0, 3.0, 3.0, 3.0, 3.0]
+    """
+    count = examples.labels.shape[0]
+    if chunk >= count:
+        return embed_fn(params, model_state, examples)
+    whole = count - count % chunk
+    stacked = jax.tree.map(lambda x: x[:whole].reshape(whole // chunk, chunk, *x.shape[1:]), examples)
+    parts = jax.lax.map(lambda part: embed_fn(params, model_state, part), stacked)
+    found = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), parts)
+    if whole == count:
+        return found
+    rest = embed_fn(params, model_state, jax.tree.map(lambda x: x[whole:], examples))
+    return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), found, rest)
+
+
 def embed_rows(
     embed_fn: EmbedFn,
     params: Params,

@@ -37,7 +37,7 @@ def largest_remainder(counts: Array, size: int) -> Array:
 
     Args:
       counts: [c], int32, examples of each class.
-      size: at most the sum of the counts.
+      size: at most the sum of the counts; ``size`` times the sum must stay below 2^31.
 
     Returns:
       [c], int32, summing to ``size``, none above its count.

@@ -17,7 +17,10 @@ class SamplingState(NamedTuple):
 
 
 def random_batches(source: Source, batch_size: int) -> Selection:
-    """Choose uniform random mini-batches, every example once per pass, all with weight 1.
+    """Choose uniform random mini-batches, all with weight 1; every example comes in every pass.
+
+    A pass ends when as many rows are drawn as there are examples; its last batch is filled with rows
+    from the beginning of the same pass.
 
     This is plain mini-batch SGD with reshuffling: run for all steps it is full training, run for a
     budget it is the random baseline.

@@ -21,8 +21,9 @@ def select_coreset(
     Maximises ``f(S) = sum_i max_{j in S} (max_distance - |g_i - g_j|)`` over the embeddings ``g``;
     the weight of a pick is the number of examples nearest to it (Yang, Kang and Mirzasoleiman, ICML
     2023, Section 4; Mirzasoleiman, Bilmes and Leskovec, ICML 2020). With labels, each class is
-    covered by its own picks, in proportion to the class sizes by the largest remainder, when ``size``
-    is at least twice the number of classes; below that the pool is covered as a whole.
+    covered by its own picks, in proportion to the class sizes by the largest remainder (a class too
+    small for a pick of its own goes to the nearest pick of any), when ``size`` is at least twice the
+    number of classes; below that the pool is covered as a whole.
 
     Works on concrete arrays, which are checked, and inside ``jit`` and ``vmap`` (pass ``num_classes``
     with labels there), where they are not. Memory is ``O(n^2)``, time ``O(n^2 size)``.
@@ -56,6 +57,11 @@ def select_coreset(
         size <= count,
         f"size is {size} but the pool holds {count} examples and no example is chosen twice; ask for "
         f"at most {count}.",
+    )
+    _checks.require(
+        size * count < 2**31,
+        f"size times examples is {size * count} but must be below 2^31, for which the n x n "
+        "similarities would not fit memory anyway; select from parts of the pool.",
     )
     if labels is None:
         labels, num_classes = jnp.zeros(count, jnp.int32), 1

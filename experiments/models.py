@@ -182,7 +182,7 @@ class MLP(nn.Module):
         return self.features(x, train)[1]
 
 
-def resnet8(num_classes: int, *, width: int = 16, **fields: Any) -> ResNet:
+def resnet8(num_classes: int, *, width: int = 8, **fields: Any) -> ResNet:
     """Return three stages of one basic block, with parameter-free shortcuts."""
     return ResNet((1, 1, 1), width, num_classes, projection=False, **fields)
 

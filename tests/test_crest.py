@@ -1,5 +1,6 @@
 """CREST as a whole: regions, exactness of the model, exclusion, counters, and its errors."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -303,6 +304,14 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(value: float) -> None:
         selection.refresh(state, params, STATE)
 
 
+def test_scoring_in_chunks_chooses_the_same_batches() -> None:
+    whole, chunked = (
+        train(dataclasses.replace(CONFIG, scoring_chunk=chunk), optax.sgd(0.1), 6) for chunk in (36, 10)
+    )
+    for (*_, x), (*_, y) in zip(whole, chunked, strict=True):
+        np.testing.assert_array_equal(x.rows, y.rows)
+
+
 def test_next_batch_before_refresh_is_refused() -> None:
     selection = crest(linear, make_source(), CONFIG)
     state = selection.init(jax.random.key(0), make_params(), STATE)
@@ -324,6 +333,7 @@ def test_data_smaller_than_a_draw_are_refused(name: str) -> None:
         ("batch_size", 513),
         ("subset_size", 1.5),
         ("max_coresets", -1),
+        ("scoring_chunk", 0),
         ("max_interval", 0),
         ("curvature_coresets", 17),
         ("reference_step", -1),

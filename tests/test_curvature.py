@@ -8,6 +8,7 @@ from helpers import init_mlp
 from jax.flatten_util import ravel_pytree
 
 from crest_jax.curvature import (
+    draw_probes,
     gradient_and_diagonal,
     hessian_vector_product,
     hutchinson_diagonal,
@@ -56,7 +57,7 @@ def test_the_estimated_diagonal_is_unbiased_with_the_stated_variance(dense, num_
         @jax.jit
         @jax.vmap
         def estimate(key):
-            pair = gradient_and_diagonal(key, loss, params, num_probes=num_probes)
+            pair = gradient_and_diagonal(draw_probes(key, params, num_probes), loss, params)
             return tuple(ravel_pytree(tree)[0] for tree in pair)
 
         gradients, diagonals = map(np.asarray, estimate(jax.random.split(jax.random.key(3), count)))
@@ -77,7 +78,9 @@ def test_a_diagonal_hessian_is_found_exactly(num_probes):
     def loss(p):
         return sum(jnp.sum(scale[name] * p[name] ** 4) for name in p)
 
-    estimate = jax.jit(lambda key: gradient_and_diagonal(key, loss, params, num_probes=num_probes))
+    estimate = jax.jit(
+        lambda key: gradient_and_diagonal(draw_probes(key, params, num_probes), loss, params)
+    )
     hutchinson = jax.jit(lambda key: hutchinson_diagonal(key, loss, params, num_probes=num_probes))
     for seed in range(3):
         gradient, diagonal = estimate(jax.random.key(seed))

@@ -19,6 +19,7 @@ from crest_jax.embeddings import (
     Factored,
     count_sketch,
     embed_rows,
+    in_chunks,
     last_layer_gradients,
     logit_gradients,
     logit_residuals,
@@ -232,3 +233,15 @@ def test_embedding_rows_refuses_bad_input_in_a_sentence(problem, rows, chunk_siz
     source = ArraySource(np.asarray(examples.inputs), np.asarray(examples.labels), 3)
     with pytest.raises(ValueError, match=message):
         embed_rows(logit_gradients(mlp), params, {}, source, rows, chunk_size=chunk_size)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 10, 11, 100])
+def test_chunks_in_one_program_change_nothing(problem, chunk):
+    params, examples = problem
+    embed = last_layer_gradients(mlp_features)
+    whole, losses = embed(params, {}, examples)
+    found, chunk_losses = jax.jit(lambda p, e: in_chunks(embed, p, {}, e, chunk))(params, examples)
+    assert len(losses) == 11
+    np.testing.assert_allclose(chunk_losses, losses, rtol=1e-6)
+    for part, expected in zip(found, whole, strict=True):
+        np.testing.assert_allclose(part, expected, rtol=1e-5, atol=1e-6)

@@ -104,7 +104,7 @@ def test_output_shapes(name: str, imagenet_stem: bool) -> None:
     features, logits = jax.eval_shape(
         lambda v, x: model.apply(v, x, method="features"), variables, images
     )
-    width = {"resnet8": 64, "resnet20": 64, "resnet18": 512, "resnet50": 2048, "mlp": 512}[name]
+    width = {"resnet8": 32, "resnet20": 64, "resnet18": 512, "resnet50": 2048, "mlp": 512}[name]
     assert (features.shape, logits.shape) == ((2, width), (2, 7))
 
 

@@ -178,6 +178,7 @@ def spoilt(value):
         (np.zeros((0, 2)), 1, {}, r"shape \(0, 2\).*at least one example; pass"),
         (spoilt(np.nan), 2, {}, "2 of 6 examples are NaN or infinite .*row 3.*; check"),
         (spoilt(-np.inf), 2, {}, "2 of 6 examples are NaN or infinite .*row 3.*; check"),
+        (spoilt(1e16), 2, {}, r"reach 1e\+16 but must stay below 1e15.*; divide"),
         (Factored(GOOD, spoilt(np.nan)), 2, {}, "2 of 6 examples are NaN.*row 3.*; check"),
         (Factored(GOOD, GOOD[:5]), 2, {}, r"\(6, 2\), \(5, 2\).*must agree; pass"),
         (GOOD[:, 0], 2, {}, r"shapes \[\(6,\)\].*; flatten"),

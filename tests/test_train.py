@@ -18,7 +18,7 @@ import pytest
 
 from crest_jax import Batch, CrestConfig
 from crest_jax.report import read_lines
-from experiments import compare, train
+from experiments import compare, nnx_example, train
 from experiments.config import TrainConfig, UserError
 from experiments.data import Dataset
 from experiments.timing import PHASES, TRAINING, PhaseTimer
@@ -224,6 +224,11 @@ def test_compare_writes_table_and_picture(tmp_path: Path, capsys: pytest.Capture
     before = (config.out / "crest-seed0" / "metrics.json").stat().st_mtime_ns
     compare.main([*options(config), "--seeds", "0", "1", "--full-seeds", "1"])
     assert (config.out / "crest-seed0" / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_nnx_example_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert nnx_example.main(steps=60) > 0.7
+    assert "regions" in capsys.readouterr().out
 
 
 PRESETS = {
