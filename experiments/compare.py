@@ -9,6 +9,7 @@ method and seed, ``summary.md`` (the table), ``summary.jsonl`` (its numbers) and
 """
 
 import dataclasses
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -177,7 +178,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         append_line(lines, result)
     text = summarise(config, results)
     command = shlex.join(["python", "-m", "experiments.compare", *(argv or sys.argv[1:])])
-    (out / "summary.md").write_text(f"`{command}`\n\n{text}\n{EXPLANATION}", encoding="utf-8")
+    commits = ", ".join(sorted({str(result["commit"]) for result in results}))
+    source = f"`{command}` at commit {commits}, on {results[0]['device']}, {os.cpu_count()} cores"
+    (out / "summary.md").write_text(f"{source}\n\n{text}\n{EXPLANATION}", encoding="utf-8")
     title = f"{config.run.dataset}, {config.run.model}, {len(config.seeds)} seed(s)"
     plot_accuracy(results, out / "accuracy.png", title)
     print(f"\n{text}\n{EXPLANATION}\nThe picture is {out / 'accuracy.png'}.")

@@ -1,10 +1,26 @@
 """The folder that holds one run: its options, events and results."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from experiments.config import TrainConfig, UserError
+
+
+def commit() -> str | None:
+    """Return the checked-out commit, with a plus sign if the tree differs from it, or None."""
+    here = Path(__file__).parent
+    try:
+        found = [
+            subprocess.run(
+                ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for arguments in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "."))
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found[0] + ("+" if found[1] else "")
 
 
 def new_folder(path: Path) -> None:

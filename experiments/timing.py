@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 TRAINING = ("step", "selection", "curvature", "check")
-PHASES = (*TRAINING, "evaluation", "checkpoint", "init", "compile")
+PHASES = (*TRAINING, "evaluation", "checkpoint", "init", "compile", "other")
 
 
 class CompileClock:
@@ -62,6 +62,17 @@ class PhaseTimer:
     def restart(self, seconds: dict[str, float]) -> None:
         """Start from zero, or go on from earlier ``seconds``."""
         self.seconds = dict.fromkeys(PHASES, 0.0) | seconds
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Count the time outside all phases, as "other", from now on."""
+        self._start = time.perf_counter() - sum(self.seconds.values())
+
+    def totals(self) -> dict[str, float]:
+        """Return the seconds of all phases; with "other" they add up to the wall time."""
+        inside = sum(seconds for name, seconds in self.seconds.items() if name != "other")
+        other = time.perf_counter() - self._start - inside
+        return self.seconds | {"other": max(0.0, other)}
 
     def __call__(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
         """Run and time one phase."""
@@ -75,5 +86,9 @@ class PhaseTimer:
 
     @property
     def training(self) -> float:
-        """Seconds of everything that training needs: steps, selection, curvature and checks."""
-        return sum(self.seconds[name] for name in TRAINING)
+        """Seconds of everything that training needs: steps, selection, curvature, checks, the rest.
+
+        Without evaluation, checkpoints, initialisation and compilation.
+        """
+        totals = self.totals()
+        return sum(totals[name] for name in (*TRAINING, "other"))

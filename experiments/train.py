@@ -43,7 +43,7 @@ from experiments import data, models, optim
 from experiments.augment import pad_crop_flip
 from experiments.checkpoints import Checkpoints
 from experiments.config import TrainConfig, UserError
-from experiments.run_folder import drop_events_after, open_folder, write_json
+from experiments.run_folder import commit, drop_events_after, open_folder, write_json
 from experiments.timing import TRAINING, PhaseTimer
 
 
@@ -224,6 +224,7 @@ def run(config: TrainConfig, say: Callable[[str], None] = tqdm.write) -> dict[st
     )
     board = _Board(config)
     accuracy = float("nan")
+    timer.start_clock()
     with bar, board:
         for step in range(progress.step, program.steps):
             selected, event = program.selection.refresh(selected, state.params, state.model_state)
@@ -260,7 +261,7 @@ def _spread(steps: int, times: int) -> set[int]:
 
 
 def _save(checkpoints: Checkpoints, step: int, arrays: Any, timer: PhaseTimer, evaluated: int) -> None:
-    notes = Progress(step, dict(timer.seconds), evaluated)._asdict()
+    notes = Progress(step, timer.totals(), evaluated)._asdict()
     timer("checkpoint", checkpoints.save, step, arrays, notes)
 
 
@@ -316,7 +317,7 @@ def _metrics(
 ) -> dict[str, Any]:
     work = getattr(selected, "work", None)
     trained = program.steps * program.batch_size
-    seconds = program.timer.seconds
+    seconds = program.timer.totals()
     metrics = {
         f"{config.evaluate_on}_accuracy": result.accuracy,
         f"{config.evaluate_on}_loss": result.loss,
@@ -335,6 +336,7 @@ def _metrics(
         "params_sha256": params_sha256(state.params),
         "seed": config.seed,
         "method": config.method,
+        "commit": commit(),
         "versions": {"crest_jax": version("crest_jax"), "jax": jax.__version__},
         "device": jax.devices()[0].device_kind,
     }
