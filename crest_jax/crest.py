@@ -91,8 +91,9 @@ class CrestConfig:
     """Decay of the gradient's mean (smoothing "paper")."""
     beta2: float = 0.9
     """Decay of the curvature's mean (the paper's value is 0.999)."""
-    exclude_below: float = 0.1
-    """alpha: an example whose loss stays below it for a window is excluded; 0 excludes none."""
+    exclude_below: float = 0.02
+    """alpha: an example whose loss stays below it for a window is excluded; 0 excludes none. The
+    paper's 0.1 suits long training; in runs of few passes it takes examples out too early."""
     exclude_window: int = 100
     """T2, optimizer steps in a window."""
     exhausted: Exhausted = "current"
@@ -211,11 +212,13 @@ def _kernels(config: CrestConfig, apply_fn: ApplyFn, loss_fn: LossFn, embed_fn: 
         model_state: ModelState,
         examples: Examples,
         rows: Array,
+        classes: Array,
         exclusion: Exclusion,
         num_classes: int,
     ) -> tuple[Array, Array, Exclusion]:
         embeddings, losses = in_chunks(embed_fn, params, model_state, examples, chunk)
-        coreset = medoids(embeddings, examples.labels, size=config.batch_size, num_classes=num_classes)
+        strata = classes[rows]
+        coreset = medoids(embeddings, strata, size=config.batch_size, num_classes=num_classes)
         weights = coreset.weights if config.weighted else jnp.ones_like(coreset.weights)
         return rows[coreset.indices], weights, observe(exclusion, rows, losses)
 
@@ -393,7 +396,7 @@ def crest(
         for index in range(state.held, state.held + number):
             state, rows = draw(state, config.subset_size)
             picked, weights, exclusion = kernels.score_and_select(
-                params, model_state, source.take(rows), rows, state.exclusion, num_classes
+                params, model_state, source.take(rows), rows, classes, state.exclusion, num_classes
             )
             slots = _put(state.rows, state.weights, np.int32(index), picked, weights)
             state = state._replace(rows=slots[0], weights=slots[1], exclusion=exclusion)
