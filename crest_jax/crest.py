@@ -1,7 +1,7 @@
 """CREST: mini-batch coresets, selected anew when a quadratic model of the loss stops being right.
 
 Yang, Kang and Mirzasoleiman, "Towards Sustainable Learning: Coresets for Data-efficient Deep
-Learning", ICML 2023, Algorithm 1. This is the only file of the library that turns arrays into Python
+Learning", ICML 2023, Algorithm 1. While it runs, only this file turns arrays into Python
 numbers, and it does so only when a check is due or a region begins.
 """
 
@@ -82,15 +82,16 @@ class CrestConfig:
     probe_size: int = 256
     """Examples on which the loss is measured for rho."""
     curvature_coresets: int = 1
-    """Mini-batch coresets on which the gradient and the Hessian's diagonal are taken."""
+    """Mini-batch coresets on which the gradient and the Hessian's diagonal are taken; a region begins
+    with at least as many."""
     hutchinson_probes: int = 1
     """Random vectors for the Hessian's diagonal."""
     smoothing: Smoothing = "signed"
     """How gradient and curvature are smoothed over regions: none, signed, or as in the paper."""
     beta1: float = 0.9
     """Decay of the gradient's mean (smoothing "paper")."""
-    beta2: float = 0.9
-    """Decay of the curvature's mean (the paper's value is 0.999)."""
+    beta2: float | None = None
+    """Decay of the curvature's mean; None: 0.9 for "signed", 0.999 for "paper"."""
     exclude_below: float = 0.02
     """alpha: an example whose loss stays below it for a window is excluded; 0 excludes none. The
     paper's 0.1 suits long training; in runs of few passes it takes examples out too early."""
@@ -129,8 +130,9 @@ class CrestConfig:
         )
         for name in ("coresets_per_interval", "interval_multiplier", "tau"):
             _checks.in_range(name, getattr(self, name), 0.0, 1e6, open_low=True)
-        for name in ("beta1", "beta2"):
-            _checks.in_range(name, getattr(self, name), 0.0, 0.999999)
+        _checks.in_range("beta1", self.beta1, 0.0, 0.999999)
+        if self.beta2 is not None:
+            _checks.in_range("beta2", self.beta2, 0.0, 0.999999)
         _checks.in_range("exclude_below", self.exclude_below, 0.0, 1e6)
         for name, options in (("smoothing", get_args(Smoothing)), ("exhausted", get_args(Exhausted))):
             _checks.require(
@@ -144,6 +146,7 @@ class Work(NamedTuple):
     """Examples passed through the model so far, beside the training steps; a tangent pass counts."""
 
     selection_forward: int = 0
+    selection_backward: int = 0
     check_forward: int = 0
     curvature_forward: int = 0
     curvature_backward: int = 0
@@ -165,6 +168,7 @@ class CrestState(NamedTuple):
     unused: int  # coresets thrown away before a step used them
     excluded: int  # examples out of play
     work: Work
+    finite: Array  # [], bool: all losses and embeddings seen so far were finite
     key: Array
     stream: RowStream
     exclusion: Exclusion  # [n] arrays
@@ -202,6 +206,9 @@ class _Kernels(NamedTuple):
 
 def _kernels(config: CrestConfig, apply_fn: ApplyFn, loss_fn: LossFn, embed_fn: EmbedFn) -> _Kernels:
     """Compile-once functions; none closes over data, so that all data are arguments."""
+    beta2 = config.beta2
+    if beta2 is None:
+        beta2 = 0.999 if config.smoothing == "paper" else 0.9
     chunk = config.scoring_chunk
     if chunk is None:
         chunk = CPU_CHUNK if jax.default_backend() == "cpu" else config.subset_size
@@ -215,12 +222,14 @@ def _kernels(config: CrestConfig, apply_fn: ApplyFn, loss_fn: LossFn, embed_fn: 
         classes: Array,
         exclusion: Exclusion,
         num_classes: int,
-    ) -> tuple[Array, Array, Exclusion]:
+    ) -> tuple[Array, Array, Exclusion, Array]:
         embeddings, losses = in_chunks(embed_fn, params, model_state, examples, chunk)
         strata = classes[rows]
         coreset = medoids(embeddings, strata, size=config.batch_size, num_classes=num_classes)
         weights = coreset.weights if config.weighted else jnp.ones_like(coreset.weights)
-        return rows[coreset.indices], weights, observe(exclusion, rows, losses)
+        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((embeddings, losses))]
+        exclusion = observe(exclusion, rows, losses)
+        return rows[coreset.indices], weights, exclusion, jnp.all(jnp.stack(finite))
 
     @jax.jit
     def probe_loss(params: Params, model_state: ModelState, examples: Examples) -> Array:
@@ -242,7 +251,7 @@ def _kernels(config: CrestConfig, apply_fn: ApplyFn, loss_fn: LossFn, embed_fn: 
 
         pair = gradient_and_diagonal(probes, loss, params)
         moments, gradient, diagonal = smooth(
-            moments, *pair, smoothing=config.smoothing, beta1=config.beta1, beta2=config.beta2
+            moments, *pair, smoothing=config.smoothing, beta1=config.beta1, beta2=beta2
         )
         return moments, gradient, diagonal, optax.tree.norm(diagonal)
 
@@ -261,7 +270,15 @@ def _put(
     return rows.at[index].set(new_rows), weights.at[index].set(new_weights)
 
 
-_close_window = jax.jit(close_window)
+@jax.jit
+def _close_window(
+    exclusion: Exclusion, classes: Array, needed: Array, alpha: float
+) -> tuple[Exclusion, Array]:
+    """Close the window and say whether an example left or returned."""
+    closed = close_window(exclusion, classes, needed, alpha)
+    return closed, jnp.any(closed.excluded != exclusion.excluded)
+
+
 _draw_probes = jax.jit(draw_probes, static_argnames="num_probes")
 
 
@@ -342,14 +359,16 @@ def crest(
             getattr(config, name) <= count,
             f"{name} is {getattr(config, name)} but the data hold {count} examples; lower {name}.",
         )
-    kernels = _kernels(config, apply_fn, loss_fn, embed_fn or logit_gradients(apply_fn, loss_fn))
+    embed_fn = embed_fn or logit_gradients(apply_fn, loss_fn)
+    backward_passes = getattr(embed_fn, "backward_passes", 0)
+    kernels = _kernels(config, apply_fn, loss_fn, embed_fn)
     classes = jnp.asarray(source.labels, jnp.int32)
     needed = _rows_needed(source.labels, num_classes, max(config.subset_size, config.probe_size))
 
     def init(key: Array, params: Params, model_state: ModelState) -> CrestState:
         stream_key, key = jax.random.split(key)
         # Nothing was seen, so this changes nothing, and compiles now what a later window needs.
-        exclusion = _close_window(init_exclusion(count), classes, needed, config.exclude_below)
+        exclusion, _ = _close_window(init_exclusion(count), classes, needed, config.exclude_below)
         region = Region(
             anchor=_copy(params),
             model_state=_copy(model_state),
@@ -373,6 +392,7 @@ def crest(
             unused=0,
             excluded=0,
             work=Work(),
+            finite=jnp.ones((), bool),
             key=key,
             stream=open_stream(stream_key, classes, ~exclusion.excluded, num_classes),
             exclusion=exclusion,
@@ -395,12 +415,20 @@ def crest(
         """Append coresets selected at these parameters."""
         for index in range(state.held, state.held + number):
             state, rows = draw(state, config.subset_size)
-            picked, weights, exclusion = kernels.score_and_select(
+            picked, weights, exclusion, finite = kernels.score_and_select(
                 params, model_state, source.take(rows), rows, classes, state.exclusion, num_classes
             )
             slots = _put(state.rows, state.weights, np.int32(index), picked, weights)
-            state = state._replace(rows=slots[0], weights=slots[1], exclusion=exclusion)
-        state = _count_work(state, selection_forward=number * config.subset_size)
+            state = state._replace(
+                rows=slots[0],
+                weights=slots[1],
+                exclusion=exclusion,
+                finite=state.finite & finite,
+            )
+        scored = number * config.subset_size
+        state = _count_work(
+            state, selection_forward=scored, selection_backward=scored * backward_passes
+        )
         return state._replace(held=state.held + number, selected=state.selected + number)
 
     def check(
@@ -470,16 +498,14 @@ def crest(
         return select(state, params, model_state, min(num_coresets(state.interval), left))
 
     def exclude(state: CrestState) -> CrestState:
-        exclusion = _close_window(state.exclusion, classes, needed, config.exclude_below)
+        exclusion, changed = _close_window(state.exclusion, classes, needed, config.exclude_below)
+        window_end = state.step + config.exclude_window
+        state = state._replace(exclusion=exclusion, window_end=window_end)
+        if not changed:
+            return state
         key, stream_key = jax.random.split(state.key)
         stream = open_stream(stream_key, classes, ~exclusion.excluded, num_classes)
-        return state._replace(
-            key=key,
-            exclusion=exclusion,
-            stream=stream,
-            excluded=count - stream.in_play,
-            window_end=state.step + config.exclude_window,
-        )
+        return state._replace(key=key, stream=stream, excluded=count - stream.in_play)
 
     def refresh(
         state: CrestState, params: Params, model_state: ModelState
@@ -488,7 +514,7 @@ def crest(
         empty = state.cursor == state.held
         if not (due or empty):
             return state, None
-        if config.exclude_below > 0 and state.step >= state.window_end:
+        if config.exclude_below > 0 and due and state.step >= state.window_end:
             state = phase("selection", exclude, state)
         selected = state.selected
         reason, rho, loss = "held", None, None
@@ -512,6 +538,12 @@ def crest(
                     f"the {name} is {value} at step {state.step} (region {state.regions}) but must be "
                     "finite; lower the learning rate or look for bad inputs."
                 )
+        if due and not state.finite:
+            raise FloatingPointError(
+                "a loss or an embedding of the scored examples was NaN or infinite before step "
+                f"{state.step} (region {state.regions}) but all must be finite; lower the learning "
+                "rate or look for bad inputs."
+            )
         return state, Event(
             step=state.step,
             reason=reason,

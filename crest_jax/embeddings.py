@@ -155,6 +155,7 @@ def sketched_gradients(
 
         return jax.vmap(sketch)(examples)
 
+    embed.backward_passes = 1  # type: ignore[attr-defined]  # counted by ``crest``, for each example
     return embed
 
 

@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -34,6 +35,7 @@ def predict(region: Region, params: Params) -> Array:
       >>> float(predict(region, jnp.array([1.0, 0.0])))
       4.5
     """
+    chex.assert_trees_all_equal_shapes(params, region.anchor)
     delta = jax.tree.map(jnp.subtract, params, region.anchor)
     linear = optax.tree.vdot(region.gradient, delta)
     quadratic = optax.tree.vdot(delta, jax.tree.map(jnp.multiply, region.curvature, delta))
@@ -44,14 +46,16 @@ def relative_error(region: Region, params: Params, loss: Array) -> Array:
     """Return ``rho = |F(delta) - loss| / loss`` [] for the loss measured at ``params``.
 
     Yang, Kang and Mirzasoleiman, ICML 2023, Section 4. Exactly 0 at the anchor for the anchor's
-    loss.
+    loss, and huge for a loss of 0 that was not predicted.
 
     Example:
       >>> region = Region(jnp.zeros(2), {}, jnp.arange(1), jnp.array(3.0), jnp.ones(2), jnp.ones(2))
       >>> float(relative_error(region, jnp.array([1.0, 0.0]), jnp.array(4.0)))
       0.125
     """
-    return jnp.abs(predict(region, params) - loss) / loss
+    error = jnp.abs(predict(region, params) - loss)
+    smallest = float(jnp.finfo(jnp.float32).tiny)
+    return jnp.where(error == 0, 0.0, error / jnp.where(loss == 0, smallest, loss))
 
 
 def check_interval(reference: float, norm: float, *, multiplier: float, maximum: int) -> int:

@@ -80,9 +80,9 @@ def _num_rows(embeddings: PyTree) -> int:
     leaves = jax.tree.leaves(embeddings)
     shapes = [leaf.shape for leaf in leaves]
     _checks.require(
-        len(shapes) > 0 and all(len(shape) == 2 for shape in shapes),
-        f"embeddings have shapes {shapes} but must be one array [n, d] or a Factored pair of them; "
-        "flatten each example's embedding to a vector.",
+        len(shapes) > 0 and all(len(shape) == 2 and shape[1] > 0 for shape in shapes),
+        f"embeddings have shapes {shapes} but must be one array [n, d], d >= 1, or a Factored pair of "
+        "them; flatten each example's embedding to a vector.",
     )
     _checks.require(
         len({shape[0] for shape in shapes}) == 1,

@@ -1,5 +1,8 @@
 """Checkpoints of a whole run with Orbax: training state, selection state, counters."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +10,19 @@ import jax
 import orbax.checkpoint as ocp
 
 from experiments.config import UserError
+from experiments.data.dataset import one_line
 
 KEPT = 2
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Orbax's own lines about damaged files back: the error that it raises is told in one."""
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 class Checkpoints:
@@ -20,7 +34,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        with _quiet():
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, step: int, arrays: Any, notes: dict[str, Any]) -> None:
         """Write one checkpoint: a tree of arrays and Python numbers, and JSON notes."""
@@ -43,14 +58,15 @@ class Checkpoints:
         abstract = jax.tree.map(_abstract, like)
         try:
             parts = {"state": ocp.args.StandardRestore(abstract), "notes": ocp.args.JsonRestore()}
-            found = self._manager.restore(step, args=ocp.args.Composite(**parts))
+            with _quiet():
+                found = self._manager.restore(step, args=ocp.args.Composite(**parts))
+            return jax.tree.map(_typed, like, found["state"]), dict(found["notes"])
         except Exception as error:  # Orbax raises many kinds for damaged files
             raise UserError(
-                f"the checkpoint {self.folder / str(step)} cannot be read "
-                f"({type(error).__name__}: {str(error).splitlines()[0][:120]}) but must be whole; "
-                "delete that folder to go on from the one before, or start again with another --out."
+                f"the checkpoint {self.folder / str(step)} cannot be read ({type(error).__name__}: "
+                f"{one_line(error)[:120]}) but must be whole; delete that folder to go on from the one "
+                "before, or start again with another --out."
             ) from error
-        return jax.tree.map(_typed, like, found["state"]), dict(found["notes"])
 
     def close(self) -> None:
         """Wait for what is being written."""

@@ -22,11 +22,10 @@ from scipy import stats
 from tqdm import tqdm
 
 from crest_jax.report import append_line, read_lines, table
-from experiments import data
 from experiments.config import Method, TrainConfig, UserError
 from experiments.plots import plot_accuracy
 from experiments.timing import TRAINING
-from experiments.train import run
+from experiments.train import ERRORS, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +49,9 @@ class CompareConfig:
             raise UserError(
                 "--methods and --seeds must name at least one each; leave them out for all."
             )
+        self.run.refuse(
+            ("method", "seed", "resume"), "use --methods and --seeds; runs resume by themselves"
+        )
         for name in ("methods", "seeds"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
@@ -169,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results = compare(config)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on with the runs that are missing.")
-    except (UserError, ValueError, FloatingPointError, data.DataError) as error:
+    except ERRORS as error:
         sys.exit(f"error: {error}")
     out = config.run.out
     lines = out / "summary.jsonl"
@@ -177,7 +179,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for result in results:
         append_line(lines, result)
     text = summarise(config, results)
-    command = shlex.join(["python", "-m", "experiments.compare", *(argv or sys.argv[1:])])
+    command = shlex.join(
+        ["python", "-m", "experiments.compare", *(sys.argv[1:] if argv is None else argv)]
+    )
     commits = ", ".join(sorted({str(result["commit"]) for result in results}))
     source = f"`{command}` at commit {commits}, on {results[0]['device']}, {os.cpu_count()} cores"
     (out / "summary.md").write_text(f"{source}\n\n{text}\n{EXPLANATION}", encoding="utf-8")

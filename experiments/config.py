@@ -74,12 +74,24 @@ class TrainConfig:
         """Refuse what cannot work, before any work."""
         if not (math.isfinite(self.budget) and 0 < self.budget <= 1):
             raise UserError(f"--budget is {self.budget} but must lie in (0, 1]; 0.1 is usual.")
+        if not 0 <= self.warmup < 0.5:
+            raise UserError(
+                f"--warmup is {self.warmup} but must lie in [0, 0.5), before the first drop of the "
+                "rate; 0.1 is usual."
+            )
         for name in ("epochs", "evaluations", "checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(
                     f"--{name} is {getattr(self, name)} but must be at least 1; pass a positive "
                     "integer."
                 )
+
+    def refuse(self, names: tuple[str, ...], remedy: str) -> None:
+        """Raise ``UserError`` if an option that would have no effect was given."""
+        for name in names:
+            if getattr(self, name) != TrainConfig.__dataclass_fields__[name].default:
+                option = name.replace("_", "-")
+                raise UserError(f"--{option} has no effect here and must be left out; {remedy}.")
 
     def full_steps(self, count: int) -> int:
         """Return the steps of full training on ``count`` examples."""

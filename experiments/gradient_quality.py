@@ -8,9 +8,10 @@ stratified ones, and mini-batch coresets selected out of stratified random subse
 taken in evaluation mode, where the gradient of a set is the mean of its examples' gradients.
 
 *Variance* is ``E |g - E g|^2``. *Bias* is ``|E g - G|`` over the norm of the full gradient ``G``; of it
-the table gives an unbiased estimate (the square root of ``|mean - G|^2 - variance / count``, 0 where
-that is negative) and an upper bound: ``|mean - G|`` plus the 95 % quantile of ``|mean* - mean|`` over
-bootstrap samples, by the triangle inequality.
+the table gives an estimate (the square root of ``|mean - G|^2 - variance / count``, which is unbiased
+before the root; 0 where that is negative) and an upper bound: ``|mean - G|`` plus the 95 % quantile of
+``|mean* - mean|`` over bootstrap samples, by the triangle inequality. Mini-batches are drawn
+independently of each other.
 """
 
 import dataclasses
@@ -30,10 +31,9 @@ from crest_jax import ArraySource, Examples, cross_entropy, logit_gradients, wei
 from crest_jax.data import next_subsets, open_stream, padded_chunks
 from crest_jax.report import append_line, table
 from crest_jax.selection import medoids
-from experiments import data
 from experiments.config import TrainConfig, UserError
 from experiments.run_folder import new_folder
-from experiments.train import Program, make_program, shared
+from experiments.train import ERRORS, Program, make_program, shared
 
 Kind = Literal["random", "stratified", "coreset"]
 
@@ -53,6 +53,8 @@ class QualityConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
+        unused = ("resume", "tensorboard", "evaluations", "checkpoints", "evaluate_on")
+        self.run.refuse(unused, "nothing is evaluated or saved while the network trains")
         if self.points < 1 or self.count < 2:
             raise UserError(
                 f"--points is {self.points} and --count {self.count} but they must be at least 1 "
@@ -132,11 +134,12 @@ def batch_gradients(
     if kind == "random":
         strata, number = jnp.zeros_like(strata), 1
     active = jnp.ones(len(source), bool)
-    stream = open_stream(key, strata, active, number)
     size = subset_size if kind == "coreset" else batch_size
     found = []
-    for _ in tqdm(range(config.count), desc=kind, leave=False):
-        stream, rows = next_subsets(stream, strata, active, 1, size)
+    for index in tqdm(range(config.count), desc=kind, leave=False):
+        # A stream of its own for each draw: within one stream, draws are not independent.
+        stream = open_stream(jax.random.fold_in(key, index), strata, active, number)
+        _, rows = next_subsets(stream, strata, active, 1, size)
         rows, weights = rows[0], jnp.ones(batch_size)
         if kind == "coreset":
             rows, weights = select(params, model_state, source.take(rows), rows)
@@ -160,7 +163,8 @@ def measure(config: QualityConfig) -> list[dict[str, Any]]:
             size=config.run.crest.batch_size,
             num_classes=source.num_classes,
         )
-        return rows[coreset.indices], coreset.weights
+        weights = coreset.weights if config.run.crest.weighted else jnp.ones_like(coreset.weights)
+        return rows[coreset.indices], weights
 
     init_key, train_key, measure_key = jax.random.split(jax.random.key(config.run.seed), 3)
     state = program.init(init_key)
@@ -218,7 +222,7 @@ def main() -> None:
         results = measure(config)
     except KeyboardInterrupt:
         sys.exit("interrupted before the measurement was complete; run the command again.")
-    except (UserError, ValueError, data.DataError) as error:
+    except ERRORS as error:
         sys.exit(f"error: {error}")
     for row in results:
         append_line(config.run.out / "gradient_quality.jsonl", row)

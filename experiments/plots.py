@@ -14,6 +14,8 @@ COLOURS = {"full": "0.35", "random": "C0", "stratified": "C2", "crest": "C3"}
 
 def plot_accuracy(results: list[dict[str, Any]], path: Path, title: str) -> None:
     """Draw held-out accuracy against steps and against seconds, mean and range over seeds."""
+    if len({r["seed"] for r in results}) > 1:
+        title += " (band: range over seeds)"
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for method in dict.fromkeys(r["method"] for r in results):
         curves = [r["curve"] for r in results if r["method"] == method]
@@ -42,6 +44,6 @@ def plot_accuracy(results: list[dict[str, Any]], path: Path, title: str) -> None
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy, %")
     panels[0].legend(title="method, at the end")
-    figure.suptitle(title + (" (band: range over seeds)" if len(results) > 4 else ""), fontsize=11)
+    figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -23,33 +23,48 @@ def commit() -> str | None:
     return found[0] + ("+" if found[1] else "")
 
 
-def new_folder(path: Path) -> None:
-    """Make a folder for results and prove that it can be written, or raise ``UserError``."""
+LEFTOVERS = {".probe", "config.tmp"}  # of a run that was killed while it began
+
+
+def writable_folder(path: Path) -> None:
+    """Make a folder, where there is none, and prove that it can be written, or raise ``UserError``."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".probe"
         probe.touch()
         probe.unlink()
-        occupied = any(path.iterdir())
     except OSError as error:
         raise UserError(
             f"--out {path} cannot be written ({error.strerror}) but must be a folder you can write to; "
             "choose another or mend its permissions."
         ) from error
-    if occupied:
+
+
+def new_folder(path: Path) -> None:
+    """Make a new folder for results, or raise ``UserError``."""
+    writable_folder(path)
+    if {found.name for found in path.iterdir()} - LEFTOVERS:
         raise UserError(
             f"--out {path} is not empty and holds no run but must be a new or empty folder; choose "
             "another."
         )
 
 
-def open_folder(config: TrainConfig) -> dict[str, Any] | None:
-    """Make or check the run folder; return the metrics of a finished run that is resumed."""
+def finished_run(config: TrainConfig) -> dict[str, Any] | None:
+    """Check the run folder, changing nothing; return the metrics of a finished run.
+
+    Raises:
+      UserError: when the folder holds a run that this one would overwrite or cannot go on with.
+    """
     path = config.out / "config.json"
-    options = config.as_json()
-    if not path.exists():
-        new_folder(config.out)
-        write_json(path, options)
+    try:
+        found = path.exists()
+    except OSError as error:
+        raise UserError(
+            f"--out {config.out} cannot be read ({error.strerror}) but must be a folder you can write "
+            "to; choose another or mend its permissions."
+        ) from error
+    if not found:
         return None
     if not config.resume:
         raise UserError(
@@ -57,7 +72,7 @@ def open_folder(config: TrainConfig) -> dict[str, Any] | None:
             "with it or choose another folder."
         )
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        old = json.loads(path.read_text(encoding="utf-8"))
         metrics_path = config.out / "metrics.json"
         finished = json.loads(metrics_path.read_text()) if metrics_path.exists() else None
     except (OSError, ValueError) as error:
@@ -65,14 +80,24 @@ def open_folder(config: TrainConfig) -> dict[str, Any] | None:
             f"{config.out} holds a file that is no JSON ({error}) but must be a run folder as the run "
             "left it; choose another --out."
         ) from error
-    changed = _difference(before, options)
+    changed = _difference(old, config.as_json())
     if changed:
-        name, old, new = changed
+        name, before, now = changed
         raise UserError(
-            f"--resume was asked with {name} = {new!r} but the run in {config.out} has {old!r}; pass "
-            "the same options, or another --out."
+            f"--resume was asked with {name} = {now!r} but the run in {config.out} has {before!r}; "
+            "pass the same options, or another --out."
         )
     return finished
+
+
+def open_folder(config: TrainConfig) -> None:
+    """Make the run folder and write its options, or prove that the one there can be written."""
+    path = config.out / "config.json"
+    if path.exists():
+        writable_folder(config.out)
+    else:
+        new_folder(config.out)
+        write_json(path, config.as_json())
 
 
 def _difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
@@ -88,8 +113,12 @@ def _difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | No
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
+    _write_atomically(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+def _write_atomically(path: Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
@@ -106,4 +135,4 @@ def drop_events_after(path: Path, step: int) -> None:
         # An evaluation belongs to the step before it, a selection to the step after it.
         if row["step"] + (row["kind"] == "selection") <= step:
             kept.append(line)
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    _write_atomically(path, "".join(f"{line}\n" for line in kept))

@@ -11,7 +11,9 @@ training of 10 epochs: about 86 %).
 import dataclasses
 import functools
 import hashlib
+import math
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -43,8 +45,17 @@ from experiments import data, models, optim
 from experiments.augment import pad_crop_flip
 from experiments.checkpoints import Checkpoints
 from experiments.config import TrainConfig, UserError
-from experiments.run_folder import commit, drop_events_after, open_folder, write_json
+from experiments.run_folder import (
+    commit,
+    drop_events_after,
+    finished_run,
+    open_folder,
+    write_json,
+)
 from experiments.timing import TRAINING, PhaseTimer
+
+ERRORS = (UserError, ValueError, FloatingPointError, OSError, data.DataError)
+"""What a user can cause, told in one sentence instead of a traceback."""
 
 
 class TrainState(NamedTuple):
@@ -78,12 +89,28 @@ def load_data(name: str, data_dir: Path | None) -> data.Dataset:
     return data.load(name, data_dir)
 
 
+@functools.lru_cache(maxsize=2)
+def load_sources(
+    name: str, data_dir: Path | None, evaluate_on: str
+) -> tuple[data.Dataset, ArraySource, ArraySource]:
+    """Put train and held-out rows on the device once per process."""
+    dataset = load_data(name, data_dir)
+    held_out = (dataset.test_inputs, dataset.test_labels)
+    if evaluate_on == "validation":
+        if dataset.validation_inputs is None or dataset.validation_labels is None:
+            raise UserError(
+                f"--evaluate-on is validation but {dataset.name} has no validation rows; use test, or "
+                "fashion_mnist_20k, which has some."
+            )
+        held_out = (dataset.validation_inputs, dataset.validation_labels)
+    train = ArraySource(dataset.train_inputs, dataset.train_labels, dataset.num_classes)
+    return dataset, train, ArraySource(*held_out, dataset.num_classes)
+
+
 @functools.lru_cache(maxsize=8)
 def make_program(config: TrainConfig) -> Program:
     """Build data, network, optimizer and compiled functions for all seeds of one configuration."""
-    dataset = load_data(config.dataset, config.data_dir)
-    train = ArraySource(dataset.train_inputs, dataset.train_labels, dataset.num_classes)
-    held_out = _held_out(config, dataset)
+    dataset, train, held_out = load_sources(config.dataset, config.data_dir, config.evaluate_on)
     steps = config.steps(len(train))
     shape = dataset.train_inputs.shape[1:]
     network = models.build(
@@ -158,17 +185,6 @@ def _selection(
     return batches(train, config.crest.batch_size)
 
 
-def _held_out(config: TrainConfig, dataset: data.Dataset) -> ArraySource:
-    if config.evaluate_on == "test":
-        return ArraySource(dataset.test_inputs, dataset.test_labels, dataset.num_classes)
-    if dataset.validation_inputs is None or dataset.validation_labels is None:
-        raise UserError(
-            f"--evaluate-on is validation but {dataset.name} has no validation rows; use test, or "
-            "fashion_mnist_20k, which has some."
-        )
-    return ArraySource(dataset.validation_inputs, dataset.validation_labels, dataset.num_classes)
-
-
 def shared(config: TrainConfig) -> TrainConfig:
     """Return the configuration without what runs of one program may differ in."""
     return dataclasses.replace(config, seed=0, out=Path(), resume=False, tensorboard=False)
@@ -188,11 +204,12 @@ def run(config: TrainConfig, say: Callable[[str], None] = tqdm.write) -> dict[st
     Raises:
       UserError: for options, data or folders that cannot work, in one sentence.
     """
-    finished = open_folder(config)
+    finished = finished_run(config)
     if finished is not None:
         say(f"{config.out} holds a finished run; nothing to do.")
         return finished
     program = make_program(shared(config))
+    open_folder(config)
     timer = program.timer
     timer.restart({})
     init_key, selection_key = jax.random.split(jax.random.key(config.seed))
@@ -223,7 +240,7 @@ def run(config: TrainConfig, say: Callable[[str], None] = tqdm.write) -> dict[st
         mininterval=0.5 if sys.stderr.isatty() else 20.0,
     )
     board = _Board(config)
-    accuracy = float("nan")
+    accuracy, shown = math.nan, 0.0
     timer.start_clock()
     with bar, board:
         for step in range(progress.step, program.steps):
@@ -235,19 +252,26 @@ def run(config: TrainConfig, say: Callable[[str], None] = tqdm.write) -> dict[st
             selected, batch = timer("step", program.selection.next_batch, selected)
             state, loss = timer("step", program.train_step, state, batch)
             done = step + 1
+            if done in evaluation_steps | checkpoint_steps and not math.isfinite(float(loss)):
+                raise FloatingPointError(
+                    f"the training loss is {float(loss)} at step {done} but must be finite; lower "
+                    "--learning-rate and start again in another --out."
+                )
             if done in evaluation_steps:
                 result = timer(
                     "evaluation", program.evaluate, state.params, state.model_state, program.held_out
                 )
                 evaluated += len(program.held_out)
                 accuracy = result.accuracy
-                row = dict(kind="evaluation", step=done, **result._asdict(), train_loss=float(loss))
+                row = record(result, kind="evaluation", step=done, train_loss=float(loss))
                 row["seconds"] = timer.training
                 append_line(events, row)
                 board.write(row)
             if done in checkpoint_steps and done < program.steps:
                 _save(checkpoints, done, (state, selected), timer, evaluated)
-            bar.set_postfix_str(_postfix(float(loss), accuracy, selected, timer), refresh=False)
+            if time.perf_counter() - shown > 0.5 or done == program.steps:
+                bar.set_postfix_str(_postfix(float(loss), accuracy, selected, timer), refresh=False)
+                shown = time.perf_counter()
             bar.update()
     metrics = _metrics(config, program, state, selected, result, evaluated)
     write_json(config.out / "metrics.json", metrics)
@@ -356,7 +380,7 @@ def main(default: TrainConfig = DEFAULT) -> None:
         metrics = run(config)
     except KeyboardInterrupt:
         sys.exit("interrupted; --resume goes on from the last checkpoint.")
-    except (UserError, ValueError, FloatingPointError, data.DataError) as error:
+    except ERRORS as error:
         sys.exit(f"error: {error}")
     accuracy = metrics[f"{config.evaluate_on}_accuracy"]
     print(

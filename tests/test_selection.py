@@ -183,6 +183,7 @@ def spoilt(value):
         (Factored(GOOD, GOOD[:5]), 2, {}, r"\(6, 2\), \(5, 2\).*must agree; pass"),
         (GOOD[:, 0], 2, {}, r"shapes \[\(6,\)\].*; flatten"),
         (GOOD[:, :, None], 2, {}, r"shapes \[\(6, 2, 1\)\].*; flatten"),
+        (np.zeros((4, 0)), 2, {}, r"shapes \[\(4, 0\)\].*; flatten"),
         ((), 2, {}, r"shapes \[\].*; flatten"),
         (GOOD, 0, {}, "size is 0 but must be an integer of at least 1; pass"),
         (GOOD, 2.0, {}, "size is 2.0 but must be an integer.*; pass"),

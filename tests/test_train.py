@@ -312,8 +312,11 @@ def test_damaged_checkpoint_is_named_and_nothing_is_lost(
         if path.is_file() and path.stat().st_size > 100:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     before = sorted(path for path in config.out.rglob("*"))
-    with pytest.raises(UserError, match=r"checkpoints/52 cannot be read .*; delete that folder"):
-        train.run(dataclasses.replace(config, resume=True))
+    result = command(*options(config), "--resume")
+    assert result.returncode != 0
+    assert "checkpoints/52 cannot be read" in result.stderr
+    assert "; delete that folder" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
     assert before == sorted(path for path in config.out.rglob("*"))
 
 
@@ -322,14 +325,49 @@ def test_damaged_checkpoint_is_named_and_nothing_is_lost(
     [
         (["--budget", "1.5"], "--budget is 1.5 but must lie in (0, 1]"),
         (["--out", "/proc/none/run"], "--out /proc/none/run cannot be written"),
-        (["--tau", "-1"], "tau is -1.0 but must lie in"),
+        (["--warmup", "0.6"], "--warmup is 0.6 but must lie in"),
         (["--dataset", "fashion_mnist", "--data-dir", "/nowhere"], "/nowhere"),
-        (["--evaluate-on", "validation", "--out", "{tmp}"], "has no validation rows"),
+        (["--evaluate-on", "validation"], "has no validation rows"),
+        (["--batch-size", "512", "--subset-size", "20000"], "subset_size is 20000 but the data hold"),
     ],
 )
 def test_bad_options_end_with_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
-    result = command(*(argument.format(tmp=tmp_path / "run") for argument in arguments))
+    out = tmp_path / "run"
+    result = command("--out", str(out), *arguments)
     assert result.returncode != 0
-    text = " ".join(result.stderr.split())
-    assert sentence in text
+    assert sentence in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_a_bad_setting_of_crest_is_told_before_any_work(tmp_path: Path) -> None:
+    result = command("--out", str(tmp_path / "run"), "--tau", "-1")
+    assert result.returncode != 0
+    assert "tau is -1.0 but must lie in (0, 1e+06]" in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_diverged_run_names_the_step(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, method="random", learning_rate=1e30, out=tmp_path / "run")
+    with pytest.raises(FloatingPointError, match=r"training loss is nan at step 17 .*--learning-rate"):
+        train.run(config)
+    train.make_program.cache_clear()
+
+
+def test_leftovers_of_a_run_killed_at_its_start_do_not_block(
+    finished: tuple[TrainConfig, dict[str, Any]], tmp_path: Path
+) -> None:
+    config = dataclasses.replace(SMALL, out=tmp_path / "run", resume=True)
+    config.out.mkdir()
+    (config.out / "config.tmp").write_text("{")
+    (config.out / ".probe").touch()
+    assert train.run(config, lambda _: None)["params_sha256"] == finished[1]["params_sha256"]
+
+
+@pytest.mark.parametrize("option", [["--seed", "5"], ["--method", "full"], ["--resume"]])
+def test_compare_refuses_options_without_effect(
+    option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=rf"error: {option[0]} has no effect here .*--seeds"):
+        compare.main([*options(dataclasses.replace(SMALL, out=tmp_path / "x")), *option])
