@@ -27,6 +27,8 @@ from experiments.plots import plot_accuracy
 from experiments.timing import TRAINING
 from experiments.train import ERRORS, run
 
+SPLIT = (*TRAINING, "other")
+
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig:
@@ -114,13 +116,13 @@ def summarise(config: CompareConfig, results: list[dict[str, Any]]) -> str:
     full = [r["training_seconds"] for r in results if r["method"] == "full"]
     header = [
         "method", "seeds", "steps", "accuracy %", "minus random", "minus stratified", "seconds",
-        "faster than full", *TRAINING, "compile", "work", "regions",
+        "faster than full", *SPLIT, "compile", "work", "regions", "median rho",
     ]  # fmt: skip
     rows = []
     for method in config.methods:
         runs = [r for r in results if r["method"] == method]
         seconds = float(np.median([r["training_seconds"] for r in runs]))
-        split = [float(np.median([r["seconds"][phase] for r in runs])) for phase in TRAINING]
+        split = [float(np.median([r["seconds"][phase] for r in runs])) for phase in SPLIT]
         rows.append(
             [
                 method,
@@ -138,10 +140,19 @@ def summarise(config: CompareConfig, results: list[dict[str, Any]]) -> str:
                 *(f"{value:.1f}" for value in split),
                 f"{max(r['seconds']['compile'] for r in runs):.1f}",
                 f"{np.median([work_in_steps(r) for r in runs]):.0f}",
-                f"{np.median([r['regions'] for r in runs]):.0f}" if "regions" in runs[0] else "-",
+                *_regions(runs),
             ]
         )
     return table(header, rows)
+
+
+def _regions(runs: list[dict[str, Any]]) -> tuple[str, str]:
+    """Return the regions and the relative error of their models at the checks, as medians."""
+    if "regions" not in runs[0]:
+        return "-", "-"
+    errors = [row["rho"] for r in runs for row in r["checks"] if row["rho"] is not None]
+    regions = np.median([r["regions"] for r in runs])
+    return f"{regions:.0f}", f"{np.median(errors):.3f}" if errors else "-"
 
 
 def work_in_steps(metrics: dict[str, Any]) -> float:
@@ -158,9 +169,10 @@ def work_in_steps(metrics: dict[str, Any]) -> float:
 
 EXPLANATION = """
 Accuracies are means over seeds; ± is the 95 % interval (Student's t); differences are paired by seed.
-Seconds are medians: everything that training needs (steps, selection, curvature, checks), without
-evaluation, and without compilation, which stands apart (the longest, paid once). "work" counts all
-examples passed forward and backward, in training steps (a backward pass as two forward ones).
+Seconds are medians: everything that training needs (steps, selection, curvature, checks, and "other":
+all that is outside these), without evaluation, and without compilation, which stands apart (the
+longest, paid once). "work" counts all examples passed forward and backward, in training steps (a
+backward pass as two forward ones). "rho" is the relative error of the quadratic model at the checks.
 """
 
 

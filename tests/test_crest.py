@@ -293,6 +293,22 @@ def test_fit_runs_crest_and_lowers_the_loss() -> None:
     assert events[-1].region >= 2
 
 
+def test_a_missing_class_and_a_class_of_one_example_are_no_obstacle() -> None:
+    labels = np.where(np.arange(COUNT) == 5, 0, 2)  # class 1 is missing, class 0 has one example
+    source = ArraySource(make_source().take(jnp.arange(COUNT)).inputs, labels, CLASSES)
+    config = dataclasses.replace(CONFIG, exclude_below=5.0, exclude_window=4)
+    selection = crest(linear, source, config)
+    state = selection.init(jax.random.key(0), make_params(), STATE)
+    seen = set()
+    for _ in range(24):
+        state, _ = selection.refresh(state, make_params(), STATE)
+        state, batch = selection.next_batch(state)
+        assert float(batch.weights.sum()) == CONFIG.subset_size
+        seen.update(np.asarray(batch.labels).tolist())
+    assert 2 in seen
+    assert 1 not in seen
+
+
 def test_unweighted_batches_have_weight_one() -> None:
     config = CrestConfig(batch_size=12, subset_size=36, probe_size=30, weighted=False)
     batch = train(config, optax.sgd(0.1), 1)[0][-1]

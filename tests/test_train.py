@@ -230,6 +230,17 @@ def test_compare_writes_table_and_picture(tmp_path: Path, capsys: pytest.Capture
     assert (config.out / "crest-seed0" / "metrics.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
+def test_first_command_of_the_readme_ends_in_time(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    compare.main(["--out", str(tmp_path / "first")])
+    assert time.perf_counter() - start < 360
+    runs = {run["method"]: run for run in read_lines(tmp_path / "first" / "summary.jsonl")}
+    assert runs["full"]["test_accuracy"] > 0.8
+    assert all(run["test_accuracy"] > 0.5 for run in runs.values())
+    assert runs["crest"]["training_seconds"] < runs["full"]["training_seconds"] / 2.5
+
+
 def test_nnx_example_learns(capsys: pytest.CaptureFixture[str]) -> None:
     assert nnx_example.main(steps=60) > 0.7
     assert "regions" in capsys.readouterr().out
