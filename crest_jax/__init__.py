@@ -1,7 +1,8 @@
 """CREST: coresets for data-efficient training of deep networks, in JAX."""
 
 from crest_jax.adapters import from_linen, from_nnx, linen_features
-from crest_jax.crest import CrestConfig, CrestState, Event, Work, crest
+from crest_jax.config import CrestConfig
+from crest_jax.crest import CrestState, Event, Work, crest
 from crest_jax.curvature import (
     draw_probes,
     gradient_and_diagonal,

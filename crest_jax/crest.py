@@ -1,14 +1,12 @@
 """CREST: mini-batch coresets, selected anew when a quadratic model of the loss stops being right.
 
 Yang, Kang and Mirzasoleiman, "Towards Sustainable Learning: Coresets for Data-efficient Deep
-Learning", ICML 2023, Algorithm 1. While it runs, only this file turns arrays into Python
-numbers, and it does so only when a check is due or a region begins.
+Learning", ICML 2023, Algorithm 1. While a network trains, only this file turns arrays into Python
+numbers, and only when a check is due or a region begins.
 """
 
-import dataclasses
 import math
-from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,25 +14,18 @@ import numpy as np
 import optax
 
 from crest_jax import _checks
-from crest_jax.curvature import (
-    Moments,
-    Smoothing,
-    draw_probes,
-    gradient_and_diagonal,
-    init_moments,
-    smooth,
-)
+from crest_jax.config import CrestConfig
+from crest_jax.curvature import Moments, init_moments
 from crest_jax.data import RowStream, next_subsets, open_stream
-from crest_jax.embeddings import EmbedFn, in_chunks, logit_gradients
-from crest_jax.exclusion import Exclusion, close_window, init_exclusion, observe
-from crest_jax.losses import cross_entropy, weighted_mean
-from crest_jax.region import Region, check_interval, relative_error
-from crest_jax.selection import medoids
+from crest_jax.embeddings import EmbedFn, logit_gradients
+from crest_jax.exclusion import Exclusion, init_exclusion
+from crest_jax.kernels import end_window, make_kernels, new_probes, nth_coreset, put_coreset
+from crest_jax.losses import cross_entropy
+from crest_jax.region import Region, check_interval
 from crest_jax.types import (
     ApplyFn,
     Array,
     Batch,
-    Examples,
     LossFn,
     ModelState,
     Params,
@@ -43,103 +34,6 @@ from crest_jax.types import (
     Selection,
     Source,
 )
-
-CPU_CHUNK = 128
-Exhausted = Literal["current", "anchor", "reanchor"]
-
-
-@dataclasses.dataclass(frozen=True)
-class CrestConfig:
-    """Settings of CREST.
-
-    Raises:
-      ValueError: at construction, when a value breaks its rule.
-
-    Example:
-      >>> CrestConfig(batch_size=32, subset_size=128).subset_size
-      128
-    """
-
-    batch_size: int = 128
-    """m, examples in a mini-batch coreset."""
-    subset_size: int = 512
-    """r, examples in the random subset that a coreset is selected from."""
-    scoring_chunk: int | None = None
-    """Examples of a subset scored at once. None: 128 on a CPU, where they fit its caches, else all."""
-    max_coresets: int = 16
-    """Largest number P of coresets selected at once."""
-    coresets_per_interval: float = 1.0
-    """b: a region begins with P = b * T1 coresets, T1 being the steps until its first check."""
-    interval_multiplier: float = 4.0
-    """h0: T1 = ceil(h0 * |H_0| / |H_l|)."""
-    max_interval: int = 16
-    """Longest T1, in steps."""
-    reference_step: int | None = None
-    """|H_0| is the curvature's norm at the first region from this step on: the end of warm-up. None:
-    the first region of all (the training script sets the end of its warm-up)."""
-    tau: float = 0.1
-    """A region ends when the relative error rho of its quadratic model exceeds tau."""
-    probe_size: int = 256
-    """Examples on which the loss is measured for rho."""
-    curvature_coresets: int = 1
-    """Mini-batch coresets on which the gradient and the Hessian's diagonal are taken; a region begins
-    with at least as many."""
-    hutchinson_probes: int = 1
-    """Random vectors for the Hessian's diagonal."""
-    smoothing: Smoothing = "signed"
-    """How gradient and curvature are smoothed over regions: none, signed, or as in the paper."""
-    beta1: float = 0.9
-    """Decay of the gradient's mean (smoothing "paper")."""
-    beta2: float | None = None
-    """Decay of the curvature's mean; None: 0.9 for "signed", 0.999 for "paper"."""
-    exclude_below: float = 0.02
-    """alpha: an example whose loss stays below it for a window is excluded; 0 excludes none. The
-    paper's 0.1 suits long training; in runs of few passes it takes examples out too early."""
-    exclude_window: int = 100
-    """T2, optimizer steps in a window."""
-    exhausted: Exhausted = "current"
-    """When a region outlives its coresets: select more at the current or at the anchor's parameters,
-    or begin a new region."""
-    weighted: bool = True
-    """Weight each pick by the examples it stands for; False gives every pick weight 1."""
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        for name in (
-            "batch_size", "subset_size", "max_coresets", "max_interval", "probe_size",
-            "curvature_coresets", "hutchinson_probes", "exclude_window",
-        ):  # fmt: skip
-            _checks.positive_int(name, getattr(self, name))
-        if self.scoring_chunk is not None:
-            _checks.positive_int("scoring_chunk", self.scoring_chunk)
-        _checks.require(
-            self.batch_size <= self.subset_size,
-            f"batch_size is {self.batch_size} but must not exceed subset_size {self.subset_size}, "
-            "since a coreset is selected out of a subset; raise subset_size.",
-        )
-        _checks.require(
-            self.curvature_coresets <= self.max_coresets,
-            f"curvature_coresets is {self.curvature_coresets} but must not exceed max_coresets "
-            f"{self.max_coresets}; lower it or raise max_coresets.",
-        )
-        _checks.require(
-            self.reference_step is None
-            or (isinstance(self.reference_step, int) and self.reference_step >= 0),
-            f"reference_step is {self.reference_step!r} but must be None or an integer of at least 0; "
-            "pass the last step of the warm-up.",
-        )
-        for name in ("coresets_per_interval", "interval_multiplier", "tau"):
-            _checks.in_range(name, getattr(self, name), 0.0, 1e6, open_low=True)
-        _checks.in_range("beta1", self.beta1, 0.0, 0.999999)
-        if self.beta2 is not None:
-            _checks.in_range("beta2", self.beta2, 0.0, 0.999999)
-        _checks.in_range("exclude_below", self.exclude_below, 0.0, 1e6)
-        for name, options in (("smoothing", get_args(Smoothing)), ("exhausted", get_args(Exhausted))):
-            _checks.require(
-                getattr(self, name) in options,
-                f"{name} is {getattr(self, name)!r} but must be one of {', '.join(options)}; choose "
-                "one of these.",
-            )
 
 
 class Work(NamedTuple):
@@ -193,93 +87,6 @@ class Event(NamedTuple):
     excluded: int  # examples out of play
     curvature_norm: float
     work: Work
-
-
-class _Kernels(NamedTuple):
-    """The compiled functions of one CREST instance."""
-
-    score_and_select: Any
-    probe_loss: Any
-    error: Any
-    curvature: Any
-
-
-def _kernels(config: CrestConfig, apply_fn: ApplyFn, loss_fn: LossFn, embed_fn: EmbedFn) -> _Kernels:
-    """Compile-once functions; none closes over data, so that all data are arguments."""
-    beta2 = config.beta2
-    if beta2 is None:
-        beta2 = 0.999 if config.smoothing == "paper" else 0.9
-    chunk = config.scoring_chunk
-    if chunk is None:
-        chunk = CPU_CHUNK if jax.default_backend() == "cpu" else config.subset_size
-
-    @partial(jax.jit, static_argnames="num_classes")
-    def score_and_select(
-        params: Params,
-        model_state: ModelState,
-        examples: Examples,
-        rows: Array,
-        classes: Array,
-        exclusion: Exclusion,
-        num_classes: int,
-    ) -> tuple[Array, Array, Exclusion, Array]:
-        embeddings, losses = in_chunks(embed_fn, params, model_state, examples, chunk)
-        strata = classes[rows]
-        coreset = medoids(embeddings, strata, size=config.batch_size, num_classes=num_classes)
-        weights = coreset.weights if config.weighted else jnp.ones_like(coreset.weights)
-        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((embeddings, losses))]
-        exclusion = observe(exclusion, rows, losses)
-        return rows[coreset.indices], weights, exclusion, jnp.all(jnp.stack(finite))
-
-    @jax.jit
-    def probe_loss(params: Params, model_state: ModelState, examples: Examples) -> Array:
-        logits, _ = apply_fn(params, model_state, examples.inputs, train=False, rng=None)
-        return jnp.mean(loss_fn(logits, examples.labels))
-
-    @jax.jit
-    def curvature(
-        probes: Params,
-        params: Params,
-        model_state: ModelState,
-        examples: Examples,
-        weights: Array,
-        moments: Moments,
-    ) -> tuple[Moments, Params, Params, Array]:
-        def loss(params: Params) -> Array:
-            logits, _ = apply_fn(params, model_state, examples.inputs, train=False, rng=None)
-            return weighted_mean(loss_fn(logits, examples.labels), weights)
-
-        pair = gradient_and_diagonal(probes, loss, params)
-        moments, gradient, diagonal = smooth(
-            moments, *pair, smoothing=config.smoothing, beta1=config.beta1, beta2=beta2
-        )
-        return moments, gradient, diagonal, optax.tree.norm(diagonal)
-
-    return _Kernels(score_and_select, probe_loss, jax.jit(relative_error), curvature)
-
-
-@jax.jit
-def _nth(rows: Array, weights: Array, index: Array) -> tuple[Array, Array]:
-    return rows[index], weights[index]
-
-
-@jax.jit
-def _put(
-    rows: Array, weights: Array, index: Array, new_rows: Array, new_weights: Array
-) -> tuple[Array, Array]:
-    return rows.at[index].set(new_rows), weights.at[index].set(new_weights)
-
-
-@jax.jit
-def _close_window(
-    exclusion: Exclusion, classes: Array, needed: Array, alpha: float
-) -> tuple[Exclusion, Array]:
-    """Close the window and say whether an example left or returned."""
-    closed = close_window(exclusion, classes, needed, alpha)
-    return closed, jnp.any(closed.excluded != exclusion.excluded)
-
-
-_draw_probes = jax.jit(draw_probes, static_argnames="num_probes")
 
 
 def _copy(tree: PyTree) -> PyTree:
@@ -361,14 +168,14 @@ def crest(
         )
     embed_fn = embed_fn or logit_gradients(apply_fn, loss_fn)
     backward_passes = getattr(embed_fn, "backward_passes", 0)
-    kernels = _kernels(config, apply_fn, loss_fn, embed_fn)
+    kernels = make_kernels(config, apply_fn, loss_fn, embed_fn)
     classes = jnp.asarray(source.labels, jnp.int32)
     needed = _rows_needed(source.labels, num_classes, max(config.subset_size, config.probe_size))
 
     def init(key: Array, params: Params, model_state: ModelState) -> CrestState:
         stream_key, key = jax.random.split(key)
         # Nothing was seen, so this changes nothing, and compiles now what a later window needs.
-        exclusion, _ = _close_window(init_exclusion(count), classes, needed, config.exclude_below)
+        exclusion, _ = end_window(init_exclusion(count), classes, needed, config.exclude_below)
         region = Region(
             anchor=_copy(params),
             model_state=_copy(model_state),
@@ -418,7 +225,7 @@ def crest(
             picked, weights, exclusion, finite = kernels.score_and_select(
                 params, model_state, source.take(rows), rows, classes, state.exclusion, num_classes
             )
-            slots = _put(state.rows, state.weights, np.int32(index), picked, weights)
+            slots = put_coreset(state.rows, state.weights, np.int32(index), picked, weights)
             state = state._replace(
                 rows=slots[0],
                 weights=slots[1],
@@ -443,7 +250,7 @@ def crest(
         key, probe_key = jax.random.split(state.key)
         rows = state.rows[: config.curvature_coresets].ravel()
         weights = state.weights[: config.curvature_coresets].ravel()
-        probes = _draw_probes(probe_key, params, config.hutchinson_probes)
+        probes = new_probes(probe_key, params, config.hutchinson_probes)
         moments, gradient, curvature, norm = kernels.curvature(
             probes, params, model_state, source.take(rows), weights, state.moments
         )
@@ -498,7 +305,7 @@ def crest(
         return select(state, params, model_state, min(num_coresets(state.interval), left))
 
     def exclude(state: CrestState) -> CrestState:
-        exclusion, changed = _close_window(state.exclusion, classes, needed, config.exclude_below)
+        exclusion, changed = end_window(state.exclusion, classes, needed, config.exclude_below)
         window_end = state.step + config.exclude_window
         state = state._replace(exclusion=exclusion, window_end=window_end)
         if not changed:
@@ -565,7 +372,7 @@ def crest(
             f"next_batch was called with {state.cursor} of {state.held} coresets used but needs an "
             "unused one; call refresh before every next_batch.",
         )
-        rows, weights = _nth(state.rows, state.weights, np.int32(state.cursor))
+        rows, weights = nth_coreset(state.rows, state.weights, np.int32(state.cursor))
         examples = source.take(rows)
         batch = Batch(examples.inputs, examples.labels, weights, rows)
         return state._replace(step=state.step + 1, cursor=state.cursor + 1), batch

@@ -356,7 +356,11 @@ def _metrics(
             "check": work.check_forward if work else 0,
             "evaluation": evaluated,
         },
-        "backward": {"step": trained, "curvature": work.curvature_backward if work else 0},
+        "backward": {
+            "step": trained,
+            "selection": work.selection_backward if work else 0,
+            "curvature": work.curvature_backward if work else 0,
+        },
         "params_sha256": params_sha256(state.params),
         "seed": config.seed,
         "method": config.method,

@@ -9,7 +9,16 @@ import numpy as np
 import optax
 import pytest
 
-from crest_jax import ArraySource, Batch, CrestConfig, crest, cross_entropy, fit, weighted_mean
+from crest_jax import (
+    ArraySource,
+    Batch,
+    CrestConfig,
+    crest,
+    cross_entropy,
+    fit,
+    sketched_gradients,
+    weighted_mean,
+)
 from crest_jax.crest import CrestState
 
 FEATURES, CLASSES, COUNT = 6, 3, 96
@@ -339,6 +348,15 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(value: float) -> None:
     state = selection.init(jax.random.key(0), params, STATE)
     with pytest.raises(FloatingPointError, match=r"probe rows is (nan|inf) at step 0 .*learning rate"):
         selection.refresh(state, params, STATE)
+
+
+def test_backward_passes_of_an_embedding_are_counted() -> None:
+    embed = sketched_gradients(jax.random.key(0), linear, 8)
+    selection = crest(linear, make_source(), CONFIG, embed_fn=embed)
+    state = selection.init(jax.random.key(0), make_params(), STATE)
+    state, event = selection.refresh(state, make_params(), STATE)
+    assert event.coresets >= 1
+    assert event.work.selection_backward == event.coresets * CONFIG.subset_size
 
 
 def test_scoring_in_chunks_chooses_the_same_batches() -> None:

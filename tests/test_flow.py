@@ -9,7 +9,7 @@ import crest_jax
 
 ORDER = [
     "types", "_checks", "losses", "data", "embeddings", "facility_location", "selection", "curvature",
-    "region", "exclusion", "sampling", "crest", "loop", "report", "adapters",
+    "region", "exclusion", "sampling", "config", "kernels", "crest", "loop", "report", "adapters",
 ]  # fmt: skip
 FOLDER = Path(crest_jax.__file__).parent
 MODULES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
@@ -61,7 +61,8 @@ def test_imports_point_only_to_earlier_modules(module):
 
 
 def test_the_order_is_really_used():
-    assert {"data", "embeddings", "region", "selection"} <= own_imports("crest")
+    assert {"data", "kernels", "region"} <= own_imports("crest")
+    assert {"embeddings", "exclusion", "selection"} <= own_imports("kernels")
 
 
 @pytest.mark.parametrize("module", ["__init__", *ORDER])

@@ -90,7 +90,9 @@ def test_counted_passes_follow_from_the_events(
         "check": checks * 64,
         "evaluation": 4 * 355,
     }
-    assert metrics["backward"] == {"step": STEPS * 64, "curvature": regions * 2 * 64}
+    assert metrics["backward"] == {
+        "step": STEPS * 64, "selection": 0, "curvature": regions * 2 * 64,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("method", ["crest", "random"])

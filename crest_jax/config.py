@@ -1,0 +1,103 @@
+"""The settings of CREST."""
+
+import dataclasses
+from typing import Literal, get_args
+
+from crest_jax import _checks
+from crest_jax.curvature import Smoothing
+
+Exhausted = Literal["current", "anchor", "reanchor"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CrestConfig:
+    """Settings of CREST.
+
+    Raises:
+      ValueError: at construction, when a value breaks its rule.
+
+    Example:
+      >>> CrestConfig(batch_size=32, subset_size=128).subset_size
+      128
+    """
+
+    batch_size: int = 128
+    """m, examples in a mini-batch coreset."""
+    subset_size: int = 512
+    """r, examples in the random subset that a coreset is selected from."""
+    scoring_chunk: int | None = None
+    """Examples of a subset scored at once. None: 128 on a CPU, where they fit its caches, else all."""
+    max_coresets: int = 16
+    """Largest number P of coresets selected at once."""
+    coresets_per_interval: float = 1.0
+    """b: a region begins with P = b * T1 coresets, T1 being the steps until its first check."""
+    interval_multiplier: float = 4.0
+    """h0: T1 = ceil(h0 * |H_0| / |H_l|)."""
+    max_interval: int = 16
+    """Longest T1, in steps."""
+    reference_step: int | None = None
+    """|H_0| is the curvature's norm at the first region from this step on: the end of warm-up. None:
+    the first region of all (the training script sets the end of its warm-up)."""
+    tau: float = 0.1
+    """A region ends when the relative error rho of its quadratic model exceeds tau."""
+    probe_size: int = 256
+    """Examples on which the loss is measured for rho."""
+    curvature_coresets: int = 1
+    """Mini-batch coresets on which the gradient and the Hessian's diagonal are taken; a region begins
+    with at least as many."""
+    hutchinson_probes: int = 1
+    """Random vectors for the Hessian's diagonal."""
+    smoothing: Smoothing = "signed"
+    """How gradient and curvature are smoothed over regions: none, signed, or as in the paper."""
+    beta1: float = 0.9
+    """Decay of the gradient's mean (smoothing "paper")."""
+    beta2: float | None = None
+    """Decay of the curvature's mean; None: 0.9 for "signed", 0.999 for "paper"."""
+    exclude_below: float = 0.02
+    """alpha: an example whose loss stays below it for a window is excluded; 0 excludes none. The
+    paper's 0.1 suits long training; in runs of few passes it takes examples out too early."""
+    exclude_window: int = 100
+    """T2, optimizer steps in a window."""
+    exhausted: Exhausted = "current"
+    """When a region outlives its coresets: select more at the current or at the anchor's parameters,
+    or begin a new region."""
+    weighted: bool = True
+    """Weight each pick by the examples it stands for; False gives every pick weight 1."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in (
+            "batch_size", "subset_size", "max_coresets", "max_interval", "probe_size",
+            "curvature_coresets", "hutchinson_probes", "exclude_window",
+        ):  # fmt: skip
+            _checks.positive_int(name, getattr(self, name))
+        if self.scoring_chunk is not None:
+            _checks.positive_int("scoring_chunk", self.scoring_chunk)
+        _checks.require(
+            self.batch_size <= self.subset_size,
+            f"batch_size is {self.batch_size} but must not exceed subset_size {self.subset_size}, "
+            "since a coreset is selected out of a subset; raise subset_size.",
+        )
+        _checks.require(
+            self.curvature_coresets <= self.max_coresets,
+            f"curvature_coresets is {self.curvature_coresets} but must not exceed max_coresets "
+            f"{self.max_coresets}; lower it or raise max_coresets.",
+        )
+        _checks.require(
+            self.reference_step is None
+            or (isinstance(self.reference_step, int) and self.reference_step >= 0),
+            f"reference_step is {self.reference_step!r} but must be None or an integer of at least 0; "
+            "pass the last step of the warm-up.",
+        )
+        for name in ("coresets_per_interval", "interval_multiplier", "tau"):
+            _checks.in_range(name, getattr(self, name), 0.0, 1e6, open_low=True)
+        _checks.in_range("beta1", self.beta1, 0.0, 0.999999)
+        if self.beta2 is not None:
+            _checks.in_range("beta2", self.beta2, 0.0, 0.999999)
+        _checks.in_range("exclude_below", self.exclude_below, 0.0, 1e6)
+        for name, options in (("smoothing", get_args(Smoothing)), ("exhausted", get_args(Exhausted))):
+            _checks.require(
+                getattr(self, name) in options,
+                f"{name} is {getattr(self, name)!r} but must be one of {', '.join(options)}; choose "
+                "one of these.",
+            )

@@ -1,0 +1,108 @@
+"""The compiled functions of CREST: none closes over data, and none compiles twice in a run."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from crest_jax.config import CrestConfig
+from crest_jax.curvature import Moments, draw_probes, gradient_and_diagonal, smooth
+from crest_jax.embeddings import EmbedFn, in_chunks
+from crest_jax.exclusion import Exclusion, close_window, observe
+from crest_jax.losses import weighted_mean
+from crest_jax.region import relative_error
+from crest_jax.selection import medoids
+from crest_jax.types import ApplyFn, Array, Examples, LossFn, ModelState, Params
+
+CPU_CHUNK = 128
+
+
+class Kernels(NamedTuple):
+    """The compiled functions of one CREST instance."""
+
+    score_and_select: Any
+    probe_loss: Any
+    error: Any
+    curvature: Any
+
+
+def make_kernels(config: CrestConfig, apply_fn: ApplyFn, loss_fn: LossFn, embed_fn: EmbedFn) -> Kernels:
+    """Compile-once functions; none closes over data, so that all data are arguments."""
+    beta2 = config.beta2
+    if beta2 is None:
+        beta2 = 0.999 if config.smoothing == "paper" else 0.9
+    chunk = config.scoring_chunk
+    if chunk is None:
+        chunk = CPU_CHUNK if jax.default_backend() == "cpu" else config.subset_size
+
+    @partial(jax.jit, static_argnames="num_classes")
+    def score_and_select(
+        params: Params,
+        model_state: ModelState,
+        examples: Examples,
+        rows: Array,
+        classes: Array,
+        exclusion: Exclusion,
+        num_classes: int,
+    ) -> tuple[Array, Array, Exclusion, Array]:
+        embeddings, losses = in_chunks(embed_fn, params, model_state, examples, chunk)
+        strata = classes[rows]
+        coreset = medoids(embeddings, strata, size=config.batch_size, num_classes=num_classes)
+        weights = coreset.weights if config.weighted else jnp.ones_like(coreset.weights)
+        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((embeddings, losses))]
+        exclusion = observe(exclusion, rows, losses)
+        return rows[coreset.indices], weights, exclusion, jnp.all(jnp.stack(finite))
+
+    @jax.jit
+    def probe_loss(params: Params, model_state: ModelState, examples: Examples) -> Array:
+        logits, _ = apply_fn(params, model_state, examples.inputs, train=False, rng=None)
+        return jnp.mean(loss_fn(logits, examples.labels))
+
+    @jax.jit
+    def curvature(
+        probes: Params,
+        params: Params,
+        model_state: ModelState,
+        examples: Examples,
+        weights: Array,
+        moments: Moments,
+    ) -> tuple[Moments, Params, Params, Array]:
+        def loss(params: Params) -> Array:
+            logits, _ = apply_fn(params, model_state, examples.inputs, train=False, rng=None)
+            return weighted_mean(loss_fn(logits, examples.labels), weights)
+
+        pair = gradient_and_diagonal(probes, loss, params)
+        moments, gradient, diagonal = smooth(
+            moments, *pair, smoothing=config.smoothing, beta1=config.beta1, beta2=beta2
+        )
+        return moments, gradient, diagonal, optax.tree.norm(diagonal)
+
+    return Kernels(score_and_select, probe_loss, jax.jit(relative_error), curvature)
+
+
+@jax.jit
+def nth_coreset(rows: Array, weights: Array, index: Array) -> tuple[Array, Array]:
+    """Return rows and weights [m] of one of the coresets held [p, m]."""
+    return rows[index], weights[index]
+
+
+@jax.jit
+def put_coreset(
+    rows: Array, weights: Array, index: Array, new_rows: Array, new_weights: Array
+) -> tuple[Array, Array]:
+    """Put a coreset [m] in one place of those held [p, m]."""
+    return rows.at[index].set(new_rows), weights.at[index].set(new_weights)
+
+
+@jax.jit
+def end_window(
+    exclusion: Exclusion, classes: Array, needed: Array, alpha: float
+) -> tuple[Exclusion, Array]:
+    """Close the window and say whether an example left or returned."""
+    closed = close_window(exclusion, classes, needed, alpha)
+    return closed, jnp.any(closed.excluded != exclusion.excluded)
+
+
+new_probes = jax.jit(draw_probes, static_argnames="num_probes")
