@@ -214,9 +214,12 @@ def crest(
         stream, rows = next_subsets(state.stream, classes, active, 1, size)
         return state._replace(stream=stream), rows[0]
 
-    def probe(params: Params, model_state: ModelState, rows: Array) -> tuple[Array, float]:
+    def probe(
+        state: CrestState, params: Params, model_state: ModelState, rows: Array
+    ) -> tuple[CrestState, Array, float]:
+        """Measure the loss of probe rows, for the device and for the host."""
         loss = kernels.probe_loss(params, model_state, source.take(rows))
-        return loss, float(loss)
+        return _count_work(state, check_forward=config.probe_size), loss, float(loss)
 
     def select(state: CrestState, params: Params, model_state: ModelState, number: int) -> CrestState:
         """Append coresets selected at these parameters."""
@@ -241,9 +244,8 @@ def crest(
     def check(
         state: CrestState, params: Params, model_state: ModelState
     ) -> tuple[CrestState, float, float]:
-        array, loss = probe(params, model_state, state.region.probe_rows)
-        rho = float(kernels.error(state.region, params, array))
-        return _count_work(state, check_forward=config.probe_size), loss, rho
+        state, array, loss = probe(state, params, model_state, state.region.probe_rows)
+        return state, loss, float(kernels.error(state.region, params, array))
 
     def anchor_curvature(state: CrestState, params: Params, model_state: ModelState) -> CrestState:
         """Take gradient and curvature on the first coresets held."""
@@ -267,8 +269,7 @@ def crest(
     ) -> tuple[CrestState, float]:
         state = state._replace(unused=state.unused + state.held - state.cursor, cursor=0, held=0)
         state, probe_rows = draw(state, config.probe_size)
-        array, loss = phase("check", probe, params, model_state, probe_rows)
-        state = _count_work(state, check_forward=config.probe_size)
+        state, array, loss = phase("check", probe, state, params, model_state, probe_rows)
         region = state.region._replace(
             anchor=_copy(params),
             model_state=_copy(model_state),

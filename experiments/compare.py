@@ -25,7 +25,7 @@ from crest_jax.report import append_line, read_lines, table
 from experiments.config import Method, TrainConfig, UserError
 from experiments.plots import plot_accuracy
 from experiments.timing import TRAINING
-from experiments.train import ERRORS, run
+from experiments.train import one_sentence, run
 
 SPLIT = (*TRAINING, "other")
 
@@ -178,28 +178,24 @@ backward pass as two forward ones). "rho" is the relative error of the quadratic
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare, then write and print the table."""
-    try:
+    with one_sentence("interrupted; the same command goes on with the runs that are missing."):
         config = tyro.cli(CompareConfig, args=argv, description=__doc__)
         results = compare(config)
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on with the runs that are missing.")
-    except ERRORS as error:
-        sys.exit(f"error: {error}")
-    out = config.run.out
-    lines = out / "summary.jsonl"
-    lines.unlink(missing_ok=True)
-    for result in results:
-        append_line(lines, result)
-    text = summarise(config, results)
-    command = shlex.join(
-        ["python", "-m", "experiments.compare", *(sys.argv[1:] if argv is None else argv)]
-    )
-    commits = ", ".join(sorted({str(result["commit"]) for result in results}))
-    source = f"`{command}` at commit {commits}, on {results[0]['device']}, {os.cpu_count()} cores"
-    (out / "summary.md").write_text(f"{source}\n\n{text}\n{EXPLANATION}", encoding="utf-8")
-    title = f"{config.run.dataset}, {config.run.model}, {len(config.seeds)} seed(s)"
-    plot_accuracy(results, out / "accuracy.png", title)
-    print(f"\n{text}\n{EXPLANATION}\nThe picture is {out / 'accuracy.png'}.")
+        out = config.run.out
+        lines = out / "summary.jsonl"
+        lines.unlink(missing_ok=True)
+        for result in results:
+            append_line(lines, result)
+        text = summarise(config, results)
+        command = shlex.join(
+            ["python", "-m", "experiments.compare", *(sys.argv[1:] if argv is None else argv)]
+        )
+        commits = ", ".join(sorted({str(result["commit"]) for result in results}))
+        source = f"`{command}` at commit {commits}, on {results[0]['device']}, {os.cpu_count()} cores"
+        (out / "summary.md").write_text(f"{source}\n\n{text}\n{EXPLANATION}", encoding="utf-8")
+        title = f"{config.run.dataset}, {config.run.model}, {len(config.seeds)} seed(s)"
+        plot_accuracy(results, out / "accuracy.png", title)
+        print(f"\n{text}\n{EXPLANATION}\nThe picture is {out / 'accuracy.png'}.")
 
 
 if __name__ == "__main__":

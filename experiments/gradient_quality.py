@@ -15,7 +15,6 @@ independently of each other.
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -33,7 +32,7 @@ from crest_jax.report import append_line, table
 from crest_jax.selection import medoids
 from experiments.config import TrainConfig, UserError
 from experiments.run_folder import new_folder
-from experiments.train import ERRORS, Program, make_program, shared
+from experiments.train import Program, make_program, one_sentence, shared
 
 Kind = Literal["random", "stratified", "coreset"]
 
@@ -216,19 +215,15 @@ def summarise(results: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure, then write and print the table."""
-    try:
+    with one_sentence("interrupted before the measurement was complete; run the command again."):
         config = tyro.cli(QualityConfig, description=__doc__)
         new_folder(config.run.out)
         results = measure(config)
-    except KeyboardInterrupt:
-        sys.exit("interrupted before the measurement was complete; run the command again.")
-    except ERRORS as error:
-        sys.exit(f"error: {error}")
-    for row in results:
-        append_line(config.run.out / "gradient_quality.jsonl", row)
-    text = summarise(results)
-    (config.run.out / "gradient_quality.md").write_text(text + "\n", encoding="utf-8")
-    print(text)
+        for row in results:
+            append_line(config.run.out / "gradient_quality.jsonl", row)
+        text = summarise(results)
+        (config.run.out / "gradient_quality.md").write_text(text + "\n", encoding="utf-8")
+        print(text)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ options (79 of 790 steps) CREST takes about a minute on two cores, half of it co
 about 71 %; full training reaches about 86 %.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,8 +55,16 @@ from experiments.run_folder import (
 )
 from experiments.timing import TRAINING, PhaseTimer
 
-ERRORS = (UserError, ValueError, FloatingPointError, OSError, data.DataError)
-"""What a user can cause, told in one sentence instead of a traceback."""
+
+@contextlib.contextmanager
+def one_sentence(interrupted: str) -> Iterator[None]:
+    """End the program with one sentence, not a traceback, for what a user can cause or interrupt."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(interrupted)
+    except (UserError, ValueError, FloatingPointError, OSError, data.DataError) as error:
+        sys.exit(f"error: {error}")
 
 
 class TrainState(NamedTuple):
@@ -379,13 +388,9 @@ DEFAULT = TrainConfig()
 
 def main(default: TrainConfig = DEFAULT) -> None:
     """Read the command line, train, and print where the results are."""
-    try:
+    with one_sentence("interrupted; --resume goes on from the last checkpoint."):
         config = tyro.cli(TrainConfig, default=default, description=__doc__)
         metrics = run(config)
-    except KeyboardInterrupt:
-        sys.exit("interrupted; --resume goes on from the last checkpoint.")
-    except ERRORS as error:
-        sys.exit(f"error: {error}")
     accuracy = metrics[f"{config.evaluate_on}_accuracy"]
     print(
         f"{config.method}: {100 * accuracy:.2f} % after {metrics['steps']} of "
