@@ -19,9 +19,11 @@ from crest_jax.embeddings import (
 )
 from crest_jax.loop import Evaluation, fit, make_evaluate
 from crest_jax.losses import cross_entropy, weighted_mean
+from crest_jax.partitioned import select_coreset_stream
+from crest_jax.planning import Plan
 from crest_jax.region import Region, predict, relative_error
 from crest_jax.sampling import random_batches, stratified_batches
-from crest_jax.selection import select_coreset
+from crest_jax.selection import plan_coreset, select_coreset
 from crest_jax.types import ApplyFn, Batch, Coreset, Examples, Selection, Source
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "Event",
     "Examples",
     "Factored",
+    "Plan",
     "Region",
     "Selection",
     "Source",
@@ -53,10 +56,12 @@ __all__ = [
     "linen_features",
     "logit_gradients",
     "make_evaluate",
+    "plan_coreset",
     "predict",
     "random_batches",
     "relative_error",
     "select_coreset",
+    "select_coreset_stream",
     "sketched_gradients",
     "stratified_batches",
     "weighted_mean",

@@ -214,8 +214,22 @@ def _factored_squared_distances(left: Array, right: Array) -> Array:
     right_cross = _difference_sums(right, lambda x, y: x * (x - y))
     left_norm = jnp.sum(jnp.square(left), axis=1)
     right_norm = jnp.sum(jnp.square(right), axis=1)
-    total = left_gap * right_norm[:, None] + left_norm[None, :] * right_gap
-    return jnp.maximum(total + 2 * left_cross * right_cross, 0.0)
+    return factored_squared(
+        left_gap, right_gap, left_cross, right_cross, right_norm[:, None], left_norm[None, :]
+    )
+
+
+def factored_squared(
+    left_gap: Array,
+    right_gap: Array,
+    left_cross: Array,
+    right_cross: Array,
+    norm_b: Array,
+    norm_c: Array,
+) -> Array:
+    """``|a b^T - c d^T|^2 = |a-c|^2 |b|^2 + |c|^2 |b-d|^2 + 2 ((a-c).c) (b.(b-d))``."""
+    total = left_gap * norm_b + norm_c * right_gap + 2 * left_cross * right_cross
+    return jnp.maximum(total, 0.0)
 
 
 def in_chunks(

@@ -1,4 +1,4 @@
-"""Greedy facility location on a similarity matrix, within classes, as one compiled program.
+"""Greedy facility location on a matrix of dissimilarities, within classes, as one compiled program.
 
 ``f(S) = sum_i max_{j in S} s_ij`` is monotone and submodular, so the greedy choice reaches at least
 ``1 - 1/e`` of the best value (Nemhauser, Wolsey and Fisher, Mathematical Programming 1978).
@@ -17,17 +17,6 @@ class Picks(NamedTuple):
 
     indices: Array  # [m], int32, class by class, in greedy order within each class
     gains: Array  # [m], float32
-
-
-def similarity(squared_distances: Array) -> Array:
-    """Turn squared distances [n, n] into similarities ``max(distance) - distance`` [n, n].
-
-    Example:
-      >>> similarity(jnp.array([[0.0, 4.0], [4.0, 0.0]])).tolist()
-      [[2.0, 0.0], [0.0, 2.0]]
-    """
-    distances = jnp.sqrt(squared_distances)
-    return jnp.max(distances) - distances
 
 
 def largest_remainder(counts: Array, size: int) -> Array:
@@ -56,15 +45,16 @@ def largest_remainder(counts: Array, size: int) -> Array:
     return floors + (rank < missing).astype(floors.dtype)
 
 
-def greedy(similarities: Array, classes: Array, quotas: Array, size: int) -> Picks:
+def greedy(values: Array, top: Array, classes: Array, quotas: Array, size: int) -> Picks:
     """Choose rows greedily, ``quotas[c]`` out of each class ``c``, covering that class.
 
-    Every round adds one row in each class that is not yet full: the row whose gain
-    ``sum_i max(0, s_ij - covered_i)`` over its own class is largest, the lowest row on a tie. Classes
-    do not touch each other, so the picks are those of one greedy run per class.
+    The similarity is ``top - value``. Every round adds one row in each class that is not yet full: the
+    row whose gain ``sum_i max(0, cover_i - u_ij)`` over its own class is largest, the lowest row on a
+    tie. Classes do not touch each other, so the picks are those of one greedy run per class.
 
     Args:
-      similarities: [n, n], float32, symmetric, non-negative.
+      values: [n, n], float32, symmetric dissimilarities, or similarities with the sign turned.
+      top: [], float32, dissimilarity at which a row counts as not covered.
       classes: [n], int32; all zero covers the pool as one class.
       quotas: [c], int32, at most the size of each class, summing to ``size``.
       size: static number of picks ``m``.
@@ -74,20 +64,19 @@ def greedy(similarities: Array, classes: Array, quotas: Array, size: int) -> Pic
 
     Example:
       >>> points = jnp.array([0.0, 1.0, 10.0])
-      >>> s = 10.0 - jnp.abs(points[:, None] - points[None, :])
-      >>> greedy(s, jnp.zeros(3, int), jnp.array([2]), 2).indices.tolist()
+      >>> u = jnp.abs(points[:, None] - points[None, :])
+      >>> greedy(u, jnp.float32(10), jnp.zeros(3, int), jnp.array([2]), 2).indices.tolist()
       [1, 2]
     """
     num_classes = quotas.shape[0]
     same = classes[:, None] == classes[None, :]
-    # A negative similarity to other classes can never be a gain.
-    within = jnp.where(same, similarities, -1.0)
+    within = jnp.where(same, values, jnp.inf)
     members = jnp.arange(num_classes, dtype=classes.dtype)[:, None] == classes[None, :]
     firsts = jnp.cumsum(quotas) - quotas
 
     def step(round_: Array, state: tuple[Array, Array, Array, Array]) -> tuple[Array, ...]:
-        covered, free, indices, gains = state
-        gain = jnp.sum(jnp.maximum(within - covered[None, :], 0.0), axis=1)
+        cover, free, indices, gains = state
+        gain = jnp.sum(jnp.maximum(cover[None, :] - within, 0.0), axis=1)
         candidates = jnp.where(members & free[None, :], gain[None, :], -1.0)
         picks = jnp.argmax(candidates, axis=1).astype(jnp.int32)
         unfilled = round_ < quotas
@@ -95,13 +84,13 @@ def greedy(similarities: Array, classes: Array, quotas: Array, size: int) -> Pic
         indices = indices.at[slots].set(picks, mode="drop")
         gains = gains.at[slots].set(gain[picks], mode="drop")
         free = free.at[jnp.where(unfilled, picks, free.shape[0])].set(False, mode="drop")
-        cover = within[picks[classes], jnp.arange(free.shape[0])]
-        covered = jnp.where(unfilled[classes], jnp.maximum(covered, cover), covered)
-        return covered, free, indices, gains
+        nearer = within[picks[classes], jnp.arange(free.shape[0])]
+        cover = jnp.where(unfilled[classes], jnp.minimum(cover, nearer), cover)
+        return cover, free, indices, gains
 
     n = classes.shape[0]
     state = (
-        jnp.zeros(n, jnp.float32),
+        jnp.full(n, top, jnp.float32),
         jnp.ones(n, bool),
         jnp.zeros(size, jnp.int32),
         jnp.zeros(size, jnp.float32),
@@ -109,14 +98,14 @@ def greedy(similarities: Array, classes: Array, quotas: Array, size: int) -> Pic
     return Picks(*jax.lax.fori_loop(0, jnp.max(quotas), step, state)[2:])
 
 
-def coverage_counts(similarities: Array, classes: Array, picks: Array) -> Array:
+def coverage_counts(values: Array, classes: Array, picks: Array) -> Array:
     """Count the rows that each pick stands for: those of its class to which it is the nearest pick.
 
     A row whose class has no pick goes to the nearest pick of any class; a pick stands for itself;
-    equal similarities go to the earlier pick. The counts sum to the number of rows.
+    equal dissimilarities go to the earlier pick. The counts sum to the number of rows.
 
     Args:
-      similarities: [n, n], float32.
+      values: [n, n], float32, dissimilarities.
       classes: [n], int32.
       picks: [m], int32.
 
@@ -125,13 +114,13 @@ def coverage_counts(similarities: Array, classes: Array, picks: Array) -> Array:
 
     Example:
       >>> points = jnp.array([0.0, 1.0, 10.0])
-      >>> s = 10.0 - jnp.abs(points[:, None] - points[None, :])
-      >>> coverage_counts(s, jnp.zeros(3, int), jnp.array([1, 2])).tolist()
+      >>> u = jnp.abs(points[:, None] - points[None, :])
+      >>> coverage_counts(u, jnp.zeros(3, int), jnp.array([1, 2])).tolist()
       [2.0, 1.0]
     """
     same = classes[:, None] == classes[picks][None, :]
     allowed = same | ~jnp.any(same, axis=1, keepdims=True)
-    nearest = jnp.argmax(jnp.where(allowed, similarities[:, picks], -jnp.inf), axis=1)
+    nearest = jnp.argmin(jnp.where(allowed, values[:, picks], jnp.inf), axis=1)
     slots = jnp.arange(picks.shape[0], dtype=nearest.dtype)
     nearest = nearest.at[picks].set(slots)
     return jnp.zeros(picks.shape[0], jnp.float32).at[nearest].add(1.0)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from helpers import facility_location, numpy_coverage, numpy_distances, numpy_greedy
 
+from crest_jax import class_greedy, dense_greedy
 from crest_jax.embeddings import Factored
-from crest_jax.selection import medoids, select_coreset
+from crest_jax.selection import plan_coreset, select_coreset
+from experiments.bench_selection import gaps
 
 N, SIZE, CLASSES = 24, 9, 3
 
@@ -27,7 +29,7 @@ def numpy_coreset(embeddings, size, labels):
     if size < 2 * classes:
         labels, classes = np.zeros_like(labels), 1
     distances = numpy_distances(embeddings)
-    similarities = distances.max() - distances
+    similarities = distances[labels[:, None] == labels[None, :]].max() - distances
     shares = [Fraction(size * int(count), len(labels)) for count in np.bincount(labels)]
     quotas = [int(share) for share in shares]
     short = sorted(range(classes), key=lambda c: (quotas[c] - shares[c], c))[: size - sum(quotas)]
@@ -119,12 +121,15 @@ def test_a_batch_of_pools_equals_a_loop():
 
 
 def test_pools_of_one_shape_share_one_program():
-    before = medoids._cache_size()
-    for seed in range(3):  # classes of different sizes, NumPy and JAX arrays alike
-        embeddings, labels = make_problem(seed, n=17)
+    before = dense_greedy._solve._cache_size(), class_greedy.choose_by_class._cache_size()
+    for seed in range(3):  # NumPy and JAX arrays alike
+        embeddings, _ = make_problem(seed, n=17)
+        labels = np.random.default_rng(seed).permutation(np.arange(17) % CLASSES)
         kind = jnp.asarray if seed == 1 else np.asarray
-        select_coreset(kind(embeddings), 7, labels=kind(labels), num_classes=CLASSES)
-    assert medoids._cache_size() == before + 1
+        for method in ("dense", "lazy"):
+            select_coreset(kind(embeddings), 7, labels=kind(labels), num_classes=CLASSES, method=method)
+    after = dense_greedy._solve._cache_size(), class_greedy.choose_by_class._cache_size()
+    assert after == (before[0] + 1, before[1] + 1)
 
 
 def test_factored_embeddings_choose_as_their_outer_products_do():
@@ -175,20 +180,48 @@ def spoilt(value):
 @pytest.mark.parametrize(
     ("embeddings", "size", "options", "message"),
     [
-        (np.zeros((0, 2)), 1, {}, r"shape \(0, 2\).*at least one example; pass"),
+        (np.zeros((0, 2)), 1, {}, r"shapes \[\(0, 2\)\].*at least one example; pass"),
         (spoilt(np.nan), 2, {}, "2 of 6 examples are NaN or infinite .*row 3.*; check"),
         (spoilt(-np.inf), 2, {}, "2 of 6 examples are NaN or infinite .*row 3.*; check"),
         (spoilt(1e16), 2, {}, r"reach 1e\+16 but must stay below 1e15.*; divide"),
         (Factored(GOOD, spoilt(np.nan)), 2, {}, "2 of 6 examples are NaN.*row 3.*; check"),
         (Factored(GOOD, GOOD[:5]), 2, {}, r"\(6, 2\), \(5, 2\).*must agree; pass"),
         (GOOD[:, 0], 2, {}, r"shapes \[\(6,\)\].*; flatten"),
-        (GOOD[:, :, None], 2, {}, r"shapes \[\(6, 2, 1\)\].*; flatten"),
         (np.zeros((4, 0)), 2, {}, r"shapes \[\(4, 0\)\].*; flatten"),
         ((), 2, {}, r"shapes \[\].*; flatten"),
         (GOOD, 0, {}, "size is 0 but must be an integer of at least 1; pass"),
         (GOOD, 2.0, {}, "size is 2.0 but must be an integer.*; pass"),
         (GOOD, True, {}, "size is True but must be an integer.*; pass"),
         (GOOD, 7, {}, "size is 7 but the pool holds 6 examples.*; ask for at most 6"),
+        (GOOD, 2, {"metric": "manhattan"}, "metric is 'manhattan' but must be one of euclid.*; choose"),
+        (GOOD, 2, {"method": "fast"}, "method is 'fast' but must be one of auto.*; choose"),
+        (GOOD, 2, {"epsilon": 0.0}, r"epsilon is 0.0 but must lie in \(0, 0.999\]; choose"),
+        (
+            GOOD,
+            2,
+            {"memory_budget": 0},
+            "memory_budget is 0 but must be an integer of at least 1; pass",
+        ),
+        (GOOD, 2, {"memory_budget": 9}, "memory_budget is 9 bytes but .* needs at least .*; raise"),
+        (GOOD, 2, {"quotas": "equal"}, "quotas are 'equal' but there are no labels.*; pass"),
+        (GOOD, 2, {"labels": LABELS, "quotas": "fair"}, "quotas is 'fair' but must be.*; choose"),
+        (GOOD, 2, {"labels": LABELS, "quotas": [1]}, r"quotas have shape \(1,\).*2 non-neg.*; pass"),
+        (GOOD, 2, {"labels": LABELS, "quotas": [-1, 3]}, r"quotas have .*non-negative.*; pass"),
+        (GOOD, 2, {"labels": LABELS, "quotas": [2, 1]}, "quotas sum to 3 but size is 2.*; change"),
+        (GOOD, 5, {"labels": LABELS, "quotas": [4, 1]}, "4 picks of class 0 but it has 3 .*; lower"),
+        (GOOD, 2, {"metric": "precomputed"}, r"shapes \[\(6, 2\)\].* similarities.*; pass"),
+        (
+            GOOD @ GOOD.T + np.eye(6)[::-1] * np.arange(6),
+            2,
+            {"metric": "precomputed"},
+            r"differ from their transpose by up to [\d.]+ but must be symmetric.*; pass",
+        ),
+        (
+            GOOD @ GOOD.T,
+            2,
+            {"metric": "precomputed", "method": "partitioned"},
+            "is read as a whole; choose",
+        ),
         (GOOD, 2, {"labels": LABELS[:5]}, r"labels have shape \(5,\).*\(6,\).*; pass"),
         (GOOD, 2, {"labels": LABELS[:, None]}, r"labels have shape \(6, 1\).*\(6,\).*; pass"),
         (GOOD, 2, {"labels": LABELS / 2}, "labels have dtype float64.*integers; cast"),
@@ -208,3 +241,93 @@ def test_traced_labels_need_the_number_of_classes():
     select = jax.jit(lambda e, y: select_coreset(e, 2, labels=y))
     with pytest.raises(ValueError, match=r"num_classes is None.* traced.*; pass num_classes"):
         select(GOOD, LABELS)
+
+
+def test_a_budget_that_is_too_small_is_told_the_smallest_that_works():
+    embeddings, _ = make_problem(0, n=300)
+    for method in ("auto", "dense", "lazy", "stochastic"):
+        with pytest.raises(ValueError, match="needs at least") as error:
+            select_coreset(embeddings, 20, method=method, memory_budget=1000)
+        smallest = int(str(error.value).split("raise memory_budget to ")[1].rstrip("."))
+        assert plan_coreset(embeddings, 20, method=method, memory_budget=smallest).memory <= smallest
+        with pytest.raises(ValueError, match="needs at least"):
+            plan_coreset(embeddings, 20, method=method, memory_budget=smallest - 1)
+        assert len(select_coreset(embeddings, 20, method=method, memory_budget=smallest).indices) == 20
+
+
+@pytest.mark.parametrize("method", ["dense", "lazy"])
+def test_narrow_floats_are_computed_in_float32(method):
+    embeddings, labels = make_problem(8)
+    for kind in (jnp.bfloat16, jnp.float16):
+        narrow = jnp.asarray(embeddings, kind)
+        wide = select_coreset(narrow.astype(jnp.float32), SIZE, labels=labels, method=method)
+        found = select_coreset(narrow, SIZE, labels=labels, method=method)
+        assert found.indices.tolist() == wide.indices.tolist()
+        assert found.gains.tolist() == wide.gains.tolist()
+        assert found.gains.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("method", ["dense", "lazy", "stochastic"])
+def test_problems_side_by_side_equal_one_by_one(method):
+    problems = [make_problem(seed) for seed in range(3)]
+    embeddings, labels = (np.stack([p[i] for p in problems]) for i in (0, 1))
+    together = select_coreset(embeddings, SIZE, labels=labels, num_classes=CLASSES, method=method)
+    assert together.indices.shape == together.weights.shape == (3, SIZE)
+    for k, (e, y) in enumerate(problems):
+        alone = select_coreset(e, SIZE, labels=y, num_classes=CLASSES, method=method)
+        assert together.indices[k].tolist() == alone.indices.tolist()
+        assert together.weights[k].tolist() == alone.weights.tolist()
+        np.testing.assert_allclose(together.objective[k], alone.objective, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["dense", "lazy"])
+def test_quotas_can_be_equal_or_given(method):
+    embeddings, labels = make_problem(9)
+    counts = np.bincount(labels)
+    equal = select_coreset(embeddings, 7, labels=labels, quotas="equal", method=method)
+    assert np.bincount(labels[equal.indices]).tolist() == [3, 2, 2]
+    given = select_coreset(embeddings, 4, labels=labels, quotas=[1, 3, 0], method=method)
+    own = labels[np.asarray(given.indices)]
+    assert own.tolist() == [0, 1, 1, 1]
+    # Rows of the class without a pick go to the nearest pick of any class.
+    similarities = -numpy_distances(embeddings)
+    expected = numpy_coverage(similarities, labels, given.indices.tolist())
+    assert given.weights.tolist() == expected.tolist()
+    assert float(given.weights.sum()) == counts.sum()
+
+
+@pytest.mark.parametrize("method", ["dense", "lazy", "stochastic"])
+def test_given_similarities_are_read_as_they_are(method):
+    rng = np.random.default_rng(10)
+    labels = np.arange(40) % 2
+    points = rng.normal(size=(40, 3))
+    similarities = np.float32(np.exp(-numpy_distances(points)) - 0.05)  # some are negative
+    for own in (None, labels):
+        found = select_coreset(similarities, 9, labels=own, metric="precomputed", method=method)
+        classes = np.zeros(40, int) if own is None else own
+        value = facility_location(similarities, found.indices.tolist(), classes)
+        np.testing.assert_allclose(float(found.objective), value, rtol=1e-6)
+        assert (
+            found.weights.tolist()
+            == numpy_coverage(similarities, classes, found.indices.tolist()).tolist()
+        )
+        for label in np.unique(classes) if method != "stochastic" else []:
+            rows = np.flatnonzero(classes == label)
+            picks = [int(np.flatnonzero(rows == p)[0]) for p in found.indices if p in rows]
+            values = -similarities[np.ix_(rows, rows)].astype(np.float64)
+            assert gaps(values, np.array(picks), 0.0).max() <= 1e-6
+
+
+def test_a_plan_tells_what_the_selection_then_does():
+    shapes = {
+        "dense": (300, 32),
+        "lazy": (5_000, 32),
+        "partitioned": (2_000_000, 32),
+    }
+    for method, shape in shapes.items():
+        pool = jax.ShapeDtypeStruct(shape, jnp.float32)
+        plan = plan_coreset(pool, shape[0] // 100)
+        assert plan.method == method
+        assert plan.exact == (method != "partitioned")
+    with pytest.raises(ValueError, match="needs at least"):
+        plan_coreset(jax.ShapeDtypeStruct((2_000_000, 32), jnp.float32), 100, memory_budget=2**20)

@@ -1,0 +1,153 @@
+"""Selection on stored similarities: the classes of many problems as one batch of small groups."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crest_jax import metrics
+from crest_jax.class_greedy import nearest_picks
+from crest_jax.facility_location import coverage_counts
+from crest_jax.grouped_greedy import GroupPicks, dissimilarities, greedy_in_groups
+from crest_jax.planning import dense_side, problems_at_once
+from crest_jax.types import Array, Coreset, PyTree
+
+
+def choose_dense(
+    embeddings: PyTree,
+    labels: np.ndarray,
+    counts: np.ndarray,
+    quotas: np.ndarray,
+    *,
+    size: int,
+    metric: str,
+) -> Coreset:
+    """Solve ``p`` problems, as many at a time as a cache holds.
+
+    Args:
+      embeddings: leaves [p, n, ...], see ``select_coreset``.
+      labels: [p, n], int32.
+      counts: [p, c], examples of each class.
+      quotas: [p, c], picks of each class, summing to ``size``.
+      size: picks of each problem.
+      metric: see ``select_coreset``.
+    """
+    problems, classes = counts.shape
+    order = np.argsort(_narrow(labels, classes), axis=1, kind="stable").astype(np.int32)
+    # Rounded up, so that data of the same shape shares one compiled program.
+    side = dense_side(int(counts.max()))
+    rounds = -(-int(quotas.max()) // 4) * 4
+    orphans = bool(((quotas == 0) & (counts > 0)).any())
+    step = min(problems, problems_at_once(classes, side))
+    blocks = -(-problems // step)
+    sizes = jnp.asarray(np.stack([counts, quotas]).astype(np.int32))
+    # Separate programs: compiled as one, XLA repeats the gathering in every use.
+    rows, parts = _group(embeddings, order, sizes, side=side, blocks=blocks, metric=metric)
+    picks = [_solve(*part, rounds=rounds, metric=metric) for part in parts]
+    own = jnp.asarray(labels) if orphans or metric == "precomputed" else None
+    return _ungroup(embeddings, own, rows, picks, sizes, size=size, metric=metric)
+
+
+def _narrow(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Narrow labels, which NumPy sorts in linear time."""
+    return labels.astype(np.uint8 if classes <= 256 else np.uint16 if classes <= 65_536 else np.int32)
+
+
+@partial(jax.jit, static_argnames=("side", "blocks", "metric"))
+def _group(
+    embeddings: PyTree, order: Array, sizes: Array, *, side: int, blocks: int, metric: str
+) -> tuple[Array, list[tuple[tuple[Array, ...], Array, Array]]]:
+    """Sort by class: rows [p, c * side], and the blocks that ``_solve`` takes."""
+    counts, quotas = sizes
+    problems, classes = counts.shape
+    starts = jnp.cumsum(counts, axis=1) - counts
+    # Places beyond a class repeat its last row, which changes no largest dissimilarity.
+    inside = jnp.minimum(jnp.arange(side)[None, None, :], counts[:, :, None] - 1)
+    places = jnp.maximum(starts[:, :, None] + inside, 0).reshape(problems, -1)
+    rows = jnp.take_along_axis(order, places, axis=1)
+    step = -(-problems // blocks)
+    found = []
+    for first in range(0, problems, step):
+        block = slice(first, first + step)
+        own = rows[block]
+        pool = jax.tree.map(lambda x, block=block: x[block], embeddings)
+        parts: tuple[Array, ...]
+        if metric == "precomputed":
+            of_class = jax.vmap(lambda matrix, own: matrix[own][:, own], in_axes=(None, 0))
+            matrix = jax.vmap(of_class)(pool, own.reshape(-1, classes, side))
+            parts = (matrix.astype(jnp.float32).reshape(-1, side, side),)
+        else:
+            flat = (own + jnp.arange(len(own))[:, None] * order.shape[1]).reshape(-1)
+            pool = jax.tree.map(lambda x, flat=flat: x.reshape(-1, x.shape[-1])[flat], pool)
+            parts = metrics.as_float32(pool, metric).parts
+            parts = tuple(part.reshape(-1, side, part.shape[1]).transpose(2, 0, 1) for part in parts)
+        found.append((parts, counts[block], quotas[block]))
+    return rows, found
+
+
+@partial(jax.jit, static_argnames=("rounds", "metric"))
+def _solve(
+    parts: tuple[Array, ...], counts: Array, quotas: Array, *, rounds: int, metric: str
+) -> GroupPicks:
+    sizes = counts.reshape(-1)
+    if metric == "precomputed":
+        values = -parts[0].transpose(1, 0, 2)
+        return greedy_in_groups(values, sizes, quotas.reshape(-1), jnp.zeros(len(sizes)), rounds)
+    kind = metrics.Metric(metric, float(np.prod([part.shape[0] for part in parts])))
+    values = dissimilarities(kind, parts)
+    largest = jnp.max(jnp.max(values, axis=0), axis=1).reshape(counts.shape)
+    top = kind.top(jnp.max(jnp.where(quotas > 0, largest, 0.0), axis=1, keepdims=True))
+    top = jnp.broadcast_to(top, counts.shape).reshape(-1)
+    return greedy_in_groups(values, sizes, quotas.reshape(-1), top, rounds)
+
+
+@partial(jax.jit, static_argnames=("size", "metric"))
+def _ungroup(
+    embeddings: PyTree,
+    labels: Array | None,
+    rows: Array,
+    blocks: list[GroupPicks],
+    sizes: Array,
+    *,
+    size: int,
+    metric: str,
+) -> Coreset:
+    """Line up the picks of each problem, class by class; labels [p, n] where weights need them."""
+    found = GroupPicks(*(jnp.concatenate(leaves) for leaves in zip(*blocks, strict=True)))
+    quotas = sizes[1]
+    problems, classes = quotas.shape
+    rounds = found.places.shape[1]
+    side = rows.shape[1] // classes
+    ends = jnp.cumsum(quotas, axis=1)
+    slots = jnp.arange(size, dtype=jnp.int32)[None, :]
+    label = jnp.sum(slots[:, :, None] >= ends[:, None, :], axis=2, dtype=jnp.int32)
+    round_ = slots - jnp.take_along_axis(ends - quotas, label, axis=1)
+
+    def lined_up(result: Array) -> Array:
+        wide = result.reshape(problems, classes * rounds)
+        return jnp.take_along_axis(wide, label * rounds + round_, axis=1)
+
+    picks = jnp.take_along_axis(rows, label * side + lined_up(found.places), axis=1)
+    gains, weights = lined_up(found.gains), lined_up(found.weights)
+    if labels is not None and metric == "precomputed":
+        # Negative similarities improve nobody, but still say which pick is nearest.
+        weights = jax.vmap(lambda s, own, heads: coverage_counts(-s, own, heads))(
+            embeddings, labels, picks
+        )
+    elif labels is not None:
+        weights = weights + _orphans(embeddings, labels, picks, metric, classes)
+    return Coreset(picks, weights, gains, jnp.sum(gains, axis=1))
+
+
+def _orphans(embeddings: PyTree, labels: Array, picks: Array, metric: str, classes: int) -> Array:
+    """Rows [p, m] of classes without a pick, counted at the nearest pick of any class."""
+
+    def one(args: tuple[PyTree, Array, Array]) -> Array:
+        rows, own, heads = args
+        chosen = jax.tree.map(lambda x: x[heads], rows)
+        slots, _ = nearest_picks(rows, own, chosen, own[heads], metric_name=metric)
+        has_pick = jnp.zeros(classes, bool).at[own[heads]].set(True)
+        return jnp.zeros(heads.shape[0], jnp.float32).at[slots].add(jnp.where(has_pick[own], 0.0, 1.0))
+
+    return jax.lax.map(one, (embeddings, labels, picks))

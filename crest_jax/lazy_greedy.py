@@ -1,0 +1,608 @@
+"""Exact greedy facility location in memory linear in the data, as one compiled program.
+
+Lazy greedy (Minoux, Optimization Techniques 1978) keeps an old gain of every candidate, which
+submodularity makes an upper bound, and evaluates again only candidates near the top. Three things make
+it fit an accelerator:
+
+* Candidates lie in blocks of 128 whose largest bounds are kept, so that finding the best few touches a
+  few short rows. One round evaluates the best candidate of the best block in each of several strips.
+* Bounds come from matrix products (an upper bound, see ``metrics.lower_squared``); only the best
+  candidate of a round is evaluated by direct differences. A pick is taken when its exact gain is at
+  least every other bound, the lowest row on a tie.
+* After a few picks a candidate can only improve the few rows that it is nearer to than their nearest
+  pick. Once those pairs fit the memory allowed, all are found in one pass and kept, with exact
+  dissimilarities, and the rest of the run reads nothing else.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crest_jax import metrics
+from crest_jax.metrics import Metric, Points
+from crest_jax.types import Array
+
+BLOCK = 128  # candidates in a block
+TILE = 2048  # clients that one matrix product covers, so that its result stays in cache
+STRIPS = 32  # candidates evaluated in one round before the lists, the number of strips of blocks
+LISTED_STRIPS = 8  # the same with lists
+SAMPLE = 128  # candidates that tell how long the lists would be
+WINDOW = 128  # entries of a list read at once
+EXTRACT = 2048  # entries written at once
+BUILD_ROWS = 32  # candidates whose lists are built at once
+_SLACK = 1 + 3e-6  # rounding of sums of n terms, by which a bound is raised
+
+
+class Lists(NamedTuple):
+    """For each candidate the clients that it may still improve."""
+
+    clients: Array  # [capacity + EXTRACT], int32
+    values: Array  # [capacity + EXTRACT], float32, exact dissimilarities
+    starts: Array  # [m], int32
+    lengths: Array  # [m], int32
+
+
+class Run(NamedTuple):
+    """A greedy run so far, or done."""
+
+    cover: Array  # [n], float32, dissimilarity to the nearest pick; -inf for padding
+    nearest: Array  # [n], int32, slot of the nearest pick
+    bounds: Array  # [m], float32, upper bounds of gains; -1 for candidates that cannot be picked
+    best: Array  # [m / BLOCK], float32, largest bound of each block
+    stamp: Array  # [m], int32, number of picks when the gain was last evaluated exactly
+    picks: Array  # [size], int32
+    gains: Array  # [size], float32
+    taken: Array  # [], int32, picks so far
+    evaluations: Array  # [], int32, candidates evaluated against all clients
+    entries: Array  # [], int32, length of the lists; 0 when none was built
+
+
+class Oracle(Protocol):
+    """Where dissimilarities come from; candidates are padded to whole blocks."""
+
+    num_clients: int
+    tile: int  # clients whose bits are packed together
+
+    def start(self) -> Array:
+        """Cover [n] before any pick."""
+
+    def all_bounds(self, cover: Array) -> Array:
+        """Upper bounds [m] of all gains."""
+
+    def bounds(self, rows: Array, cover: Array) -> Array:
+        """Upper bounds [b] of the gains of some candidates."""
+
+    def exact(self, row: Array) -> Array:
+        """Dissimilarities [n] of one candidate to all clients."""
+
+    def closer(self, rows: Array, cover: Array) -> Array:
+        """Whether a candidate may be closer to a client than its cover is, as bits [b, n / 32].
+
+        Bit ``k`` of word ``w`` of a tile of ``t`` words stands for client ``k t + w`` of that tile.
+        """
+
+    def pairs(self, rows: Array, clients: Array) -> Array:
+        """Dissimilarities [t] of candidates to clients, pair by pair."""
+
+
+def padded(count: int) -> int:
+    """Return the rows that ``count`` rows are padded to: whole blocks, and whole tiles when many."""
+    unit = BLOCK if count <= TILE else TILE
+    return -(-count // unit) * unit
+
+
+def gains_of(cover: Array, values: Array) -> Array:
+    """Gains [b] of candidates with dissimilarities [b, n]."""
+    # A product with ones instead of a sum: see metrics. Two levels, so that float32 suffices.
+    excess = jnp.maximum(cover[None, :] - values, 0.0)
+    width = 128 if excess.shape[1] % 128 == 0 else 1
+    if width == 1:
+        return jnp.sum(excess, axis=1)
+    parts = excess.reshape(-1, width)
+    sums = jnp.dot(parts, jnp.ones(width, jnp.float32), precision="highest")
+    return jnp.sum(sums.reshape(excess.shape[0], -1), axis=1)
+
+
+def _packed(bits: Array) -> Array:
+    """Pack booleans [b, w] into [b, w / 32]: bit ``k`` of word ``i`` is place ``k w / 32 + i``."""
+    words = bits.shape[1] // 32
+    packed = jnp.zeros((bits.shape[0], words), jnp.uint32)
+    for k in range(32):
+        packed = packed | (bits[:, k * words : (k + 1) * words].astype(jnp.uint32) << k)
+    return packed
+
+
+class PointOracle:
+    """Dissimilarities computed from embeddings, ``O(n d)`` memory."""
+
+    def __init__(self, metric: Metric, candidates: Points, clients: Points, valid: Array) -> None:
+        """Take padded candidates [m] and clients [n], and which clients [n] are real."""
+        self.metric, self.num_clients, self.tile = metric, clients.rows, min(TILE, clients.rows)
+        self._candidates, self._clients, self._valid = candidates, clients, valid
+        self._tiles = metrics.to_tiles(clients, self.tile)
+        self._client_lengths = metrics.squared_lengths(clients)
+        same = candidates is clients
+        self._lengths = self._client_lengths if same else metrics.squared_lengths(candidates)
+
+    def start(self) -> Array:
+        """Return the cover [n] before any pick; see ``Oracle``."""
+        longest = jnp.maximum(jnp.max(self._lengths), jnp.max(self._client_lengths))
+        top = self.metric.top(self.metric.from_squared(4 * longest * (1 + 1e-5)))
+        return jnp.where(self._valid, top, -jnp.inf)
+
+    def _lower(self, rows: Points, lengths: Array, tile: Array) -> Array:
+        """Lower bounds [b, w] of squared distances to one tile of clients."""
+        columns = Points(tuple(part[tile] for part in self._tiles.parts))
+        client_lengths = self._client_lengths.reshape(-1, self.tile)[tile]
+        return metrics.lower_squared(rows, lengths, columns, client_lengths)
+
+    def _tile_bounds(self, rows: Array, tile: Array, cover: Array) -> Array:
+        """Upper bounds [b] of the part of the gains that one tile of clients gives."""
+        lower = self._lower(metrics.take_rows(self._candidates, rows), self._lengths[rows], tile)
+        values = self.metric.lower_from_squared(jnp.maximum(lower, 0.0))
+        return gains_of(cover.reshape(-1, self.tile)[tile], values)
+
+    def all_bounds(self, cover: Array) -> Array:
+        """Return upper bounds [m] of all gains."""
+        blocks = jnp.arange(self._candidates.rows).reshape(-1, 64)
+
+        def add_tile(tile: Array, sums: Array) -> Array:
+            return sums + jax.lax.map(lambda rows: self._tile_bounds(rows, tile, cover), blocks)
+
+        zeros = jnp.zeros(blocks.shape, jnp.float32)
+        sums = jax.lax.fori_loop(0, self.num_clients // self.tile, add_tile, zeros)
+        return sums.reshape(-1) * _SLACK
+
+    def bounds(self, rows: Array, cover: Array) -> Array:
+        """Return upper bounds [b] of the gains of some candidates."""
+
+        def add_tile(tile: Array, sums: Array) -> Array:
+            return sums + self._tile_bounds(rows, tile, cover)
+
+        zeros = jnp.zeros(rows.shape, jnp.float32)
+        return jax.lax.fori_loop(0, self.num_clients // self.tile, add_tile, zeros) * _SLACK
+
+    def exact(self, row: Array) -> Array:
+        """Return dissimilarities [n] of one candidate to all clients."""
+        squared = metrics.squared_to_all(metrics.take_rows(self._candidates, row), self._tiles)
+        return self.metric.from_squared(squared).reshape(-1)
+
+    def closer(self, rows: Array, cover: Array) -> Array:
+        """Return which clients a candidate may improve, as bits [b, n / 32]; see ``Oracle``."""
+        points, lengths = metrics.take_rows(self._candidates, rows), self._lengths[rows]
+        reach = self.metric.to_squared(cover).reshape(-1, self.tile)
+
+        def one(tile: Array) -> Array:
+            return _packed(self._lower(points, lengths, tile) < reach[tile][None, :])
+
+        return jax.lax.map(one, jnp.arange(len(reach))).transpose(1, 0, 2).reshape(len(rows), -1)
+
+    def largest(self) -> Array:
+        """Return the largest dissimilarity of all; candidates and clients must be the same."""
+        blocks = jnp.arange(self._candidates.rows).reshape(-1, 64)
+        lengths = jnp.where(self._valid, self._lengths, -jnp.inf)
+
+        def of_tile(tile: Array) -> Array:
+            def raise_to(highest: Array, rows: Array) -> tuple[Array, None]:
+                points = metrics.take_rows(self._candidates, rows)
+                return jnp.maximum(highest, self._lower(points, lengths[rows], tile)), None
+
+            start = jnp.full((blocks.shape[1], self.tile), -jnp.inf)
+            return jnp.max(jax.lax.scan(raise_to, start, blocks)[0], axis=0)
+
+        highest = jax.lax.map(of_tile, jnp.arange(self.num_clients // self.tile)).reshape(-1)
+        end = jnp.argmax(jnp.where(self._valid, highest, -jnp.inf))
+        return jnp.max(jnp.where(self._valid, self.exact(end), 0.0))
+
+    def pairs(self, rows: Array, clients: Array) -> Array:
+        """Return dissimilarities [t], pair by pair."""
+        x, y = metrics.take_rows(self._candidates, rows), metrics.take_rows(self._clients, clients)
+        return self.metric.from_squared(metrics.squared_pairs(x, y))
+
+
+class MatrixOracle:
+    """Negated similarities read from a symmetric matrix [n, n]; nothing else is stored."""
+
+    def __init__(self, similarities: Array) -> None:
+        """Take the matrix; an example without a pick counts as covered with similarity 0."""
+        self._similarities = similarities
+        self.num_clients = similarities.shape[0]
+        self.tile = padded(self.num_clients)
+
+    def start(self) -> Array:
+        """Return the cover [n] before any pick; see ``Oracle``."""
+        return jnp.zeros(self.num_clients, jnp.float32)
+
+    def _values(self, rows: Array) -> Array:
+        return -self._similarities[jnp.minimum(rows, self.num_clients - 1)]
+
+    def all_bounds(self, cover: Array) -> Array:
+        """Return upper bounds [m] of all gains."""
+        total = padded(self.num_clients)
+        rows = jnp.arange(total).reshape(-1, 8)
+        return jax.lax.map(lambda block: self.bounds(block, cover), rows).reshape(total)
+
+    def bounds(self, rows: Array, cover: Array) -> Array:
+        """Return upper bounds [b] of the gains of some candidates."""
+        return gains_of(cover, self._values(rows)) * _SLACK
+
+    def exact(self, row: Array) -> Array:
+        """Return dissimilarities [n] of one candidate to all clients."""
+        return self._values(row)
+
+    def closer(self, rows: Array, cover: Array) -> Array:
+        """Return which clients a candidate may improve, as bits [b, n / 32]; see ``Oracle``."""
+        closer = self._values(rows) < cover[None, :]
+        return _packed(jnp.pad(closer, ((0, 0), (0, self.tile - self.num_clients))))
+
+    def pairs(self, rows: Array, clients: Array) -> Array:
+        """Return dissimilarities [t], pair by pair."""
+        return -self._similarities[jnp.minimum(rows, self.num_clients - 1), clients]
+
+
+def stochastic_greedy(
+    oracle: Oracle, selectable: Array, quota: Array, size: int, draws: int, key: Array
+) -> Run:
+    """Choose each candidate as the best of ``draws`` random ones, all evaluated against all clients.
+
+    With ``draws = (m / quota) ln(1 / epsilon)`` the objective is at least ``1 - 1/e - epsilon`` of the
+    best in expectation (Mirzasoleiman et al., Lazier than lazy greedy, AAAI 2015; their proof holds for
+    draws with replacement).
+
+    Args:
+      oracle: see ``lazy_greedy``.
+      selectable: [m], bool.
+      quota: [], int32, as in ``lazy_greedy``.
+      size: static length of the results.
+      draws: static, candidates drawn for each pick; rounded up to a multiple of 64.
+      key: PRNG key.
+
+    Returns:
+      See ``lazy_greedy``.
+    """
+    run = _start(oracle, jnp.where(selectable, 0.0, -1.0), size)
+    cover = _computed_cover(oracle)
+    count = jnp.sum(selectable, dtype=jnp.int32)
+    order = jnp.argsort(~selectable, stable=True).astype(jnp.int32)  # the selectable ones first
+
+    blocks = -(-draws // 64)
+
+    def pick(run: Run) -> Run:
+        places = jax.random.randint(jax.random.fold_in(key, run.taken), (blocks, 64), 0, count)
+        rows = order[places]
+        gains = jax.lax.map(lambda block: oracle.bounds(block, run.cover), rows).reshape(-1)
+        rows = rows.reshape(-1)
+        gains = jnp.where(run.bounds[rows] < 0, -1.0, gains)
+        # Only if all draws are taken already: the lowest row that is free.
+        spare = jnp.argmax(run.bounds)
+        best = jnp.argmax(gains)
+        row = jnp.where(gains[best] < 0, spare, rows[best]).astype(jnp.int32)
+        gain = gains_of(run.cover, oracle.exact(row)[None, :])[0]
+        covered, nearest = cover(run, row)
+        return run._replace(
+            cover=covered,
+            nearest=nearest,
+            bounds=run.bounds.at[row].set(-1.0),
+            picks=run.picks.at[run.taken].set(row),
+            gains=run.gains.at[run.taken].set(gain),
+            taken=run.taken + 1,
+            evaluations=run.evaluations + 64 * blocks,
+        )
+
+    return jax.lax.while_loop(lambda run: run.taken < quota, pick, run)
+
+
+def _start(oracle: Oracle, bounds: Array, size: int) -> Run:
+    total = bounds.shape[0]
+    return Run(
+        cover=oracle.start(),
+        nearest=jnp.full(oracle.num_clients, -1, jnp.int32),
+        bounds=bounds,
+        best=_best_of_blocks(bounds),
+        stamp=jnp.full(total, -1, jnp.int32),
+        picks=jnp.zeros(size, jnp.int32),
+        gains=jnp.zeros(size, jnp.float32),
+        taken=jnp.int32(0),
+        evaluations=jnp.int32(0),
+        entries=jnp.int32(0),
+    )
+
+
+def lazy_greedy(oracle: Oracle, selectable: Array, quota: Array, size: int, capacity: int) -> Run:
+    """Choose ``quota`` candidates one by one, each with the largest gain; the lowest row on a tie.
+
+    Args:
+      oracle: dissimilarities of ``m`` candidates (whole blocks) to ``n`` clients.
+      selectable: [m], bool, the candidates that may be picked.
+      quota: [], int32, picks wanted, at most ``size`` and at most the number selectable.
+      size: static length of the results.
+      capacity: static length of the lists, 8 bytes each; 0 never builds them.
+
+    Returns:
+      The finished ``Run``; places beyond ``quota`` are 0.
+    """
+    total = selectable.shape[0]
+    choose = _pick_one(_computed_round(oracle), _computed_cover(oracle))
+
+    def refresh(run: Run) -> Run:
+        bounds = jnp.where(run.bounds < 0, -1.0, oracle.all_bounds(run.cover))
+        return run._replace(
+            bounds=bounds, best=_best_of_blocks(bounds), evaluations=run.evaluations + total
+        )
+
+    def computed(run: Run) -> Run:
+        # The second pick's gains have little to do with the first one's: evaluate all, twice.
+        return choose(jax.lax.cond(run.taken < 2, refresh, lambda run: run, run))
+
+    sample = jnp.asarray(np.linspace(0, total, SAMPLE, endpoint=False), jnp.int32)
+
+    def stage(state: tuple[Run, Array]) -> tuple[Run, Array]:
+        run, target = state
+        run = jax.lax.while_loop(lambda run: run.taken < target, computed, run)
+        if capacity == 0:
+            return run, quota
+        counts = jax.lax.population_count(oracle.closer(sample, run.cover))
+        counts = jnp.where((run.bounds[sample] >= 0)[:, None], counts, 0)
+        expected = jnp.sum(counts, dtype=jnp.float32) * (total / SAMPLE)
+        affordable = (expected < 0.9 * capacity) & (run.taken < quota)
+        finish = partial(_listed, oracle, quota=quota, capacity=capacity)
+        run = jax.lax.cond(affordable, finish, lambda run: run, run)
+        return run, jnp.minimum(target + target // 4 + 1, quota)
+
+    start = (_start(oracle, jnp.where(selectable, 0.0, -1.0), size), jnp.minimum(4, quota))
+    run, _ = jax.lax.while_loop(lambda state: state[0].taken < quota, stage, start)
+    return run
+
+
+def _best_of_blocks(bounds: Array) -> Array:
+    return jnp.max(bounds.reshape(-1, BLOCK), axis=1)
+
+
+def _top(run: Run) -> Array:
+    """Return the candidate with the largest bound, the lowest on a tie."""
+    block = jnp.argmax(run.best)
+    inside = jax.lax.dynamic_slice(run.bounds, (block * BLOCK,), (BLOCK,))
+    return (block * BLOCK + jnp.argmax(inside)).astype(jnp.int32)
+
+
+class _Candidates(NamedTuple):
+    rows: Array  # [b]
+    blocks: Array  # [b], all different
+    places: Array  # [b], place of the row in its block
+    values: Array  # [b, BLOCK], bounds of the whole block
+    old: Array  # [b], bounds of the rows
+
+
+def _candidates(run: Run, strips: int) -> _Candidates:
+    """Return the best candidate of the best block in each of several strips of blocks.
+
+    The largest of all bounds is among them.
+    """
+    count = run.best.shape[0]
+    strips = min(strips, count)
+    length = -(-count // strips)
+    short = jnp.pad(run.best, (0, strips * length - count), constant_values=-2.0)
+    # Strip s holds blocks s, s + strips, ...: each has at least one real block.
+    in_strip = jnp.argmax(short.reshape(length, strips).T, axis=1)
+    blocks = in_strip * strips + jnp.arange(strips)
+    values = run.bounds.reshape(count, BLOCK)[blocks]
+    places = jnp.argmax(values, axis=1)
+    old = jnp.max(values, axis=1)
+    return _Candidates((blocks * BLOCK + places).astype(jnp.int32), blocks, places, values, old)
+
+
+def _evaluated(run: Run, found: _Candidates, new: Array, fresh: Array) -> Run:
+    """Put new bounds [b] in place; those ``fresh`` are exact gains now."""
+    here = jnp.arange(BLOCK)[None, :] == found.places[:, None]
+    values = jnp.where(here, new[:, None], found.values)
+    stamp = jnp.where(fresh, run.taken, run.stamp[found.rows])
+    return run._replace(
+        bounds=run.bounds.at[found.rows].set(new),
+        best=run.best.at[found.blocks].set(jnp.max(values, axis=1)),
+        stamp=run.stamp.at[found.rows].set(stamp),
+    )
+
+
+def _computed_round(oracle: Oracle) -> Callable[[Run], Run]:
+    def round_(run: Run) -> Run:
+        found = _candidates(run, STRIPS)
+        known = (run.stamp[found.rows] == run.taken) | (found.old <= 0)
+        bounds = jnp.minimum(found.old, oracle.bounds(found.rows, run.cover))
+        bounds = jnp.where(known, found.old, bounds)
+        chosen = jnp.argmax(jnp.where(known, -1.0, bounds))
+        gain = gains_of(run.cover, oracle.exact(found.rows[chosen])[None, :])[0]
+        # When every candidate of the round is known there is nothing to evaluate.
+        gain = jnp.where(known[chosen], found.old[chosen], gain)
+        new = bounds.at[chosen].set(gain)
+        fresh = known | (jnp.arange(len(bounds)) == chosen)
+        run = run._replace(evaluations=run.evaluations + len(bounds) + 1)
+        return _evaluated(run, found, new, fresh)
+
+    return round_
+
+
+def _computed_cover(oracle: Oracle) -> Callable[[Run, Array], tuple[Array, Array]]:
+    def update(run: Run, pick: Array) -> tuple[Array, Array]:
+        values = oracle.exact(pick)
+        closer = values < run.cover
+        # Whatever the distance, a client belongs to the first pick before it belongs to another.
+        owned = closer | (run.taken == 0)
+        return jnp.where(closer, values, run.cover), jnp.where(owned, run.taken, run.nearest)
+
+    return update
+
+
+def _pick_one(
+    round_: Callable[[Run], Run], update: Callable[[Run, Array], tuple[Array, Array]]
+) -> Callable[[Run], Run]:
+    def settled(run: Run) -> Array:
+        # A bound of 0 is exact, for no gain is negative.
+        top = _top(run)
+        return (run.stamp[top] == run.taken) | (run.bounds[top] <= 0)
+
+    def pick(run: Run) -> Run:
+        run = jax.lax.while_loop(lambda run: ~settled(run), round_, run)
+        top = _top(run)
+        cover, nearest = update(run, top)
+        bounds = run.bounds.at[top].set(-1.0)
+        block = top // BLOCK
+        inside = jax.lax.dynamic_slice(bounds, (block * BLOCK,), (BLOCK,))
+        return run._replace(
+            cover=cover,
+            nearest=nearest,
+            bounds=bounds,
+            best=run.best.at[block].set(jnp.max(inside)),
+            picks=run.picks.at[run.taken].set(top),
+            gains=run.gains.at[run.taken].set(run.bounds[top]),
+            taken=run.taken + 1,
+        )
+
+    return pick
+
+
+def _listed(oracle: Oracle, run: Run, quota: Array, capacity: int) -> Run:
+    """Build the lists and finish with them; if they do not fit after all, return the run as it was."""
+    entries, lists = _build(oracle, run, capacity)
+    finish = _pick_one(_listed_round(lists), _listed_cover(lists))
+
+    def go(run: Run) -> Run:
+        return jax.lax.while_loop(lambda run: run.taken < quota, finish, run._replace(entries=entries))
+
+    run = run._replace(evaluations=run.evaluations + run.bounds.shape[0])
+    return jax.lax.cond(entries <= capacity, go, lambda run: run, run)
+
+
+def _window(lists: Lists, rows: Array, first: Array) -> tuple[Array, Array, Array]:
+    """Clients, values and whether they are entries, [b, WINDOW], from entry ``first`` on."""
+    offsets = first + jnp.arange(WINDOW)
+    places = lists.starts[rows][:, None] + offsets[None, :]
+    live = offsets[None, :] < lists.lengths[rows][:, None]
+    places = jnp.minimum(places, lists.clients.shape[0] - 1)
+    return lists.clients[places], lists.values[places], live
+
+
+def _listed_round(lists: Lists) -> Callable[[Run], Run]:
+    def round_(run: Run) -> Run:
+        found = _candidates(run, LISTED_STRIPS)
+        longest = jnp.max(lists.lengths[found.rows])
+
+        def add(state: tuple[Array, Array]) -> tuple[Array, Array]:
+            first, sums = state
+            clients, values, live = _window(lists, found.rows, first)
+            excess = jnp.where(live, jnp.maximum(run.cover[clients] - values, 0.0), 0.0)
+            ones = jnp.ones(WINDOW, jnp.float32)
+            return first + WINDOW, sums + jnp.dot(excess, ones, precision="highest")
+
+        zeros = jnp.zeros(found.rows.shape[0], jnp.float32)
+        _, gains = jax.lax.while_loop(lambda s: s[0] < longest, add, (jnp.int32(0), zeros))
+        gains = jnp.where(found.old <= 0, found.old, gains)
+        return _evaluated(run, found, gains, jnp.ones(len(zeros), bool))
+
+    return round_
+
+
+def _listed_cover(lists: Lists) -> Callable[[Run, Array], tuple[Array, Array]]:
+    def update(run: Run, pick: Array) -> tuple[Array, Array]:
+        def write(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            first, cover, nearest = state
+            clients, values, live = (x[0] for x in _window(lists, pick[None], first))
+            closer = live & (values < cover[clients])
+            places = jnp.where(closer, clients, cover.shape[0])
+            cover = cover.at[places].set(values, mode="drop")
+            return first + WINDOW, cover, nearest.at[places].set(run.taken, mode="drop")
+
+        start = (jnp.int32(0), run.cover, run.nearest)
+        return jax.lax.while_loop(lambda s: s[0] < lists.lengths[pick], write, start)[1:]
+
+    return update
+
+
+def _build(oracle: Oracle, run: Run, capacity: int) -> tuple[Array, Lists]:
+    """Find, for every candidate, the clients that it may improve.
+
+    A block of candidates is compared with all clients at once; the outcome is packed into words of 32
+    bits, counted, and unpacked into the lists by looking up the word and the bit of each entry.
+
+    Returns:
+      The number of entries (above ``capacity`` when they did not fit) and the lists.
+    """
+    total = run.bounds.shape[0]
+    words = -(-oracle.num_clients // oracle.tile) * (oracle.tile // 32)
+    in_tile = oracle.tile // 32
+    upper = jnp.triu(jnp.ones((128, 128), jnp.float32))
+
+    def running_sum(counts: Array) -> Array:
+        # By matrix products, exact below 2^24: XLA's scan is slower on a CPU.
+        inner = jnp.dot(counts.reshape(-1, 128).astype(jnp.float32), upper, precision="highest")
+        totals = inner[:, -1]
+        before = jnp.cumsum(totals) - totals
+        return (inner + before[:, None]).reshape(-1).astype(jnp.int32)
+
+    def block(state: tuple[Array, Array, Lists]) -> tuple[Array, Array, Lists]:
+        index, used, lists = state
+        rows = index * BUILD_ROWS + jnp.arange(BUILD_ROWS)
+        packed = oracle.closer(rows, run.cover)
+        packed = jnp.where((run.bounds[rows] >= 0)[:, None], packed, 0)
+        ends = running_sum(jax.lax.population_count(packed).astype(jnp.int32).reshape(-1))
+        packed = packed.reshape(-1)
+        count = ends[-1]
+        row_ends = ends.reshape(BUILD_ROWS, words)[:, -1]
+        lengths = jnp.diff(row_ends, prepend=0)
+        lists = lists._replace(
+            starts=jax.lax.dynamic_update_slice(lists.starts, used + row_ends - lengths, (rows[0],)),
+            lengths=jax.lax.dynamic_update_slice(lists.lengths, lengths, (rows[0],)),
+        )
+
+        def extract(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            first, clients, values = state
+            entry = first + jnp.arange(EXTRACT, dtype=jnp.int32)
+            word = jnp.searchsorted(ends, entry, side="right").astype(jnp.int32)
+            word = jnp.minimum(word, packed.shape[0] - 1)
+            bits = packed[word]
+            rank = entry - (ends[word] - jax.lax.population_count(bits).astype(jnp.int32))
+            tile, place = (word % words) // in_tile, word % in_tile
+            client = tile * oracle.tile + _bit_of_rank(bits, rank) * in_tile + place
+            client = jnp.minimum(client, oracle.num_clients - 1)
+            value = oracle.pairs(rows[0] + word // words, client)
+            at = (used + first,)
+            return (
+                first + EXTRACT,
+                jax.lax.dynamic_update_slice(clients, client, at),
+                jax.lax.dynamic_update_slice(values, value, at),
+            )
+
+        fits = used + count <= capacity
+        _, clients, values = jax.lax.while_loop(
+            lambda s: fits & (s[0] < count), extract, (jnp.int32(0), lists.clients, lists.values)
+        )
+        return index + 1, used + count, lists._replace(clients=clients, values=values)
+
+    empty = Lists(
+        clients=jnp.zeros(capacity + EXTRACT, jnp.int32),
+        values=jnp.zeros(capacity + EXTRACT, jnp.float32),
+        starts=jnp.zeros(total, jnp.int32),
+        lengths=jnp.zeros(total, jnp.int32),
+    )
+    _, used, lists = jax.lax.while_loop(
+        lambda s: (s[0] < total // BUILD_ROWS) & (s[1] <= capacity),
+        block,
+        (jnp.int32(0), jnp.int32(0), empty),
+    )
+    return used, lists
+
+
+def _bit_of_rank(bits: Array, rank: Array) -> Array:
+    """Return the position of the set bit with ``rank`` set bits below it, for each word."""
+    position = jnp.zeros(bits.shape, jnp.int32)
+    for width in (16, 8, 4, 2, 1):
+        low = bits & jnp.uint32((1 << width) - 1)
+        below = jax.lax.population_count(low).astype(jnp.int32)
+        high = rank >= below
+        position = position + jnp.where(high, width, 0)
+        rank = jnp.where(high, rank - below, rank)
+        bits = jnp.where(high, bits >> width, low)
+    return position
