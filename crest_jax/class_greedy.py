@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import metrics
+from crest_jax.compiling import jit_wide
 from crest_jax.lazy_greedy import (
     MatrixOracle,
     Oracle,
@@ -66,7 +67,6 @@ def sorted_on_host(labels: np.ndarray, counts: np.ndarray, padding: int = 0) -> 
     return Members(jnp.asarray(np.pad(order, (0, padding))), jnp.asarray(counts, jnp.int32))
 
 
-@partial(jax.jit, static_argnames="settings")
 def choose_by_class(
     candidates: PyTree,
     members: Members,
@@ -169,6 +169,10 @@ def choose_by_class(
     return chosen._replace(
         picks=chosen.picks[: settings.size], gains=gains[: settings.size], top=jnp.max(largest)
     )
+
+
+# The same, compiled, for calls from outside ``jit``.
+choose_by_class_compiled = jit_wide(choose_by_class, static_argnames="settings")
 
 
 def _write(

@@ -8,9 +8,10 @@ import numpy as np
 
 from crest_jax import metrics
 from crest_jax.class_greedy import nearest_picks
+from crest_jax.compiling import jit_wide
 from crest_jax.facility_location import coverage_counts
 from crest_jax.grouped_greedy import GroupPicks, dissimilarities, greedy_in_groups
-from crest_jax.planning import dense_side, problems_at_once
+from crest_jax.planning import dense_sides, problems_at_once
 from crest_jax.types import Array, Coreset, PyTree
 
 
@@ -22,31 +23,34 @@ def choose_dense(
     *,
     size: int,
     metric: str,
+    batched: bool,
 ) -> Coreset:
     """Solve ``p`` problems, as many at a time as a cache holds.
 
     Args:
-      embeddings: leaves [p, n, ...], see ``select_coreset``.
+      embeddings: leaves [p, n, ...], or [n, ...] if not ``batched``, see ``select_coreset``.
       labels: [p, n], int32.
       counts: [p, c], examples of each class.
       quotas: [p, c], picks of each class, summing to ``size``.
       size: picks of each problem.
       metric: see ``select_coreset``.
+      batched: whether there is a leading axis of problems; if not, ``p = 1`` and the result has none.
     """
     problems, classes = counts.shape
     order = np.argsort(_narrow(labels, classes), axis=1, kind="stable").astype(np.int32)
     # Rounded up, so that data of the same shape shares one compiled program.
-    side = dense_side(int(counts.max()))
+    clients, side = dense_sides(int(counts.max()))
     rounds = -(-int(quotas.max()) // 4) * 4
     orphans = bool(((quotas == 0) & (counts > 0)).any())
-    step = min(problems, problems_at_once(classes, side))
+    step = min(problems, problems_at_once(classes, (clients, side)))
     blocks = -(-problems // step)
-    sizes = jnp.asarray(np.stack([counts, quotas]).astype(np.int32))
+    sizes = np.stack([counts, quotas]).astype(np.int32)
     # Separate programs: compiled as one, XLA repeats the gathering in every use.
-    rows, parts = _group(embeddings, order, sizes, side=side, blocks=blocks, metric=metric)
-    picks = [_solve(*part, rounds=rounds, metric=metric) for part in parts]
+    grouping = {"side": side, "blocks": blocks, "metric": metric, "batched": batched}
+    rows, parts = _group(embeddings, order, sizes, **grouping)
+    picks = [_solve(*part, clients=clients, rounds=rounds, metric=metric) for part in parts]
     own = jnp.asarray(labels) if orphans or metric == "precomputed" else None
-    return _ungroup(embeddings, own, rows, picks, sizes, size=size, metric=metric)
+    return _ungroup(embeddings, own, rows, picks, sizes, size=size, metric=metric, batched=batched)
 
 
 def _narrow(labels: np.ndarray, classes: int) -> np.ndarray:
@@ -54,11 +58,20 @@ def _narrow(labels: np.ndarray, classes: int) -> np.ndarray:
     return labels.astype(np.uint8 if classes <= 256 else np.uint16 if classes <= 65_536 else np.int32)
 
 
-@partial(jax.jit, static_argnames=("side", "blocks", "metric"))
+@partial(jax.jit, static_argnames=("side", "blocks", "metric", "batched"))
 def _group(
-    embeddings: PyTree, order: Array, sizes: Array, *, side: int, blocks: int, metric: str
+    embeddings: PyTree,
+    order: Array,
+    sizes: Array,
+    *,
+    side: int,
+    blocks: int,
+    metric: str,
+    batched: bool,
 ) -> tuple[Array, list[tuple[tuple[Array, ...], Array, Array]]]:
     """Sort by class: rows [p, c * side], and the blocks that ``_solve`` takes."""
+    if not batched:
+        embeddings = jax.tree.map(lambda x: x[None], embeddings)
     counts, quotas = sizes
     problems, classes = counts.shape
     starts = jnp.cumsum(counts, axis=1) - counts
@@ -86,23 +99,23 @@ def _group(
     return rows, found
 
 
-@partial(jax.jit, static_argnames=("rounds", "metric"))
+@partial(jit_wide, static_argnames=("clients", "rounds", "metric"))
 def _solve(
-    parts: tuple[Array, ...], counts: Array, quotas: Array, *, rounds: int, metric: str
+    parts: tuple[Array, ...], counts: Array, quotas: Array, *, clients: int, rounds: int, metric: str
 ) -> GroupPicks:
     sizes = counts.reshape(-1)
     if metric == "precomputed":
-        values = -parts[0].transpose(1, 0, 2)
+        values = -parts[0][:, :clients].transpose(1, 0, 2)
         return greedy_in_groups(values, sizes, quotas.reshape(-1), jnp.zeros(len(sizes)), rounds)
     kind = metrics.Metric(metric, float(np.prod([part.shape[0] for part in parts])))
-    values = dissimilarities(kind, parts)
+    values = dissimilarities(kind, parts, clients)
     largest = jnp.max(jnp.max(values, axis=0), axis=1).reshape(counts.shape)
     top = kind.top(jnp.max(jnp.where(quotas > 0, largest, 0.0), axis=1, keepdims=True))
     top = jnp.broadcast_to(top, counts.shape).reshape(-1)
     return greedy_in_groups(values, sizes, quotas.reshape(-1), top, rounds)
 
 
-@partial(jax.jit, static_argnames=("size", "metric"))
+@partial(jax.jit, static_argnames=("size", "metric", "batched"))
 def _ungroup(
     embeddings: PyTree,
     labels: Array | None,
@@ -112,8 +125,11 @@ def _ungroup(
     *,
     size: int,
     metric: str,
+    batched: bool,
 ) -> Coreset:
     """Line up the picks of each problem, class by class; labels [p, n] where weights need them."""
+    if not batched:
+        embeddings = jax.tree.map(lambda x: x[None], embeddings)
     found = GroupPicks(*(jnp.concatenate(leaves) for leaves in zip(*blocks, strict=True)))
     quotas = sizes[1]
     problems, classes = quotas.shape
@@ -137,7 +153,8 @@ def _ungroup(
         )
     elif labels is not None:
         weights = weights + _orphans(embeddings, labels, picks, metric, classes)
-    return Coreset(picks, weights, gains, jnp.sum(gains, axis=1))
+    coreset = Coreset(picks, weights, gains, jnp.sum(gains, axis=1))
+    return coreset if batched else jax.tree.map(lambda x: x[0], coreset)
 
 
 def _orphans(embeddings: PyTree, labels: Array, picks: Array, metric: str, classes: int) -> Array:

@@ -19,6 +19,28 @@ class Picks(NamedTuple):
     gains: Array  # [m], float32
 
 
+def first_largest(values: Array) -> Array:
+    """Return the place of the largest value on the last axis, the lowest on a tie.
+
+    Two plain reductions: XLA does not vectorise ``argmax`` on a CPU, where it takes five to ten times
+    as long.
+
+    Args:
+      values: [..., n]; a row with a NaN gives ``n - 1``.
+
+    Returns:
+      [...], int32.
+
+    Example:
+      >>> first_largest(jnp.array([[1.0, 3.0, 3.0], [2.0, 0.0, 1.0]])).tolist()
+      [1, 0]
+    """
+    last = values.shape[-1] - 1
+    places = jnp.arange(last + 1, dtype=jnp.int32)
+    at_top = values == jnp.max(values, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(at_top, places, last), axis=-1)
+
+
 def largest_remainder(counts: Array, size: int) -> Array:
     """Split ``size`` over the classes in proportion to ``counts`` by the largest remainder.
 
@@ -78,7 +100,7 @@ def greedy(values: Array, top: Array, classes: Array, quotas: Array, size: int) 
         cover, free, indices, gains = state
         gain = jnp.sum(jnp.maximum(cover[None, :] - within, 0.0), axis=1)
         candidates = jnp.where(members & free[None, :], gain[None, :], -1.0)
-        picks = jnp.argmax(candidates, axis=1).astype(jnp.int32)
+        picks = first_largest(candidates)
         unfilled = round_ < quotas
         slots = jnp.where(unfilled, firsts + round_, size)
         indices = indices.at[slots].set(picks, mode="drop")

@@ -4,7 +4,7 @@ Lazy greedy (Minoux, Optimization Techniques 1978) keeps an old gain of every ca
 submodularity makes an upper bound, and evaluates again only candidates near the top. Three things make
 it fit an accelerator:
 
-* Candidates lie in blocks of 128 whose largest bounds are kept, so that finding the best few touches a
+* Candidates lie in blocks of 64 whose largest bounds are kept, so that finding the best few touches a
   few short rows. One round evaluates the best candidate of the best block in each of several strips.
 * Bounds come from matrix products (an upper bound, see ``metrics.lower_squared``); only the best
   candidate of a round is evaluated by direct differences. A pick is taken when its exact gain is at
@@ -23,17 +23,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import metrics
+from crest_jax.facility_location import first_largest
 from crest_jax.metrics import Metric, Points
 from crest_jax.types import Array
 
-BLOCK = 128  # candidates in a block
-TILE = 2048  # clients that one matrix product covers, so that its result stays in cache
+BLOCK = 64  # candidates in a block
+TILE = 1024  # clients that one matrix product covers, so that its result stays in cache
 STRIPS = 32  # candidates evaluated in one round before the lists, the number of strips of blocks
 LISTED_STRIPS = 8  # the same with lists
 SAMPLE = 128  # candidates that tell how long the lists would be
 WINDOW = 128  # entries of a list read at once
-EXTRACT = 2048  # entries written at once
-BUILD_ROWS = 32  # candidates whose lists are built at once
+EXTRACT = 1024  # entries written at once
+BUILD_ROWS = 64  # candidates whose lists are built at once
 _SLACK = 1 + 3e-6  # rounding of sums of n terms, by which a bound is raised
 
 
@@ -99,7 +100,7 @@ def gains_of(cover: Array, values: Array) -> Array:
     """Gains [b] of candidates with dissimilarities [b, n]."""
     # A product with ones instead of a sum: see metrics. Two levels, so that float32 suffices.
     excess = jnp.maximum(cover[None, :] - values, 0.0)
-    width = 128 if excess.shape[1] % 128 == 0 else 1
+    width = next(width for width in (128, 64, 1) if excess.shape[1] % width == 0)
     if width == 1:
         return jnp.sum(excess, axis=1)
     parts = excess.reshape(-1, width)
@@ -195,7 +196,7 @@ class PointOracle:
             return jnp.max(jax.lax.scan(raise_to, start, blocks)[0], axis=0)
 
         highest = jax.lax.map(of_tile, jnp.arange(self.num_clients // self.tile)).reshape(-1)
-        end = jnp.argmax(jnp.where(self._valid, highest, -jnp.inf))
+        end = first_largest(jnp.where(self._valid, highest, -jnp.inf))
         return jnp.max(jnp.where(self._valid, self.exact(end), 0.0))
 
     def pairs(self, rows: Array, clients: Array) -> Array:
@@ -278,9 +279,9 @@ def stochastic_greedy(
         rows = rows.reshape(-1)
         gains = jnp.where(run.bounds[rows] < 0, -1.0, gains)
         # Only if all draws are taken already: the lowest row that is free.
-        spare = jnp.argmax(run.bounds)
-        best = jnp.argmax(gains)
-        row = jnp.where(gains[best] < 0, spare, rows[best]).astype(jnp.int32)
+        spare = first_largest(run.bounds)
+        best = first_largest(gains)
+        row = jnp.where(gains[best] < 0, spare, rows[best])
         gain = gains_of(run.cover, oracle.exact(row)[None, :])[0]
         covered, nearest = cover(run, row)
         return run._replace(
@@ -364,9 +365,9 @@ def _best_of_blocks(bounds: Array) -> Array:
 
 def _top(run: Run) -> Array:
     """Return the candidate with the largest bound, the lowest on a tie."""
-    block = jnp.argmax(run.best)
+    block = first_largest(run.best)
     inside = jax.lax.dynamic_slice(run.bounds, (block * BLOCK,), (BLOCK,))
-    return (block * BLOCK + jnp.argmax(inside)).astype(jnp.int32)
+    return block * BLOCK + first_largest(inside)
 
 
 class _Candidates(NamedTuple):
@@ -387,10 +388,10 @@ def _candidates(run: Run, strips: int) -> _Candidates:
     length = -(-count // strips)
     short = jnp.pad(run.best, (0, strips * length - count), constant_values=-2.0)
     # Strip s holds blocks s, s + strips, ...: each has at least one real block.
-    in_strip = jnp.argmax(short.reshape(length, strips).T, axis=1)
+    in_strip = first_largest(short.reshape(length, strips).T)
     blocks = in_strip * strips + jnp.arange(strips)
     values = run.bounds.reshape(count, BLOCK)[blocks]
-    places = jnp.argmax(values, axis=1)
+    places = first_largest(values)
     old = jnp.max(values, axis=1)
     return _Candidates((blocks * BLOCK + places).astype(jnp.int32), blocks, places, values, old)
 
@@ -413,7 +414,7 @@ def _computed_round(oracle: Oracle) -> Callable[[Run], Run]:
         known = (run.stamp[found.rows] == run.taken) | (found.old <= 0)
         bounds = jnp.minimum(found.old, oracle.bounds(found.rows, run.cover))
         bounds = jnp.where(known, found.old, bounds)
-        chosen = jnp.argmax(jnp.where(known, -1.0, bounds))
+        chosen = first_largest(jnp.where(known, -1.0, bounds))
         gain = gains_of(run.cover, oracle.exact(found.rows[chosen])[None, :])[0]
         # When every candidate of the round is known there is nothing to evaluate.
         gain = jnp.where(known[chosen], found.old[chosen], gain)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks, metrics
-from crest_jax.class_greedy import Settings, choose_by_class, nearest_picks, sorted_on_host
+from crest_jax.class_greedy import Settings, choose_by_class_compiled, nearest_picks, sorted_on_host
 from crest_jax.planning import DEFAULT_BUDGET, Plan, Shape, make_plan, part_rows, quotas_for
 from crest_jax.types import Array, Coreset, PyTree
 
@@ -345,7 +345,7 @@ def _choose(
         capacity,
         0,
     )
-    return choose_by_class(
+    return choose_by_class_compiled(
         pool, members, None if same else clients, client_members, jnp.asarray(quotas, jnp.int32),
         jnp.float32(jnp.nan if same else top), jax.random.key(0), settings=settings,
     )  # fmt: skip

@@ -13,7 +13,7 @@ DEFAULT_BUDGET = 256 * 2**20
 DENSE_CLASS = 768  # largest class for which "auto" stores similarities
 EXACT_CLASS = 100_000  # largest class for which "auto" stays exact
 DENSE_PAIRS = 750_000  # pairs that the dense form holds at once, unless one problem has more
-ENTRIES_PER_ROW = 1024  # more would be read again and again for little
+ENTRIES_PER_ROW = 320  # a little later the lists are shorter, and cheaper to build and to read
 
 
 class Plan(NamedTuple):
@@ -86,8 +86,9 @@ def _plan(method: str, shape: Shape, budget: int, epsilon: float) -> Plan:
     wide = padded(shape.largest)
     if method == "dense":
         # similarities twice (as read, and padded to whole vectors), in blocks of problems
-        side = dense_side(shape.largest)
-        block = min(shape.problems, problems_at_once(shape.classes, side)) * shape.classes
+        sides = dense_sides(shape.largest)
+        block = min(shape.problems, problems_at_once(shape.classes, sides)) * shape.classes
+        side = sides[1]
         memory = 4 * block * (3 * side * side + 8 * side * (shape.width + 4) + 4 * side * shape.rounds)
         cost = shape.problems * shape.classes * (1.0 + shape.rounds / 4) * side * side
         return Plan("dense", True, memory, cost, 0, 0, 0, _EXACT)
@@ -117,14 +118,14 @@ def _plan(method: str, shape: Shape, budget: int, epsilon: float) -> Plan:
     return Plan("partitioned", False, memory, cost, capacity, 0, part, _PARTS)
 
 
-def dense_side(largest: int) -> int:
-    """Members that a class is padded to in the dense form."""
-    return -(-largest // 4) * 4
+def dense_sides(largest: int) -> tuple[int, int]:
+    """Clients and candidates that a class is padded to in the dense form."""
+    return -(-largest // 4) * 4, -(-largest // 16) * 16
 
 
-def problems_at_once(classes: int, side: int) -> int:
+def problems_at_once(classes: int, sides: tuple[int, int]) -> int:
     """Problems that the dense form solves in one program."""
-    return max(1, DENSE_PAIRS // (classes * side * side))
+    return max(1, DENSE_PAIRS // (classes * sides[0] * sides[1]))
 
 
 def part_rows(size: int) -> int:

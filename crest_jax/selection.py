@@ -12,6 +12,7 @@ from crest_jax import _checks, metrics
 from crest_jax.class_greedy import (
     Settings,
     choose_by_class,
+    choose_by_class_compiled,
     members_of,
     nearest_picks,
     sorted_on_host,
@@ -28,7 +29,7 @@ from crest_jax.types import Array, Coreset, PyTree
 class _Problem(NamedTuple):
     """A checked selection problem, or ``P`` of them."""
 
-    embeddings: PyTree  # leaves [p, n, ...]
+    embeddings: PyTree  # leaves [n, ...], or [p, n, ...] if batched
     labels: np.ndarray  # [p, n], int32; zero when the pool is covered as a whole
     counts: np.ndarray  # [p, c]
     quotas: np.ndarray  # [p, c]
@@ -112,16 +113,14 @@ def select_coreset(
         )
     problem = _checked(embeddings, size, labels, num_classes, metric, quotas)
     plan = make_plan(problem.shape, method, memory_budget, epsilon)
-    key = jax.random.key(0) if key is None else key
     if plan.method == "dense":
-        found = choose_dense(
-            problem.embeddings, problem.labels, problem.counts, problem.quotas, size=size, metric=metric
-        )
-    elif plan.method == "partitioned":
-        found = _each(problem, partial(choose_in_parts, size=size, metric=metric, plan=plan, key=key))
-    else:
-        found = _each(problem, partial(_by_class, size=size, metric=metric, plan=plan, key=key))
-    return found if problem.batched else jax.tree.map(lambda x: x[0], found)
+        return choose_dense(
+            problem.embeddings, problem.labels, problem.counts, problem.quotas, size=size,
+            metric=metric, batched=problem.batched,
+        )  # fmt: skip
+    key = jax.random.key(0) if key is None else key
+    choose = choose_in_parts if plan.method == "partitioned" else _by_class
+    return _each(problem, partial(choose, size=size, metric=metric, plan=plan, key=key))
 
 
 def plan_coreset(
@@ -254,11 +253,9 @@ def _checked(
 ) -> _Problem:
     embeddings = jax.tree.map(jnp.asarray, embeddings)
     problem = _shaped(embeddings, size, labels, num_classes, metric, quotas)
-    _checks.embeddings_finite(jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), embeddings))
-    if not problem.batched:
-        embeddings = jax.tree.map(lambda x: x[None], embeddings)
+    _checks.embeddings_finite(embeddings, batched=problem.batched)
     if problem.shape.matrix:
-        _check_symmetric(embeddings)
+        _check_symmetric(embeddings if problem.batched else embeddings[None])
     return problem._replace(embeddings=embeddings)
 
 
@@ -274,6 +271,8 @@ def _check_symmetric(similarities: Array) -> None:
 
 def _each(problem: _Problem, choose: Callable[..., Coreset]) -> Coreset:
     """Solve the problems one after the other."""
+    if not problem.batched:
+        return choose(problem.embeddings, problem.labels[0], problem.counts[0], problem.quotas[0])
     found = []
     for p in range(problem.shape.problems):
         one = jax.tree.map(lambda x, p=p: x[p], problem.embeddings)
@@ -297,7 +296,7 @@ def _by_class(
     block = min(len(labels), padded(int(counts.max())))
     rounds = min(size, -(-int(quotas.max()) // 32) * 32)
     settings = Settings(size, rounds, block, block, metric, plan.capacity, plan.draws)
-    chosen = choose_by_class(
+    chosen = choose_by_class_compiled(
         embeddings, members, None, members, jnp.asarray(quotas, jnp.int32), jnp.float32(jnp.nan), key,
         settings=settings,
     )  # fmt: skip

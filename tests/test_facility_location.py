@@ -12,7 +12,7 @@ from helpers import facility_location, numpy_coverage, numpy_distances, numpy_gr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crest_jax.facility_location import coverage_counts, greedy, largest_remainder
+from crest_jax.facility_location import coverage_counts, first_largest, greedy, largest_remainder
 
 N, M, CLASSES = 14, 6, 3
 
@@ -67,6 +67,14 @@ def problem_strategy(coordinate):
         st.lists(st.lists(coordinate, min_size=2, max_size=2), min_size=N, max_size=N),
         st.lists(st.integers(0, CLASSES - 1), min_size=N, max_size=N),
     )
+
+
+def test_the_first_largest_is_found_on_ties_too():
+    values = np.random.default_rng(3).integers(-2, 3, (200, 7)).astype(np.float32)
+    values[0] = -np.inf
+    found = jax.jit(first_largest)(jnp.asarray(values))
+    assert found.tolist() == values.argmax(axis=1).tolist()
+    assert first_largest(jnp.array([1.0, jnp.nan])).tolist() == 1
 
 
 def similarities_of(points):

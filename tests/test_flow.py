@@ -8,8 +8,8 @@ import pytest
 import crest_jax
 
 ORDER = [
-    "types", "_checks", "losses", "data", "embeddings", "facility_location", "metrics", "lazy_greedy",
-    "class_greedy", "planning", "grouped_greedy", "dense_greedy", "partitioned", "selection",
+    "types", "_checks", "compiling", "losses", "data", "embeddings", "facility_location", "metrics",
+    "lazy_greedy", "class_greedy", "planning", "grouped_greedy", "dense_greedy", "partitioned", "selection",
     "curvature", "region", "exclusion", "sampling", "config", "kernels", "crest", "loop", "report",
     "adapters",
 ]  # fmt: skip
