@@ -141,7 +141,7 @@ def choose_by_class(
         gains = run.gains
         if not matrix:
             assert isinstance(oracle, PointOracle)
-            ceiling = jnp.where(jnp.isnan(top), oracle.largest(), top) if same else top
+            ceiling = jnp.where(jnp.isnan(top), oracle.largest(run.end), top) if same else top
             level = jnp.where(client_valid, metric.top(ceiling), -jnp.inf)
             gains = gains.at[0].set(gains_of(level, oracle.exact(run.picks[0])[None, :])[0])
             largest = largest.at[index].set(jnp.where(quota > 0, metric.top(ceiling), 0.0))

@@ -60,6 +60,7 @@ class Run(NamedTuple):
     taken: Array  # [], int32, picks so far
     evaluations: Array  # [], int32, candidates evaluated against all clients
     entries: Array  # [], int32, length of the lists; 0 when none was built
+    end: Array  # [], int32, an end: see ``Oracle``
 
 
 class Oracle(Protocol):
@@ -70,6 +71,13 @@ class Oracle(Protocol):
 
     def start(self) -> Array:
         """Cover [n] before any pick."""
+
+    def first_bounds(self) -> tuple[Array, Array]:
+        """Upper bounds [m] of all gains before any pick, and an end [].
+
+        An end is a client at the largest dissimilarity from another, to float32 rounding; it is
+        meaningful where candidates and clients are the same.
+        """
 
     def all_bounds(self, cover: Array) -> Array:
         """Upper bounds [m] of all gains."""
@@ -126,8 +134,10 @@ class PointOracle:
         self._candidates, self._clients, self._valid = candidates, clients, valid
         self._tiles = metrics.to_tiles(clients, self.tile)
         self._client_lengths = metrics.squared_lengths(clients)
-        same = candidates is clients
-        self._lengths = self._client_lengths if same else metrics.squared_lengths(candidates)
+        self._same = candidates is clients
+        self._lengths = self._client_lengths
+        if not self._same:
+            self._lengths = metrics.squared_lengths(candidates)
 
     def start(self) -> Array:
         """Return the cover [n] before any pick; see ``Oracle``."""
@@ -146,6 +156,31 @@ class PointOracle:
         lower = self._lower(metrics.take_rows(self._candidates, rows), self._lengths[rows], tile)
         values = self.metric.lower_from_squared(jnp.maximum(lower, 0.0))
         return gains_of(cover.reshape(-1, self.tile)[tile], values)
+
+    def first_bounds(self) -> tuple[Array, Array]:
+        """Return upper bounds [m] of all gains before any pick, and an end; see ``Oracle``."""
+        cover = self.start().reshape(-1, self.tile)
+        blocks = jnp.arange(self._candidates.rows).reshape(-1, 64)
+        lengths = self._lengths
+        if self._same:
+            lengths = jnp.where(self._valid, lengths, -jnp.inf)
+
+        def add_tile(tile: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            def add_block(highest: Array, rows: Array) -> tuple[Array, Array]:
+                points = metrics.take_rows(self._candidates, rows)
+                lower = self._lower(points, lengths[rows], tile)
+                values = self.metric.lower_from_squared(jnp.maximum(lower, 0.0))
+                return jnp.maximum(highest, lower), gains_of(cover[tile], values)
+
+            sums, farthest = state
+            start = jnp.full((blocks.shape[1], self.tile), -jnp.inf)
+            highest, part = jax.lax.scan(add_block, start, blocks)
+            return sums + part, farthest.at[tile].set(jnp.max(highest, axis=0))
+
+        zeros = (jnp.zeros(blocks.shape, jnp.float32), jnp.zeros(cover.shape, jnp.float32))
+        sums, farthest = jax.lax.fori_loop(0, self.num_clients // self.tile, add_tile, zeros)
+        farthest = jnp.where(self._valid, farthest.reshape(-1), -jnp.inf)
+        return sums.reshape(-1) * _SLACK, first_largest(farthest)
 
     def all_bounds(self, cover: Array) -> Array:
         """Return upper bounds [m] of all gains."""
@@ -182,21 +217,8 @@ class PointOracle:
 
         return jax.lax.map(one, jnp.arange(len(reach))).transpose(1, 0, 2).reshape(len(rows), -1)
 
-    def largest(self) -> Array:
-        """Return the largest dissimilarity of all; candidates and clients must be the same."""
-        blocks = jnp.arange(self._candidates.rows).reshape(-1, 64)
-        lengths = jnp.where(self._valid, self._lengths, -jnp.inf)
-
-        def of_tile(tile: Array) -> Array:
-            def raise_to(highest: Array, rows: Array) -> tuple[Array, None]:
-                points = metrics.take_rows(self._candidates, rows)
-                return jnp.maximum(highest, self._lower(points, lengths[rows], tile)), None
-
-            start = jnp.full((blocks.shape[1], self.tile), -jnp.inf)
-            return jnp.max(jax.lax.scan(raise_to, start, blocks)[0], axis=0)
-
-        highest = jax.lax.map(of_tile, jnp.arange(self.num_clients // self.tile)).reshape(-1)
-        end = first_largest(jnp.where(self._valid, highest, -jnp.inf))
+    def largest(self, end: Array) -> Array:
+        """Return the largest dissimilarity of a client to any."""
         return jnp.max(jnp.where(self._valid, self.exact(end), 0.0))
 
     def pairs(self, rows: Array, clients: Array) -> Array:
@@ -217,6 +239,10 @@ class MatrixOracle:
     def start(self) -> Array:
         """Return the cover [n] before any pick; see ``Oracle``."""
         return jnp.zeros(self.num_clients, jnp.float32)
+
+    def first_bounds(self) -> tuple[Array, Array]:
+        """Return upper bounds [m] of all gains before any pick, and no end; see ``Oracle``."""
+        return self.all_bounds(self.start()), jnp.int32(0)
 
     def _values(self, rows: Array) -> Array:
         return -self._similarities[jnp.minimum(rows, self.num_clients - 1)]
@@ -265,7 +291,8 @@ def stochastic_greedy(
     Returns:
       See ``lazy_greedy``.
     """
-    run = _start(oracle, jnp.where(selectable, 0.0, -1.0), size)
+    run = _start(oracle, selectable, size)
+    run = run._replace(bounds=jnp.where(selectable, 0.0, -1.0))  # only who is free matters here
     cover = _computed_cover(oracle)
     count = jnp.sum(selectable, dtype=jnp.int32)
     order = jnp.argsort(~selectable, stable=True).astype(jnp.int32)  # the selectable ones first
@@ -297,8 +324,10 @@ def stochastic_greedy(
     return jax.lax.while_loop(lambda run: run.taken < quota, pick, run)
 
 
-def _start(oracle: Oracle, bounds: Array, size: int) -> Run:
-    total = bounds.shape[0]
+def _start(oracle: Oracle, selectable: Array, size: int) -> Run:
+    total = selectable.shape[0]
+    bounds, end = oracle.first_bounds()
+    bounds = jnp.where(selectable, bounds, -1.0)
     return Run(
         cover=oracle.start(),
         nearest=jnp.full(oracle.num_clients, -1, jnp.int32),
@@ -308,8 +337,9 @@ def _start(oracle: Oracle, bounds: Array, size: int) -> Run:
         picks=jnp.zeros(size, jnp.int32),
         gains=jnp.zeros(size, jnp.float32),
         taken=jnp.int32(0),
-        evaluations=jnp.int32(0),
+        evaluations=jnp.int32(total),
         entries=jnp.int32(0),
+        end=end,
     )
 
 
@@ -336,8 +366,8 @@ def lazy_greedy(oracle: Oracle, selectable: Array, quota: Array, size: int, capa
         )
 
     def computed(run: Run) -> Run:
-        # The second pick's gains have little to do with the first one's: evaluate all, twice.
-        return choose(jax.lax.cond(run.taken < 2, refresh, lambda run: run, run))
+        # The second pick's gains have little to do with the first one's: evaluate all once more.
+        return choose(jax.lax.cond(run.taken == 1, refresh, lambda run: run, run))
 
     sample = jnp.asarray(np.linspace(0, total, SAMPLE, endpoint=False), jnp.int32)
 
@@ -354,7 +384,7 @@ def lazy_greedy(oracle: Oracle, selectable: Array, quota: Array, size: int, capa
         run = jax.lax.cond(affordable, finish, lambda run: run, run)
         return run, jnp.minimum(target + target // 4 + 1, quota)
 
-    start = (_start(oracle, jnp.where(selectable, 0.0, -1.0), size), jnp.minimum(4, quota))
+    start = (_start(oracle, selectable, size), jnp.minimum(4, quota))
     run, _ = jax.lax.while_loop(lambda state: state[0].taken < quota, stage, start)
     return run
 
