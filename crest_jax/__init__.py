@@ -22,8 +22,22 @@ from crest_jax.losses import cross_entropy, weighted_mean
 from crest_jax.partitioned import select_coreset_stream
 from crest_jax.planning import Plan
 from crest_jax.region import Region, predict, relative_error
+from crest_jax.rivals import (
+    Forgetting,
+    craig,
+    el2n_scores,
+    fixed_subset,
+    forgetting_scores,
+    glister,
+    gradmatch,
+    hardest_batches,
+    init_forgetting,
+    observe_predictions,
+    pruned,
+)
 from crest_jax.sampling import random_batches, stratified_batches
 from crest_jax.selection import plan_coreset, select_coreset
+from crest_jax.subset import Subset, subset_batches
 from crest_jax.types import ApplyFn, Batch, Coreset, Examples, Selection, Source
 
 __all__ = [
@@ -37,32 +51,45 @@ __all__ = [
     "Event",
     "Examples",
     "Factored",
+    "Forgetting",
     "Plan",
     "Region",
     "Selection",
     "Source",
+    "Subset",
     "Work",
+    "craig",
     "crest",
     "cross_entropy",
     "draw_probes",
+    "el2n_scores",
     "embed_rows",
     "fit",
+    "fixed_subset",
+    "forgetting_scores",
     "from_linen",
     "from_nnx",
+    "glister",
     "gradient_and_diagonal",
+    "gradmatch",
+    "hardest_batches",
     "hessian_vector_product",
     "hutchinson_diagonal",
+    "init_forgetting",
     "last_layer_gradients",
     "linen_features",
     "logit_gradients",
     "make_evaluate",
+    "observe_predictions",
     "plan_coreset",
     "predict",
+    "pruned",
     "random_batches",
     "relative_error",
     "select_coreset",
     "select_coreset_stream",
     "sketched_gradients",
     "stratified_batches",
+    "subset_batches",
     "weighted_mean",
 ]

@@ -7,6 +7,7 @@ from crest_jax import _checks
 from crest_jax.curvature import Smoothing
 
 Exhausted = Literal["current", "anchor", "reanchor"]
+Picks = Literal["medoids", "random"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +64,20 @@ class CrestConfig:
     or begin a new region."""
     weighted: bool = True
     """Weight each pick by the examples it stands for; False gives every pick weight 1."""
+    picks: Picks = "medoids"
+    """What a mini-batch takes out of its random subset: medoids, or a random part of each class with
+    weight 1 (an ablation: exclusion and regions without coresets)."""
+    reuse: int = 1
+    """Steps that each coreset serves, in turn with the others selected with it."""
+    reshuffle: bool = False
+    """Cut the shuffled union of the coresets selected together into mini-batches, as the public code
+    does (an ablation: a mini-batch is no coreset then)."""
 
     def __post_init__(self) -> None:
         """Check every field."""
         for name in (
             "batch_size", "subset_size", "max_coresets", "max_interval", "probe_size",
-            "curvature_coresets", "hutchinson_probes", "exclude_window",
+            "curvature_coresets", "hutchinson_probes", "exclude_window", "reuse",
         ):  # fmt: skip
             _checks.positive_int(name, getattr(self, name))
         if self.scoring_chunk is not None:
@@ -95,7 +104,11 @@ class CrestConfig:
         if self.beta2 is not None:
             _checks.in_range("beta2", self.beta2, 0.0, 0.999999)
         _checks.in_range("exclude_below", self.exclude_below, 0.0, 1e6)
-        for name, options in (("smoothing", get_args(Smoothing)), ("exhausted", get_args(Exhausted))):
+        for name, options in (
+            ("smoothing", get_args(Smoothing)),
+            ("exhausted", get_args(Exhausted)),
+            ("picks", get_args(Picks)),
+        ):
             _checks.require(
                 getattr(self, name) in options,
                 f"{name} is {getattr(self, name)!r} but must be one of {', '.join(options)}; choose "

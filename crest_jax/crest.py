@@ -19,7 +19,14 @@ from crest_jax.curvature import Moments, init_moments
 from crest_jax.data import RowStream, next_subsets, open_stream
 from crest_jax.embeddings import EmbedFn, logit_gradients
 from crest_jax.exclusion import Exclusion, init_exclusion
-from crest_jax.kernels import end_window, make_kernels, new_probes, nth_coreset, put_coreset
+from crest_jax.kernels import (
+    end_window,
+    make_kernels,
+    new_probes,
+    nth_coreset,
+    put_coreset,
+    shuffle_held,
+)
 from crest_jax.losses import cross_entropy
 from crest_jax.region import Region, check_interval
 from crest_jax.types import (
@@ -50,7 +57,7 @@ class CrestState(NamedTuple):
     """The state of CREST: host numbers that steer, beside device arrays."""
 
     step: int  # batches handed out
-    cursor: int  # coresets used of those held
+    cursor: int  # steps that those held have served
     held: int  # coresets held in `rows` and `weights`
     interval: int  # T1
     next_check: int  # step of the next check
@@ -241,6 +248,14 @@ def crest(
         )
         return state._replace(held=state.held + number, selected=state.selected + number)
 
+    def mixed(state: CrestState) -> CrestState:
+        """Shuffle the union of the coresets held, where that is asked for."""
+        if not config.reshuffle:
+            return state
+        key, shuffle_key = jax.random.split(state.key)
+        rows, weights = shuffle_held(shuffle_key, state.rows, state.weights, np.int32(state.held))
+        return state._replace(key=key, rows=rows, weights=weights)
+
     def check(
         state: CrestState, params: Params, model_state: ModelState
     ) -> tuple[CrestState, float, float]:
@@ -267,7 +282,8 @@ def crest(
     def begin_region(
         state: CrestState, params: Params, model_state: ModelState
     ) -> tuple[CrestState, float]:
-        state = state._replace(unused=state.unused + state.held - state.cursor, cursor=0, held=0)
+        unused = state.held - min(state.cursor, state.held)
+        state = state._replace(unused=state.unused + unused, cursor=0, held=0)
         state, probe_rows = draw(state, config.probe_size)
         state, array, loss = phase("check", probe, state, params, model_state, probe_rows)
         region = state.region._replace(
@@ -289,21 +305,22 @@ def crest(
         more = num_coresets(interval) - first
         if more > 0:
             state = phase("selection", select, state, params, model_state, more)
-        state = state._replace(
+        state = phase("selection", mixed, state)._replace(
             interval=interval, next_check=state.step + interval, regions=state.regions + 1
         )
         return state, loss
 
     def num_coresets(interval: int) -> int:
-        return min(config.max_coresets, math.ceil(config.coresets_per_interval * interval))
+        wanted = config.coresets_per_interval * interval / config.reuse
+        return min(config.max_coresets, math.ceil(wanted))
 
     def extend(state: CrestState, params: Params, model_state: ModelState) -> CrestState:
         """Select the coresets of another interval in the same region."""
         if config.exhausted == "anchor":
             params, model_state = state.region.anchor, state.region.model_state
         state = state._replace(cursor=0, held=0)
-        left = max(1, state.next_check - state.step)
-        return select(state, params, model_state, min(num_coresets(state.interval), left))
+        left = max(1, -(-(state.next_check - state.step) // config.reuse))
+        return mixed(select(state, params, model_state, min(num_coresets(state.interval), left)))
 
     def exclude(state: CrestState) -> CrestState:
         exclusion, changed = end_window(state.exclusion, classes, needed, config.exclude_below)
@@ -319,7 +336,7 @@ def crest(
         state: CrestState, params: Params, model_state: ModelState
     ) -> tuple[CrestState, Event | None]:
         due = state.step >= state.next_check
-        empty = state.cursor == state.held
+        empty = state.cursor == state.held * config.reuse
         if not (due or empty):
             return state, None
         if config.exclude_below > 0 and due and state.step >= state.window_end:
@@ -369,11 +386,12 @@ def crest(
 
     def next_batch(state: CrestState) -> tuple[CrestState, Batch]:
         _checks.require(
-            state.cursor < state.held,
+            state.cursor < state.held * config.reuse,
             f"next_batch was called with {state.cursor} of {state.held} coresets used but needs an "
             "unused one; call refresh before every next_batch.",
         )
-        rows, weights = nth_coreset(state.rows, state.weights, np.int32(state.cursor))
+        index = np.int32(state.cursor % state.held)
+        rows, weights = nth_coreset(state.rows, state.weights, index)
         examples = source.take(rows)
         batch = Batch(examples.inputs, examples.labels, weights, rows)
         return state._replace(step=state.step + 1, cursor=state.cursor + 1), batch

@@ -11,6 +11,7 @@ from crest_jax.config import CrestConfig
 from crest_jax.curvature import Moments, draw_probes, gradient_and_diagonal, smooth
 from crest_jax.embeddings import EmbedFn, in_chunks
 from crest_jax.exclusion import Exclusion, close_window, observe
+from crest_jax.facility_location import largest_remainder
 from crest_jax.losses import weighted_mean
 from crest_jax.region import relative_error
 from crest_jax.selection import medoids
@@ -49,11 +50,16 @@ def make_kernels(config: CrestConfig, apply_fn: ApplyFn, loss_fn: LossFn, embed_
     ) -> tuple[Array, Array, Exclusion, Array]:
         embeddings, losses = in_chunks(embed_fn, params, model_state, examples, chunk)
         strata = classes[rows]
-        coreset = medoids(embeddings, strata, size=config.batch_size, num_classes=num_classes)
-        weights = coreset.weights if config.weighted else jnp.ones_like(coreset.weights)
+        size = config.batch_size
+        if config.picks == "random":
+            picks, weights = first_of_each_class(strata, size, num_classes), jnp.ones(size, jnp.float32)
+        else:
+            coreset = medoids(embeddings, strata, size=size, num_classes=num_classes)
+            picks, weights = coreset.indices, coreset.weights
+        weights = weights if config.weighted else jnp.ones_like(weights)
         finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((embeddings, losses))]
         exclusion = observe(exclusion, rows, losses)
-        return rows[coreset.indices], weights, exclusion, jnp.all(jnp.stack(finite))
+        return rows[picks], weights, exclusion, jnp.all(jnp.stack(finite))
 
     @jax.jit
     def probe_loss(params: Params, model_state: ModelState, examples: Examples) -> Array:
@@ -80,6 +86,26 @@ def make_kernels(config: CrestConfig, apply_fn: ApplyFn, loss_fn: LossFn, embed_
         return moments, gradient, diagonal, optax.tree.norm(diagonal)
 
     return Kernels(score_and_select, probe_loss, jax.jit(relative_error), curvature)
+
+
+def first_of_each_class(strata: Array, size: int, num_classes: int) -> Array:
+    """Return the first rows [size] of each class of strata [r], in proportion to the classes.
+
+    A drawn subset is in random order within each class, so these are random ones.
+    """
+    quotas = largest_remainder(jnp.bincount(strata, length=num_classes), size)
+    own = jnp.arange(num_classes)[:, None] == strata[None, :]
+    rank = jnp.sum(jnp.where(own, jnp.cumsum(own, axis=1) - 1, 0), axis=0)
+    return jnp.argsort(rank >= quotas[strata], stable=True)[:size].astype(jnp.int32)
+
+
+@jax.jit
+def shuffle_held(key: Array, rows: Array, weights: Array, held: Array) -> tuple[Array, Array]:
+    """Shuffle the entries of the first ``held`` coresets of those in rows and weights [p, m]."""
+    p, m = rows.shape
+    place = jnp.where(jnp.arange(p * m) < held * m, jax.random.uniform(key, (p * m,)), 2.0)
+    order = jnp.argsort(place)
+    return rows.ravel()[order].reshape(p, m), weights.ravel()[order].reshape(p, m)
 
 
 @jax.jit

@@ -332,7 +332,9 @@ def peak_memory(method: str, rows: int, width: int, kernel: str, config: BenchCo
     """Peak memory above the input, MiB, in a process of its own."""
     asked = json.dumps([method, rows, width, kernel, config.budget_mib])
     command = [sys.executable, "-m", "experiments.bench_selection", "--measure-memory", asked]
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    # Large blocks come from the system and go back at once: what a run freed is not reused unseen.
+    settings = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=settings)
     return float(found.stdout.strip().splitlines()[-1])
 
 

@@ -3,16 +3,20 @@
     python -m experiments.compare --out runs/first
 
 Runs go one after the other in one process, seed by seed, with the methods alternating, so that they
-see the same machine; a method is compiled in its first run only. A run that is there already is not
-run again, so an interrupted comparison goes on where it was. The folder gets one run folder per
-method and seed, ``summary.md`` (the table), ``summary.jsonl`` (its numbers) and ``accuracy.png``.
+see the same machine; a method is compiled in its first run only. ``--jobs 2`` runs two at a time, each
+in a process of its own on one core. A run that is there already is not run again, so an interrupted
+comparison goes on where it was. The folder gets one run folder per method, budget and seed,
+``summary.md`` (the table), ``summary.jsonl`` (its numbers) and ``accuracy.png``.
 """
 
+import concurrent.futures
 import dataclasses
+import itertools
+import multiprocessing
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +44,10 @@ class CompareConfig:
     """Seeds of the methods that take the budget."""
     full_seeds: int | None = None
     """Full training takes only the first so many seeds; None: all."""
+    budgets: tuple[float, ...] | None = None
+    """Several budgets instead of --budget; full training is run once for all of them."""
+    jobs: int = 1
+    """Runs at a time; above 1 each has one core."""
     run: tyro.conf.OmitArgPrefixes[tyro.conf.SuppressFixed[TrainConfig]] = dataclasses.field(
         default_factory=lambda: TrainConfig(out=Path("runs/compare"))
     )
@@ -54,32 +62,88 @@ class CompareConfig:
         self.run.refuse(
             ("method", "seed", "resume"), "use --methods and --seeds; runs resume by themselves"
         )
-        for name in ("methods", "seeds"):
-            values = getattr(self, name)
+        if self.budgets is not None:
+            self.run.refuse(("budget",), "--budgets names them all")
+            if not self.budgets:
+                raise UserError("--budgets must name at least one; leave it out for --budget.")
+        if self.jobs < 1:
+            raise UserError(f"--jobs is {self.jobs} but must be at least 1; 1 runs one at a time.")
+        for name in ("methods", "seeds", "budgets"):
+            values = getattr(self, name) or ()
             if len(set(values)) < len(values):
                 raise UserError(f"--{name} is {values} but must name each once; drop the repeats.")
 
 
+def plan(config: CompareConfig) -> list[TrainConfig]:
+    """Return the options of every run, seed by seed."""
+    budgets = config.budgets or (config.run.budget,)
+    runs = []
+    for position, seed in enumerate(config.seeds):
+        for method in config.methods:
+            if method == "full" and config.full_seeds is not None and position >= config.full_seeds:
+                continue
+            for budget in budgets[:1] if method == "full" else budgets:
+                own = f"-{budget:g}" if config.budgets and method != "full" else ""
+                folder = config.run.out / f"{method}{own}-seed{seed}"
+                own_options = dataclasses.replace(
+                    config.run, method=method, seed=seed, budget=budget, out=folder,
+                    resume=folder.exists(),
+                )  # fmt: skip
+                runs.append(own_options)
+    return runs
+
+
 def compare(config: CompareConfig) -> list[dict[str, Any]]:
-    """Run what is missing and return the metrics of every run."""
-    plan = [
-        (method, seed)
-        for position, seed in enumerate(config.seeds)
-        for method in config.methods
-        if method != "full" or config.full_seeds is None or position < config.full_seeds
-    ]
-    results = []
-    for method, seed in tqdm(plan, desc="runs", unit="run"):
-        folder = config.run.out / f"{method}-seed{seed}"
-        options = dataclasses.replace(
-            config.run, method=method, seed=seed, out=folder, resume=folder.exists()
-        )
-        metrics = run(options)
-        rows = read_lines(folder / "events.jsonl")
-        curve = [row for row in rows if row["kind"] == "evaluation"]
-        checks = [row for row in rows if row["kind"] == "selection"]
-        results.append({**metrics, "curve": curve, "checks": checks})
-    return results
+    """Run what is missing and return the metrics of every run, in the order of the plan."""
+    runs = plan(config)
+    with tqdm(total=len(runs), desc="runs", unit="run") as bar:
+        if config.jobs == 1:
+            found = []
+            for options in runs:
+                found.append(_one(options))
+                bar.update()
+            return found
+        return _at_once(runs, config.jobs, bar)
+
+
+def _one(options: TrainConfig) -> dict[str, Any]:
+    metrics = run(options)
+    rows = read_lines(options.out / "events.jsonl")
+    curve = [row for row in rows if row["kind"] == "evaluation"]
+    checks = [row for row in rows if row["kind"] == "selection"]
+    return {**metrics, "budget": options.budget, "curve": curve, "checks": checks}
+
+
+def _at_once(runs: list[TrainConfig], jobs: int, bar: tqdm) -> list[dict[str, Any]]:
+    """Run several at a time, each worker on a core of its own; the first failure stops the rest."""
+    context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    for core in _cores(jobs):
+        cores.put(core)
+    with concurrent.futures.ProcessPoolExecutor(jobs, context, _settle, (cores,)) as pool:
+        waiting = [pool.submit(_one, options) for options in runs]
+        try:
+            for done in concurrent.futures.as_completed(waiting):
+                done.result()
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+        return [one.result() for one in waiting]
+
+
+def _cores(jobs: int) -> Iterator[int]:
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    for job in range(jobs):
+        yield usable[job % len(usable)]
+
+
+def _settle(cores: Any) -> None:
+    """Pin a worker to its core; only the bar over all runs is shown."""
+    core = cores.get()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
+    os.environ["TQDM_DISABLE"] = "1"
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -96,7 +160,10 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def paired(results: list[dict[str, Any]], method: str, other: str, name: str) -> list[float]:
-    """Return the differences of one number between two methods, on the seeds that both have."""
+    """Return the differences of one number between two methods, on the seeds that both have.
+
+    ``results`` are of one budget.
+    """
     by_seed = {m: {r["seed"]: r[name] for r in results if r["method"] == m} for m in (method, other)}
     common = sorted(by_seed[method].keys() & by_seed[other].keys())
     return [by_seed[method][seed] - by_seed[other][seed] for seed in common]
@@ -113,14 +180,18 @@ def _with_interval(values: Sequence[float], *, scale: float = 1.0, sign: str = "
 def summarise(config: CompareConfig, results: list[dict[str, Any]]) -> str:
     """Return the table: accuracy, paired differences, time and its split, work, regions."""
     name = f"{config.run.evaluate_on}_accuracy"
+    budgets = config.budgets or (config.run.budget,)
     full = [r["training_seconds"] for r in results if r["method"] == "full"]
     header = [
         "method", "seeds", "steps", "accuracy %", "minus random", "minus stratified", "seconds",
         "faster than full", *SPLIT, "compile", "work", "regions", "median rho",
     ]  # fmt: skip
     rows = []
-    for method in config.methods:
-        runs = [r for r in results if r["method"] == method]
+    for budget, method in itertools.product(budgets, config.methods):
+        if method == "full" and budget != budgets[0]:
+            continue
+        own = [r for r in results if r["budget"] == budget]
+        runs = [r for r in own if r["method"] == method]
         seconds = float(np.median([r["training_seconds"] for r in runs]))
         split = [float(np.median([r["seconds"][phase] for r in runs])) for phase in SPLIT]
         rows.append(
@@ -132,7 +203,7 @@ def summarise(config: CompareConfig, results: list[dict[str, Any]]) -> str:
                 *(
                     "-"
                     if method in (other, "full")
-                    else _with_interval(paired(results, method, other, name), scale=100, sign="+")
+                    else _with_interval(paired(own, method, other, name), scale=100, sign="+")
                     for other in ("random", "stratified")
                 ),
                 f"{seconds:.1f}",
@@ -191,10 +262,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             ["python", "-m", "experiments.compare", *(sys.argv[1:] if argv is None else argv)]
         )
         commits = ", ".join(sorted({str(result["commit"]) for result in results}))
-        source = f"`{command}` at commit {commits}, on {results[0]['device']}, {os.cpu_count()} cores"
+        source = (
+            f"`{command}` at commit {commits}, on {results[0]['device']}, {os.cpu_count()} cores, "
+            f"{config.jobs} run(s) at a time"
+        )
         (out / "summary.md").write_text(f"{source}\n\n{text}\n{EXPLANATION}", encoding="utf-8")
         title = f"{config.run.dataset}, {config.run.model}, {len(config.seeds)} seed(s)"
-        plot_accuracy(results, out / "accuracy.png", title)
+        first = results[0]["budget"]
+        shown = [r for r in results if r["budget"] == first]
+        plot_accuracy(shown, out / "accuracy.png", title)
         print(f"\n{text}\n{EXPLANATION}\nThe picture is {out / 'accuracy.png'}.")
 
 

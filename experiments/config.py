@@ -12,7 +12,10 @@ from crest_jax import CrestConfig
 from experiments.data import DATASETS
 from experiments.models import MODELS
 
-Method = Literal["full", "random", "stratified", "crest"]
+Method = Literal[
+    "full", "truncated", "random", "stratified", "fixed", "crest", "craig", "gradmatch",
+    "gradmatch_batch", "glister", "el2n", "forgetting", "hardest",
+]  # fmt: skip
 
 
 class UserError(Exception):
@@ -24,7 +27,8 @@ class TrainConfig:
     """One training run; the defaults run on the data that ship with the project."""
 
     method: Method = "crest"
-    """How mini-batches are chosen. "full" takes all steps; the others take the budget."""
+    """How mini-batches are chosen. "full" takes all steps; the others take the budget, "truncated" with
+    the schedule of full training."""
     dataset: Literal[DATASETS] = "fashion_mnist_12k"  # type: ignore[valid-type]
     """Data set."""
     data_dir: Path | None = None
@@ -67,6 +71,12 @@ class TrainConfig:
     """Go on from the last checkpoint in the run folder."""
     tensorboard: bool = False
     """Also write TensorBoard event files."""
+    reselections: int = 10
+    """Times that craig, gradmatch and glister choose their subset, evenly spaced over the run."""
+    pool_factor: int = 2
+    """hardest draws so many times the mini-batch and keeps the highest losses."""
+    scoring_networks: int = 1
+    """Networks that el2n trains, each for the budget, to score the examples."""
     crest: tyro.conf.OmitArgPrefixes[CrestConfig] = dataclasses.field(default_factory=CrestConfig)
     """Settings of CREST; its batch size is that of every method."""
 
@@ -79,11 +89,13 @@ class TrainConfig:
                 f"--warmup is {self.warmup} but must lie in [0, 0.5), before the first drop of the "
                 "rate; 0.1 is usual."
             )
-        for name in ("epochs", "evaluations", "checkpoints"):
+        for name in (
+            "epochs", "evaluations", "checkpoints", "reselections", "pool_factor", "scoring_networks",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise UserError(
-                    f"--{name} is {getattr(self, name)} but must be at least 1; pass a positive "
-                    "integer."
+                    f"--{name.replace('_', '-')} is {getattr(self, name)} but must be at least 1; pass "
+                    "a positive integer."
                 )
 
     def refuse(self, names: tuple[str, ...], remedy: str) -> None:

@@ -31,8 +31,9 @@ from crest_jax.data import next_subsets, open_stream, padded_chunks
 from crest_jax.report import append_line, table
 from crest_jax.selection import medoids
 from experiments.config import TrainConfig, UserError
+from experiments.program import Program, make_program, shared
 from experiments.run_folder import new_folder
-from experiments.train import Program, make_program, one_sentence, shared
+from experiments.train import one_sentence
 
 Kind = Literal["random", "stratified", "coreset"]
 

@@ -3,49 +3,32 @@
     python -m experiments.train --method crest --out runs/crest
 
 The folder gets ``config.json``, ``events.jsonl`` (one line per event of the selection and per
-evaluation), ``checkpoints/`` and, at the end, ``metrics.json``. On the shipped data with the default
-options (79 of 790 steps) CREST takes about a minute on two cores, half of it compilation, and reaches
-about 71 %; full training reaches about 86 %.
+evaluation), ``checkpoints/`` and, at the end, ``metrics.json`` and ``picks.npz`` (how often each
+example was trained on in each twentieth of the run). On the shipped data with the default options (79 of
+790 steps) CREST takes about a minute on two cores, half of it compilation, and reaches about 71 %; full training reaches about 86 %.
 """
 
 import contextlib
-import dataclasses
-import functools
 import hashlib
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 from tqdm import tqdm
 
-from crest_jax import (
-    ApplyFn,
-    ArraySource,
-    Batch,
-    Evaluation,
-    Selection,
-    crest,
-    cross_entropy,
-    from_linen,
-    make_evaluate,
-    random_batches,
-    stratified_batches,
-    weighted_mean,
-)
+from crest_jax import Evaluation
 from crest_jax.report import append_line, record
-from experiments import data, models, optim
-from experiments.augment import pad_crop_flip
+from experiments import data
 from experiments.checkpoints import Checkpoints
 from experiments.config import TrainConfig, UserError
+from experiments.program import Program, TrainState, make_program, shared
 from experiments.run_folder import (
     commit,
     drop_events_after,
@@ -67,136 +50,13 @@ def one_sentence(interrupted: str) -> Iterator[None]:
         sys.exit(f"error: {error}")
 
 
-class TrainState(NamedTuple):
-    """Everything that a training step changes."""
-
-    params: Any
-    model_state: Any
-    opt_state: Any
-    key: jax.Array  # of augmentation and dropout
+SEGMENTS = 20  # of a run, in which picks are counted
 
 
-class Program(NamedTuple):
-    """The compiled parts of a run, which runs of other seeds share."""
-
-    init: Callable[[jax.Array], TrainState]
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]
-    apply_fn: ApplyFn
-    evaluate: Callable[..., Evaluation]
-    train: ArraySource
-    held_out: ArraySource
-    steps: int
-    full_steps: int
-    selection: Selection
-    timer: PhaseTimer
-    batch_size: int
-
-
-@functools.lru_cache(maxsize=2)
-def load_data(name: str, data_dir: Path | None) -> data.Dataset:
-    """Read a data set once per process."""
-    return data.load(name, data_dir)
-
-
-@functools.lru_cache(maxsize=2)
-def load_sources(
-    name: str, data_dir: Path | None, evaluate_on: str
-) -> tuple[data.Dataset, ArraySource, ArraySource]:
-    """Put train and held-out rows on the device once per process."""
-    dataset = load_data(name, data_dir)
-    held_out = (dataset.test_inputs, dataset.test_labels)
-    if evaluate_on == "validation":
-        if dataset.validation_inputs is None or dataset.validation_labels is None:
-            raise UserError(
-                f"--evaluate-on is validation but {dataset.name} has no validation rows; use test, or "
-                "fashion_mnist_20k, which has some."
-            )
-        held_out = (dataset.validation_inputs, dataset.validation_labels)
-    train = ArraySource(dataset.train_inputs, dataset.train_labels, dataset.num_classes)
-    return dataset, train, ArraySource(*held_out, dataset.num_classes)
-
-
-@functools.lru_cache(maxsize=8)
-def make_program(config: TrainConfig) -> Program:
-    """Build data, network, optimizer and compiled functions for all seeds of one configuration."""
-    dataset, train, held_out = load_sources(config.dataset, config.data_dir, config.evaluate_on)
-    steps = config.steps(len(train))
-    shape = dataset.train_inputs.shape[1:]
-    network = models.build(
-        config.model,
-        dataset.num_classes,
-        width=config.width,
-        input_shape=shape,
-        mean=dataset.mean,
-        std=dataset.std,
-        **({"imagenet_stem": True} if config.imagenet_stem else {}),
-    )
-    apply_fn = from_linen(network)
-    optimizer = optim.optimizer(
-        config.optimizer,
-        optim.schedule(config.schedule, config.learning_rate, steps, warmup_fraction=config.warmup),
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-    )
-
-    def init(key: jax.Array) -> TrainState:
-        init_key, state_key = jax.random.split(key)
-        variables = network.init(
-            init_key, jnp.zeros((1, *shape), dataset.train_inputs.dtype), train=False
-        )
-        params = variables.pop("params")
-        return TrainState(params, dict(variables), optimizer.init(params), state_key)
-
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
-        key, augment_key, dropout_key = jax.random.split(state.key, 3)
-        inputs = batch.inputs
-        if dataset.augment:
-            inputs = pad_crop_flip(augment_key, inputs)
-
-        def loss(params: Any) -> tuple[jax.Array, Any]:
-            logits, model_state = apply_fn(
-                params, state.model_state, inputs, train=True, rng=dropout_key
-            )
-            return weighted_mean(cross_entropy(logits, batch.labels), batch.weights), model_state
-
-        (value, model_state), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(params, model_state, opt_state, key), value
-
-    timer = PhaseTimer()
-    return Program(
-        init=jax.jit(init),
-        train_step=jax.jit(train_step),
-        apply_fn=apply_fn,
-        evaluate=make_evaluate(apply_fn),
-        train=train,
-        held_out=held_out,
-        steps=steps,
-        full_steps=config.full_steps(len(train)),
-        selection=_selection(config, apply_fn, train, steps, timer),
-        timer=timer,
-        batch_size=config.crest.batch_size,
-    )
-
-
-def _selection(
-    config: TrainConfig, apply_fn: ApplyFn, train: ArraySource, steps: int, timer: PhaseTimer
-) -> Selection:
-    """Return the method's way of choosing mini-batches; CREST's phases go to ``timer``."""
-    if config.method == "crest":
-        settings = config.crest
-        if settings.reference_step is None:
-            settings = dataclasses.replace(settings, reference_step=round(config.warmup * steps))
-        return crest(apply_fn, train, settings, phase=timer)
-    batches = stratified_batches if config.method == "stratified" else random_batches
-    return batches(train, config.crest.batch_size)
-
-
-def shared(config: TrainConfig) -> TrainConfig:
-    """Return the configuration without what runs of one program may differ in."""
-    return dataclasses.replace(config, seed=0, out=Path(), resume=False, tensorboard=False)
+@jax.jit
+def count_picks(counts: jax.Array, segment: jax.Array, rows: jax.Array) -> jax.Array:
+    """Count that the examples at ``rows`` were trained on, in counts [SEGMENTS, n]."""
+    return counts.at[segment, rows].add(1)
 
 
 class Progress(NamedTuple):
@@ -224,15 +84,16 @@ def run(config: TrainConfig, say: Callable[[str], None] = tqdm.write) -> dict[st
     init_key, selection_key = jax.random.split(jax.random.key(config.seed))
     state = timer("init", program.init, init_key)
     selected = timer("init", program.selection.init, selection_key, state.params, state.model_state)
+    picks = jnp.zeros((SEGMENTS, len(program.train)), jnp.int32)
     checkpoints = Checkpoints(config.out)
     progress = Progress()
     events = config.out / "events.jsonl"
     if config.resume:
-        restored = checkpoints.restore((state, selected))
+        restored = checkpoints.restore((state, selected, picks))
         if restored is None:
             say(f"{config.out} holds no checkpoint yet; starting afresh.")
         else:
-            (state, selected), notes = restored
+            (state, selected, picks), notes = restored
             progress = Progress(**notes)
             timer.restart(progress.seconds)
             say(f"resuming {config.out} at step {progress.step} of {program.steps}.")
@@ -260,6 +121,8 @@ def run(config: TrainConfig, say: Callable[[str], None] = tqdm.write) -> dict[st
                 board.write(row)
             selected, batch = timer("step", program.selection.next_batch, selected)
             state, loss = timer("step", program.train_step, state, batch)
+            segment = np.int32(step * SEGMENTS // program.steps)
+            picks = timer("step", count_picks, picks, segment, batch.rows)
             done = step + 1
             if done in evaluation_steps | checkpoint_steps and not math.isfinite(float(loss)):
                 raise FloatingPointError(
@@ -277,12 +140,13 @@ def run(config: TrainConfig, say: Callable[[str], None] = tqdm.write) -> dict[st
                 append_line(events, row)
                 board.write(row)
             if done in checkpoint_steps and done < program.steps:
-                _save(checkpoints, done, (state, selected), timer, evaluated)
+                _save(checkpoints, done, (state, selected, picks), timer, evaluated)
             if time.perf_counter() - shown > 0.5 or done == program.steps:
                 bar.set_postfix_str(_postfix(float(loss), accuracy, selected, timer), refresh=False)
                 shown = time.perf_counter()
             bar.update()
     metrics = _metrics(config, program, state, selected, result, evaluated)
+    np.savez_compressed(config.out / "picks.npz", counts=np.asarray(picks))
     write_json(config.out / "metrics.json", metrics)
     checkpoints.close()
     return metrics
@@ -378,8 +242,8 @@ def _metrics(
         "device": jax.devices()[0].device_kind,
     }
     if work is not None:
-        for name in ("regions", "selected", "unused", "excluded"):
-            metrics[name] = getattr(selected, name)
+        names = ("regions", "selected", "unused", "excluded")
+        metrics |= {name: getattr(selected, name) for name in names if hasattr(selected, name)}
     return metrics
 
 

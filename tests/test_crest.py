@@ -1,6 +1,7 @@
 """CREST as a whole: regions, exactness of the model, exclusion, counters, and its errors."""
 
 import dataclasses
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -241,9 +242,14 @@ def test_learned_examples_leave_the_draws_and_return_when_a_class_runs_dry() -> 
 
 
 @pytest.mark.parametrize(
-    ("smoothing", "exhausted"), [("signed", "current"), ("paper", "anchor"), ("none", "reanchor")]
+    ("smoothing", "exhausted", "more"),
+    [
+        ("signed", "current", {}),
+        ("paper", "anchor", {"reshuffle": True}),
+        ("none", "reanchor", {"picks": "random", "reuse": 2}),
+    ],
 )
-def test_nothing_compiles_after_the_first_region(smoothing: Any, exhausted: Any) -> None:
+def test_nothing_compiles_after_the_first_region(smoothing: Any, exhausted: Any, more: Any) -> None:
     compiled: list[str] = []
 
     def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
@@ -253,7 +259,7 @@ def test_nothing_compiles_after_the_first_region(smoothing: Any, exhausted: Any)
     config = CrestConfig(
         batch_size=12, subset_size=36, probe_size=30, exclude_below=0.3, exclude_window=7,
         tau=0.02, interval_multiplier=1.0, max_interval=16, coresets_per_interval=1.3,
-        smoothing=smoothing, exhausted=exhausted,
+        smoothing=smoothing, exhausted=exhausted, **more,
     )  # fmt: skip
     tx = optax.sgd(0.3, momentum=0.9)
     selection, step = crest(linear, make_source(), config), make_step(tx)
@@ -322,6 +328,51 @@ def test_unweighted_batches_have_weight_one() -> None:
     config = CrestConfig(batch_size=12, subset_size=36, probe_size=30, weighted=False)
     batch = train(config, optax.sgd(0.1), 1)[0][-1]
     np.testing.assert_array_equal(batch.weights, np.ones(12))
+
+
+def test_random_picks_are_a_stratified_part_of_the_subset_with_weight_one() -> None:
+    config = dataclasses.replace(CONFIG, picks="random")
+    history = train(config, optax.sgd(0.1), 20)
+    for *_, batch in history:
+        assert len(set(np.asarray(batch.rows).tolist())) == 12
+        np.testing.assert_array_equal(np.bincount(batch.labels), [4, 4, 4])
+        np.testing.assert_array_equal(batch.weights, np.ones(12))
+    counts = np.bincount(np.concatenate([batch.rows for *_, batch in history]), minlength=COUNT)
+    chosen = np.bincount(np.concatenate([b.rows for *_, b in train(CONFIG, optax.sgd(0.1), 20)]))
+    assert counts.std() < chosen.std(), "random picks spread over the data more evenly than medoids"
+
+
+def test_each_coreset_serves_as_many_steps_as_asked_in_turn() -> None:
+    config = dataclasses.replace(CONFIG, reuse=3, tau=1e6, exhausted="reanchor", max_interval=6)
+    history = train(config, optax.sgd(0.1), 36)
+    begun = [k for k, (_, event, *_) in enumerate(history) if event and event.reason != "held"]
+    assert len(begun) >= 3
+    for first, last in zip(begun, [*begun[1:], len(history)], strict=True):
+        rows = [tuple(batch.rows.tolist()) for *_, batch in history[first:last]]
+        held = history[first][1].coresets
+        if last < len(history):
+            assert len(rows) == 3 * held
+        assert len(set(rows[:held])) == held
+        assert all(rows[k] == rows[k % held] for k in range(len(rows)))
+    state = history[-1][0]
+    assert state.work.selection_forward == state.selected * config.subset_size
+    assert state.selected < 36 / 2
+
+
+def test_reshuffled_batches_cut_the_union_of_the_coresets() -> None:
+    config = dataclasses.replace(CONFIG, reshuffle=True, tau=1e6, exhausted="reanchor")
+    plain = dataclasses.replace(config, reshuffle=False)
+    for settings, whole in ((config, False), (plain, True)):
+        history = train(settings, optax.sgd(0.1), 40)
+        begun = [k for k, (_, event, *_) in enumerate(history) if event and event.reason != "held"]
+        sums, balanced = [], True
+        for first, last in pairwise(begun):
+            union = [batch for *_, batch in history[first:last]]
+            assert len(union) == history[first][1].coresets > 1
+            sums.append(sum(float(batch.weights.sum()) for batch in union) / len(union))
+            balanced &= all(batch.weights.sum() == config.subset_size for batch in union)
+        np.testing.assert_allclose(sums, config.subset_size)
+        assert balanced == whole
 
 
 def test_an_embedding_that_is_not_finite_is_found_at_the_next_check() -> None:

@@ -205,12 +205,34 @@ def test_fashion_mnist_20k_protocol(originals: Path) -> None:
     np.testing.assert_array_equal(data.test_inputs, raw_split(originals, FASHION_TEST_FILES)[0])
 
 
+def test_the_redundant_set_repeats_rows_of_the_20k_set_unevenly(originals: Path) -> None:
+    data, whole = load("fashion_mnist_20k_redundant", originals), load("fashion_mnist_20k", originals)
+    assert len(data.train_labels) == 20_000
+    counts = np.bincount(data.train_labels)
+    np.testing.assert_allclose(counts / counts[0], 50.0 ** (-np.arange(10) / 9), rtol=0.02)
+    places: dict[tuple[bytes, int], int] = {}
+    for image, label in zip(whole.train_inputs, whole.train_labels, strict=True):
+        places.setdefault((image.tobytes(), int(label)), len(places))
+    rows = [
+        places[image.tobytes(), int(label)]  # KeyError: not of the 20k set
+        for image, label in zip(data.train_inputs, data.train_labels, strict=True)
+    ]
+    often = np.sort(np.bincount(rows))[::-1]
+    assert (often > 0).sum() < 0.5 * len(rows), "most rows repeat"
+    assert often[:200].sum() > 0.2 * len(rows), "a few rows make up much of it"
+    assert abs(np.corrcoef(np.arange(20_000), data.train_labels)[0, 1]) < 0.03, "in random order"
+    np.testing.assert_array_equal(data.test_inputs, whole.test_inputs)
+    np.testing.assert_array_equal(data.validation_inputs, whole.validation_inputs)
+    again = load("fashion_mnist_20k_redundant", originals)
+    np.testing.assert_array_equal(data.train_inputs, again.train_inputs)
+
+
 @needs_originals
 def test_fashion_mnist_comes_from_the_debian_package_by_default() -> None:
     assert load("fashion_mnist").mean == pytest.approx([72.94035223214286])  # 0.2860 * 255
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist", "fashion_mnist_20k"])
+@pytest.mark.parametrize("name", ["fashion_mnist", "fashion_mnist_20k", "fashion_mnist_20k_redundant"])
 def test_absent_fashion_mnist(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         load(name, tmp_path)

@@ -11,7 +11,7 @@ import pytest
 from crest_jax import CrestConfig
 from experiments import gradient_quality as quality
 from experiments.config import TrainConfig, UserError
-from experiments.train import make_program, shared
+from experiments.program import make_program, shared
 
 RUN = TrainConfig(
     method="stratified", dataset="digits", model="mlp", width=16, epochs=2, budget=1.0,

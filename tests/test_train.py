@@ -18,7 +18,7 @@ import pytest
 
 from crest_jax import Batch, CrestConfig
 from crest_jax.report import read_lines
-from experiments import compare, nnx_example, train
+from experiments import compare, nnx_example, program, train
 from experiments.config import TrainConfig, UserError
 from experiments.data import Dataset
 from experiments.timing import PHASES, TRAINING, PhaseTimer
@@ -71,6 +71,9 @@ def test_run_folder_holds_what_happened(finished: tuple[TrainConfig, dict[str, A
     evaluations = [row for row in events if row["kind"] == "evaluation"]
     assert [row["step"] for row in evaluations] == [17, 34, 52, 69]
     assert evaluations[-1]["accuracy"] == metrics["test_accuracy"]
+    counts = np.load(config.out / "picks.npz")["counts"]
+    assert counts.shape == (20, 1442)
+    assert (counts.sum(axis=1) // 64).tolist() == np.bincount(np.arange(STEPS) * 20 // STEPS).tolist()
     selections = [row for row in events if row["kind"] == "selection"]
     assert sum(row["coresets"] for row in selections) == metrics["selected"]
     assert sum(row["reason"] != "held" for row in selections) == metrics["regions"]
@@ -95,7 +98,7 @@ def test_counted_passes_follow_from_the_events(
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["crest", "random"])
+@pytest.mark.parametrize("method", ["crest", "random", "craig", "hardest"])
 def test_a_run_cut_off_anywhere_resumes_bit_for_bit(
     method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +141,8 @@ def test_a_run_cut_off_anywhere_resumes_bit_for_bit(
     strip = lambda row: {k: v for k, v in row.items() if k != "seconds"}  # noqa: E731
     lines = [[strip(r) for r in read_lines(c.out / "events.jsonl")] for c in (whole, cut)]
     assert lines[0] == lines[1]
+    counts = [np.load(c.out / "picks.npz")["counts"] for c in (whole, cut)]
+    np.testing.assert_array_equal(*counts)
 
 
 def test_a_killed_process_resumes_to_the_same_parameters(
@@ -277,7 +282,7 @@ def test_preset_takes_two_steps_on_stand_in_arrays(
         mean=(120.0,) * channels, std=(60.0,) * channels, augment=True,
         class_names=tuple(map(str, range(classes))),
     )  # fmt: skip
-    monkeypatch.setattr(train, "load_data", lambda *_: stand_in)
+    monkeypatch.setattr(program, "load_data", lambda *_: stand_in)
     small = dataclasses.replace(preset.crest, batch_size=8, subset_size=16, probe_size=8)
     config = dataclasses.replace(
         preset, epochs=1, budget=1.0, evaluations=1, checkpoints=1, crest=small, out=tmp_path / "run"

@@ -9,6 +9,7 @@ from experiments.data.fashion_mnist import (
     load_fashion_mnist,
     load_fashion_mnist_12k,
     load_fashion_mnist_20k,
+    load_fashion_mnist_20k_redundant,
 )
 from experiments.data.prepared import load_prepared
 from experiments.data.tiny_imagenet import load_tiny_imagenet
@@ -18,6 +19,7 @@ __all__ = ["DATASETS", "DataError", "Dataset", "default_data_dir", "load"]
 _LOADERS: dict[str, Callable[[Path | None], Dataset]] = {
     "fashion_mnist_12k": lambda _: load_fashion_mnist_12k(),
     "fashion_mnist_20k": load_fashion_mnist_20k,
+    "fashion_mnist_20k_redundant": load_fashion_mnist_20k_redundant,
     "fashion_mnist": load_fashion_mnist,
     "digits": lambda _: load_digits(),
     "cifar10": lambda data_dir: load_prepared("cifar10", data_dir),

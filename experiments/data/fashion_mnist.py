@@ -56,6 +56,47 @@ def load_fashion_mnist_20k(data_dir: Path | None = None) -> Dataset:
     )
 
 
+def load_fashion_mnist_20k_redundant(data_dir: Path | None = None) -> Dataset:
+    """Return 20,000 train rows drawn with repetition out of those of the 20k set.
+
+    As collected data are: class ``c`` has a share in proportion to ``50^(-c / 9)``, so that the first has
+    50 times the rows of the last, and within a class a row comes as often as a Pareto variable of
+    exponent 1 says: a few rows make up much of the data and many are absent. The draw is the same each
+    time. Validation and test rows are those of the 20k set, balanced.
+    """
+    train, test = read_originals(data_dir)
+    images, labels = first_per_class(train, 0, 2_000)
+    rows = redundant_rows(labels, len(labels))
+    return make_dataset(
+        "fashion_mnist_20k_redundant",
+        _channel((images[rows], labels[rows])),
+        _channel(test),
+        CLASS_NAMES,
+        validation=_channel(first_per_class(train, 2_000, 2_500)),
+    )
+
+
+def redundant_rows(labels: np.ndarray, count: int) -> np.ndarray:
+    """Draw ``count`` rows with heavy-tailed repetition and a 50:1 class imbalance, in random order.
+
+    >>> rows = redundant_rows(np.arange(1000) % 10, 1000)
+    >>> shares = np.bincount(rows % 10) / 1000
+    >>> bool(30 < shares[0] / shares[9] < 80)
+    True
+    """
+    rng = np.random.default_rng(0)
+    classes = int(labels.max()) + 1
+    share = 50.0 ** (-np.arange(classes) / max(1, classes - 1))
+    sizes = np.floor(count * share / share.sum()).astype(int)
+    sizes[0] += count - sizes.sum()
+    drawn = []
+    for label, size in enumerate(sizes):
+        own = np.flatnonzero(labels == label)
+        often = rng.pareto(1.0, len(own)) + 1
+        drawn.append(rng.choice(own, size, p=often / often.sum()))
+    return rng.permutation(np.concatenate(drawn))
+
+
 def load_fashion_mnist_12k(path: Path = SHIPPED) -> Dataset:
     """Return the shipped subset: the first 1,000 train and 200 test rows of every class.
 

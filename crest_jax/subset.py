@@ -1,0 +1,163 @@
+"""Training on one weighted subset of the data, chosen anew every so often: what the rivals share."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crest_jax import _checks
+from crest_jax.crest import Work, call
+from crest_jax.data import RowStream, next_subsets, open_stream
+from crest_jax.types import Array, Batch, ModelState, Params, PhaseFn, Selection, Source
+
+NEVER = 2**31 - 1  # a step that no run reaches, and that a checkpoint of 32-bit numbers holds
+
+
+class Subset(NamedTuple):
+    """What a choice returns."""
+
+    rows: Array | np.ndarray  # [k], positions in the data set, all different
+    weights: Array | np.ndarray  # [k], positive
+
+
+# (key, params, model_state) -> the subset to train on
+Choose = Callable[[Array, Params, ModelState], Subset]
+
+
+class SubsetState(NamedTuple):
+    """The state of a method that trains on a subset."""
+
+    step: int  # batches handed out
+    next_selection: int  # step before which the subset is chosen anew
+    selected: int  # subsets chosen so far
+    work: Work
+    key: Array
+    active: Array  # [n], bool, rows of the subset
+    weights: Array  # [n], float32
+    stream: RowStream
+
+
+class SubsetEvent(NamedTuple):
+    """A choice; all fields are Python values."""
+
+    step: int
+    reason: str  # "start" or "interval"
+    selected: int  # subsets chosen so far
+    weight_spread: float  # standard deviation of the weights over their mean
+    work: Work
+
+
+def subset_batches(
+    source: Source,
+    batch_size: int,
+    size: int,
+    choose: Choose,
+    *,
+    every: int | None = None,
+    work: Work | None = None,
+    phase: PhaseFn = call,
+) -> Selection:
+    """Train on mini-batches of one weighted subset of ``size`` examples.
+
+    Mini-batches are drawn as by ``stratified_batches``, out of the subset: each class gets its share of
+    the subset in every batch, and every example comes once per pass. Stratified batches are less noisy
+    than the plain ones of the papers and cost nothing, so every rival gets them.
+
+    Args:
+      source: the data.
+      batch_size: examples in a mini-batch, at most ``size``.
+      size: examples in the subset, at most ``len(source)``.
+      choose: chooses the subset; see ``rivals``.
+      every: steps after which the subset is chosen anew; None: chosen once, before the first step.
+      work: examples that each choice passes through the model.
+      phase: runs ``"selection"``; a script passes a timer.
+
+    Returns:
+      A ``Selection`` whose state is a ``SubsetState`` and whose events are ``SubsetEvent``.
+
+    Raises:
+      ValueError: when the sizes are out of range or ``every`` is below 1; on ``refresh``, when a choice
+        has not ``size`` different rows or a weight that is not positive.
+
+    Example:
+      >>> from crest_jax.data import ArraySource
+      >>> source = ArraySource(np.eye(6), np.arange(6) % 2)
+      >>> first = lambda key, params, model_state: Subset(np.arange(4), np.ones(4))
+      >>> selection = subset_batches(source, 2, 4, first)
+      >>> state = selection.init(jax.random.key(0), None, None)
+      >>> state, event = selection.refresh(state, None, None)
+      >>> state, batch = selection.next_batch(state)
+      >>> event.reason, bool(batch.rows.max() < 4)
+      ('start', True)
+    """
+    count, num_classes = len(source), source.num_classes
+    _checks.positive_int("batch_size", batch_size)
+    _checks.positive_int("size", size)
+    _checks.require(
+        batch_size <= size <= count,
+        f"size is {size} but must lie between batch_size, {batch_size}, and the number of examples, "
+        f"{count}; choose a size there.",
+    )
+    if every is not None:
+        _checks.positive_int("every", every)
+    work = Work() if work is None else work
+    classes = jnp.asarray(source.labels, jnp.int32)
+
+    def init(key: Array, params: Params, model_state: ModelState) -> SubsetState:
+        del params, model_state
+        key, stream_key = jax.random.split(key)
+        active = jnp.ones(count, bool)
+        stream = open_stream(stream_key, classes, active, num_classes)
+        return SubsetState(0, 0, 0, Work(), key, active, jnp.ones(count, jnp.float32), stream)
+
+    def select(
+        state: SubsetState, params: Params, model_state: ModelState
+    ) -> tuple[SubsetState, float]:
+        key, choice_key, stream_key = jax.random.split(state.key, 3)
+        found = choose(choice_key, params, model_state)
+        rows, weights = np.asarray(found.rows), np.asarray(found.weights, np.float64)
+        _check_subset(rows, weights, size, count)
+        active = jnp.zeros(count, bool).at[rows].set(True)
+        full = jnp.zeros(count, jnp.float32).at[rows].set(jnp.asarray(weights, jnp.float32))
+        return state._replace(
+            next_selection=NEVER if every is None else state.step + every,
+            selected=state.selected + 1,
+            work=Work(*(have + more for have, more in zip(state.work, work, strict=True))),
+            key=key,
+            active=active,
+            weights=full,
+            stream=open_stream(stream_key, classes, active, num_classes),
+        ), float(weights.std() / weights.mean())
+
+    def refresh(
+        state: SubsetState, params: Params, model_state: ModelState
+    ) -> tuple[SubsetState, SubsetEvent | None]:
+        if state.step < state.next_selection:
+            return state, None
+        reason = "start" if state.selected == 0 else "interval"
+        state, spread = phase("selection", select, state, params, model_state)
+        return state, SubsetEvent(state.step, reason, state.selected, spread, state.work)
+
+    def next_batch(state: SubsetState) -> tuple[SubsetState, Batch]:
+        stream, rows = next_subsets(state.stream, classes, state.active, 1, batch_size)
+        examples = source.take(rows[0])
+        batch = Batch(examples.inputs, examples.labels, state.weights[rows[0]], rows[0])
+        return state._replace(step=state.step + 1, stream=stream), batch
+
+    return Selection(init, refresh, next_batch)
+
+
+def _check_subset(rows: np.ndarray, weights: np.ndarray, size: int, count: int) -> None:
+    different = len(np.unique(rows))
+    _checks.require(
+        rows.shape == (size,) and different == size and rows.min() >= 0 and rows.max() < count,
+        f"a choice returned {different} different rows in shape {rows.shape} but must return {size} in "
+        f"[0, {count}); mend the function that chooses.",
+    )
+    _checks.require(
+        weights.shape == (size,) and bool(np.isfinite(weights).all()) and bool((weights > 0).all()),
+        f"a choice returned weights of shape {weights.shape}, the least {weights.min()}, but all "
+        f"{size} must be finite and positive; lower the learning rate or mend the function.",
+    )

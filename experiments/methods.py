@@ -1,0 +1,132 @@
+"""Methods by name: how a training run chooses its mini-batches."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from crest_jax import (
+    ApplyFn,
+    ArraySource,
+    Batch,
+    Selection,
+    craig,
+    crest,
+    el2n_scores,
+    fixed_subset,
+    forgetting_scores,
+    glister,
+    gradmatch,
+    hardest_batches,
+    init_forgetting,
+    observe_predictions,
+    pruned,
+    random_batches,
+    stratified_batches,
+)
+from crest_jax.crest import Work
+from crest_jax.embeddings import FeaturesFn
+from experiments.config import TrainConfig
+from experiments.timing import PhaseTimer
+
+# (method, key, on_batch) -> the trained state of another network of the same kind
+TrainNetwork = Callable[..., Any]
+
+
+def make_selection(
+    config: TrainConfig,
+    apply_fn: ApplyFn,
+    features_fn: FeaturesFn,
+    train: ArraySource,
+    steps: int,
+    timer: PhaseTimer,
+    train_network: TrainNetwork,
+) -> Selection:
+    """Return the method's way of choosing mini-batches; its phases go to ``timer``."""
+    batch = config.crest.batch_size
+    size = max(batch, round(config.budget * len(train)))  # of the subsets that rivals train on
+    subset: dict[str, Any] = {"every": max(1, round(steps / config.reselections)), "phase": timer}
+    match config.method:
+        case "crest":
+            settings = config.crest
+            if settings.reference_step is None:
+                settings = dataclasses.replace(settings, reference_step=round(config.warmup * steps))
+            return crest(apply_fn, train, settings, phase=timer)
+        case "stratified":
+            return stratified_batches(train, batch)
+        case "fixed":
+            return fixed_subset(train, batch, size, phase=timer)
+        case "craig":
+            return craig(apply_fn, train, batch, size, **subset)
+        case "gradmatch" | "gradmatch_batch":
+            per_batch = config.method == "gradmatch_batch"
+            return gradmatch(features_fn, train, batch, size, per_batch=per_batch, **subset)
+        case "glister":
+            return glister(features_fn, train, batch, size, rate=config.learning_rate, **subset)
+        case "hardest":
+            pool = min(len(train), config.pool_factor * batch)
+            return hardest_batches(apply_fn, train, batch, pool, phase=timer)
+        case "el2n":
+            return _el2n(config, apply_fn, train, size, timer, train_network)
+        case "forgetting":
+            return _forgetting(config, apply_fn, train, size, timer, train_network)
+    return random_batches(train, batch)  # "random", "full" and "truncated"
+
+
+def _el2n(
+    config: TrainConfig,
+    apply_fn: ApplyFn,
+    train: ArraySource,
+    size: int,
+    timer: PhaseTimer,
+    train_network: TrainNetwork,
+) -> Selection:
+    """Error norms, the mean over networks trained for the budget on random batches."""
+    networks = config.scoring_networks
+
+    def scores(key: jax.Array, params: Any, model_state: Any) -> np.ndarray:
+        del params, model_state
+        total = np.zeros(len(train))
+        for own in jax.random.split(key, networks):
+            state = train_network("random", own)
+            total += el2n_scores(apply_fn, state.params, state.model_state, train)
+        return total / networks
+
+    trained = networks * dataclasses.replace(config, method="random").steps(len(train))
+    trained *= config.crest.batch_size
+    work = Work(selection_forward=trained + networks * len(train), selection_backward=trained)
+    return pruned(train, config.crest.batch_size, size, scores, work=work, phase=timer)
+
+
+def _forgetting(
+    config: TrainConfig,
+    apply_fn: ApplyFn,
+    train: ArraySource,
+    size: int,
+    timer: PhaseTimer,
+    train_network: TrainNetwork,
+) -> Selection:
+    """Forgetting events over one full training."""
+
+    @jax.jit
+    def right(state: Any, batch: Batch) -> jax.Array:
+        logits, _ = apply_fn(state.params, state.model_state, batch.inputs, train=False, rng=None)
+        return logits.argmax(axis=1) == batch.labels
+
+    def scores(key: jax.Array, params: Any, model_state: Any) -> np.ndarray:
+        del params, model_state
+        seen = init_forgetting(len(train))
+
+        def on_batch(state: Any, batch: Batch) -> None:
+            nonlocal seen
+            found = np.asarray(right(state, batch))
+            seen = observe_predictions(seen, np.asarray(batch.rows), found)
+
+        train_network("full", key, on_batch)
+        return forgetting_scores(seen)
+
+    passed = config.full_steps(len(train)) * config.crest.batch_size
+    work = Work(selection_forward=2 * passed, selection_backward=passed)
+    return pruned(train, config.crest.batch_size, size, scores, work=work, phase=timer)

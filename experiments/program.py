@@ -1,0 +1,181 @@
+"""The compiled parts of a training run: data, network, optimizer, step and selection."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from crest_jax import (
+    ApplyFn,
+    ArraySource,
+    Batch,
+    Evaluation,
+    Selection,
+    cross_entropy,
+    from_linen,
+    linen_features,
+    make_evaluate,
+    weighted_mean,
+)
+from experiments import data, methods, models, optim
+from experiments.augment import pad_crop_flip
+from experiments.config import Method, TrainConfig, UserError
+from experiments.timing import PhaseTimer
+
+
+class TrainState(NamedTuple):
+    """Everything that a training step changes."""
+
+    params: Any
+    model_state: Any
+    opt_state: Any
+    key: jax.Array  # of augmentation and dropout
+
+
+class Program(NamedTuple):
+    """The compiled parts of a run, which runs of other seeds share."""
+
+    init: Callable[[jax.Array], TrainState]
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]
+    apply_fn: ApplyFn
+    evaluate: Callable[..., Evaluation]
+    train: ArraySource
+    held_out: ArraySource
+    steps: int
+    full_steps: int
+    selection: Selection
+    timer: PhaseTimer
+    batch_size: int
+
+
+@functools.lru_cache(maxsize=2)
+def load_data(name: str, data_dir: Path | None) -> data.Dataset:
+    """Read a data set once per process."""
+    return data.load(name, data_dir)
+
+
+@functools.lru_cache(maxsize=2)
+def load_sources(
+    name: str, data_dir: Path | None, evaluate_on: str
+) -> tuple[data.Dataset, ArraySource, ArraySource]:
+    """Put train and held-out rows on the device once per process."""
+    dataset = load_data(name, data_dir)
+    held_out = (dataset.test_inputs, dataset.test_labels)
+    if evaluate_on == "validation":
+        if dataset.validation_inputs is None or dataset.validation_labels is None:
+            raise UserError(
+                f"--evaluate-on is validation but {dataset.name} has no validation rows; use test, or "
+                "fashion_mnist_20k, which has some."
+            )
+        held_out = (dataset.validation_inputs, dataset.validation_labels)
+    train = ArraySource(dataset.train_inputs, dataset.train_labels, dataset.num_classes)
+    return dataset, train, ArraySource(*held_out, dataset.num_classes)
+
+
+@functools.lru_cache(maxsize=32)
+def make_program(config: TrainConfig) -> Program:
+    """Build data, network, optimizer and compiled functions for all seeds of one configuration."""
+    dataset, train, held_out = load_sources(config.dataset, config.data_dir, config.evaluate_on)
+    steps, full_steps = config.steps(len(train)), config.full_steps(len(train))
+    shape = dataset.train_inputs.shape[1:]
+    network = models.build(
+        config.model,
+        dataset.num_classes,
+        width=config.width,
+        input_shape=shape,
+        mean=dataset.mean,
+        std=dataset.std,
+        **({"imagenet_stem": True} if config.imagenet_stem else {}),
+    )
+    apply_fn = from_linen(network)
+    optimizer = optim.optimizer(
+        config.optimizer,
+        optim.schedule(
+            config.schedule,
+            config.learning_rate,
+            full_steps if config.method == "truncated" else steps,
+            warmup_fraction=config.warmup,
+        ),
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
+
+    def init(key: jax.Array) -> TrainState:
+        init_key, state_key = jax.random.split(key)
+        variables = network.init(
+            init_key, jnp.zeros((1, *shape), dataset.train_inputs.dtype), train=False
+        )
+        params = variables.pop("params")
+        return TrainState(params, dict(variables), optimizer.init(params), state_key)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+        key, augment_key, dropout_key = jax.random.split(state.key, 3)
+        inputs = batch.inputs
+        if dataset.augment:
+            inputs = pad_crop_flip(augment_key, inputs)
+
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            logits, model_state = apply_fn(
+                params, state.model_state, inputs, train=True, rng=dropout_key
+            )
+            return weighted_mean(cross_entropy(logits, batch.labels), batch.weights), model_state
+
+        (value, model_state), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, model_state, opt_state, key), value
+
+    timer = PhaseTimer()
+    features_fn = linen_features(network)
+    return Program(
+        init=jax.jit(init),
+        train_step=jax.jit(train_step),
+        apply_fn=apply_fn,
+        evaluate=make_evaluate(apply_fn),
+        train=train,
+        held_out=held_out,
+        steps=steps,
+        full_steps=full_steps,
+        selection=methods.make_selection(
+            config, apply_fn, features_fn, train, steps, timer, functools.partial(train_network, config)
+        ),
+        timer=timer,
+        batch_size=config.crest.batch_size,
+    )
+
+
+def shared(config: TrainConfig) -> TrainConfig:
+    """Return the configuration without what runs of one program may differ in."""
+    return dataclasses.replace(config, seed=0, out=Path(), resume=False, tensorboard=False)
+
+
+def train_network(
+    config: TrainConfig,
+    method: Method,
+    key: jax.Array,
+    on_batch: Callable[[TrainState, Batch], None] | None = None,
+) -> TrainState:
+    """Train another network of the same kind from new parameters, for methods that need one to score.
+
+    Args:
+      config: the run that needs it.
+      method: "random" trains for the budget, "full" for all steps.
+      key: of its parameters and mini-batches.
+      on_batch: called before each step with the state and the batch.
+    """
+    program = make_program(shared(dataclasses.replace(config, method=method)))
+    init_key, selection_key = jax.random.split(key)
+    state = program.init(init_key)
+    selected = program.selection.init(selection_key, state.params, state.model_state)
+    for _ in range(program.steps):
+        selected, batch = program.selection.next_batch(selected)
+        if on_batch is not None:
+            on_batch(state, batch)
+        state, _ = program.train_step(state, batch)
+    return state
