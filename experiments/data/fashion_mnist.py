@@ -59,8 +59,8 @@ def load_fashion_mnist_20k(data_dir: Path | None = None) -> Dataset:
 def load_fashion_mnist_20k_redundant(data_dir: Path | None = None) -> Dataset:
     """Return 20,000 train rows drawn with repetition out of those of the 20k set.
 
-    As collected data are: class ``c`` has a share in proportion to ``50^(-c / 9)``, so that the first has
-    50 times the rows of the last, and within a class a row comes as often as a Pareto variable of
+    As collected data are: class ``c`` has a share in proportion to ``50^(-c / 9)``, so that the first
+    has 50 times the rows of the last, and within a class a row comes as often as a Pareto variable of
     exponent 1 says: a few rows make up much of the data and many are absent. The draw is the same each
     time. Validation and test rows are those of the 20k set, balanced.
     """
