@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from crest_jax.embeddings import Factored, logit_residuals
 from crest_jax.facility_location import first_largest
@@ -163,54 +162,59 @@ def _squared_lengths(embeddings: PyTree) -> Array:
     return lengths[0] if len(lengths) == 1 else lengths[0] * lengths[1]
 
 
-@partial(jax.jit, static_argnames=("size", "rounds"))
+@partial(jax.jit, static_argnames="rounds")
 def lower_validation_loss(
     gradients: Factored,
+    classes: Array,
+    quotas: Array,
     features: Array,
     logits: Array,
     labels: Array,
     rate: Array,
     *,
-    size: int,
     rounds: int,
 ) -> Array:
     """Choose the examples whose gradients lower the validation loss, by a first-order greedy choice.
 
     GLISTER (Killamsetty et al., AAAI 2021, Algorithm 2 and Section 3.3, last-layer approximation): in
-    each of ``rounds`` rounds the examples are taken whose gradients agree best with the validation
-    gradient, which is then taken anew after a step of size ``rate`` along the mean gradient of all that
-    are chosen.
+    each of ``rounds`` rounds the examples of each class are taken whose gradients agree best with the
+    validation gradient, which is then taken anew after a step of size ``rate`` along the mean gradient
+    of all that are chosen. The paper has no quotas; without them the first rounds fill up with one class.
 
     Args:
       gradients: last-layer gradients of the pool: left [n, c], right [n, d].
+      classes: [n], int32.
+      quotas: [c], int32, examples to choose of each class, at most the class's size.
       features: [v, d], what the last layer reads for the validation rows, with a last column of ones.
       logits: [v, c], their logits.
       labels: [v], int32.
       rate: [], step size.
-      size: static number of examples to choose, at most ``n``.
-      rounds: static, at most ``size``.
+      rounds: static.
 
     Returns:
-      [size], int32, in the order of the rounds.
+      [n], bool, the examples chosen; equal agreement goes to the lowest row.
 
     Example:
       >>> pool = Factored(jnp.array([[0.5, -0.5], [-0.5, 0.5]]), jnp.ones((2, 1)))
-      >>> lower_validation_loss(pool, jnp.ones((1, 1)), jnp.zeros((1, 2)), jnp.array([1]),
-      ...                       jnp.float32(0.1), size=1, rounds=1).tolist()
-      [0]
+      >>> lower_validation_loss(pool, jnp.zeros(2, int), jnp.array([1, 0]), jnp.ones((1, 1)),
+      ...                       jnp.zeros((1, 2)), jnp.array([1]), jnp.float32(0.1), rounds=1).tolist()
+      [True, False]
     """
-    cuts = np.linspace(0, size, rounds + 1).round().astype(int)
-    total = jnp.zeros((logits.shape[1], features.shape[1]), jnp.float32)
-    free = jnp.ones(gradients.left.shape[0], bool)
-    chosen = []
-    for first, last in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-        step = rate * total / max(first, 1)
+    counts = jnp.bincount(classes, length=quotas.shape[0])
+    starts = jnp.cumsum(counts) - counts
+    places = jnp.arange(classes.shape[0])
+
+    def one(index: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        chosen, total = state
+        step = rate * total / jnp.maximum(jnp.sum(chosen), 1)
         moved = logits - jnp.dot(features, step.T, precision="highest")
         validation = jnp.dot(logit_residuals(moved, labels).T, features, precision="highest")
-        gains = jnp.where(free, inner(gradients, validation / len(labels)), -jnp.inf)
-        rows = jax.lax.top_k(gains, last - first)[1].astype(jnp.int32)
-        free = free.at[rows].set(False)
-        heads = jax.tree.map(lambda x, rows=rows: x[rows], gradients)
-        total = total + combine(heads, jnp.ones(last - first, jnp.float32))
-        chosen.append(rows)
-    return jnp.concatenate(chosen)
+        gains = jnp.where(chosen, -jnp.inf, inner(gradients, validation / labels.shape[0]))
+        wanted = quotas * (index + 1) // rounds - quotas * index // rounds
+        order = jnp.lexsort((-gains, classes))
+        own = classes[order]
+        taken = jnp.zeros_like(chosen).at[order].set(places - starts[own] < wanted[own])
+        return chosen | taken, total + combine(gradients, taken.astype(jnp.float32))
+
+    total = jnp.zeros((logits.shape[1], features.shape[1]), jnp.float32)
+    return jax.lax.fori_loop(0, rounds, one, (jnp.zeros(classes.shape[0], bool), total))[0]

@@ -242,7 +242,7 @@ def glister(
 ) -> Selection:
     """Train on the examples whose gradients lower the loss on held-out rows.
 
-    GLISTER-Online (Killamsetty et al., AAAI 2021) with last-layer gradients: see
+    GLISTER-Online (Killamsetty et al., AAAI 2021) with last-layer gradients and class quotas: see
     ``lower_validation_loss``. The held-out rows are one in ten of each class, drawn at every choice out
     of the same data, so that no method sees more labels than another; they are not chosen
     themselves.
@@ -290,9 +290,12 @@ def glister(
         gradients = _on_device(embed_rows(embed, params, model_state, source, pool)[0])
         (features, logits), _ = embed_rows(read, params, model_state, source, judges)
         features = np.concatenate([features, np.ones((held, 1), np.float32)], axis=1)
+        own = source.labels[pool]
+        counts = np.bincount(own, minlength=source.num_classes)
+        quotas = quotas_for(counts[None], size, "proportional")[0]
         chosen = lower_validation_loss(
-            gradients, jnp.asarray(features), jnp.asarray(logits), classes[judges], jnp.float32(rate),
-            size=size, rounds=min(GLISTER_ROUNDS, size),
+            gradients, jnp.asarray(own), jnp.asarray(quotas, jnp.int32), jnp.asarray(features),
+            jnp.asarray(logits), classes[judges], jnp.float32(rate), rounds=GLISTER_ROUNDS,
         )  # fmt: skip
         return Subset(pool[np.asarray(chosen)], np.ones(size))
 

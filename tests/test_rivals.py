@@ -151,25 +151,30 @@ def test_craig_takes_the_medoids_of_each_class():
     assert np.asarray(state.weights)[picks].tolist() == expected.tolist()
 
 
-def test_glister_follows_the_validation_gradient():
+def test_glister_follows_the_validation_gradient_within_each_class():
     rng = np.random.default_rng(3)
-    left, right = rng.normal(size=(30, 3)), rng.normal(size=(30, 4))
+    left, right, classes = rng.normal(size=(30, 3)), rng.normal(size=(30, 4)), rng.integers(0, 3, 30)
     features, logits, labels = rng.normal(size=(8, 4)), rng.normal(size=(8, 3)), rng.integers(0, 3, 8)
+    quotas = np.array([4, 2, 5])
     found = lower_validation_loss(
         Factored(jnp.asarray(left, jnp.float32), jnp.asarray(right, jnp.float32)),
-        jnp.asarray(features), jnp.asarray(logits), jnp.asarray(labels), jnp.float32(0.7),
-        size=9, rounds=3,
+        jnp.asarray(classes), jnp.asarray(quotas), jnp.asarray(features), jnp.asarray(logits),
+        jnp.asarray(labels), jnp.float32(7), rounds=3,
     )  # fmt: skip
     chosen, total = [], np.zeros((3, 4))
-    for _ in range(3):
-        moved = logits - 0.7 * features @ (total / max(len(chosen), 1)).T
+    for t in range(3):
+        moved = logits - 7 * features @ (total / max(len(chosen), 1)).T
         gradient = (numpy_softmax(moved) - np.eye(3)[labels]).T @ features / 8
         gains = np.einsum("nc,cd,nd->n", left, gradient, right)
         gains[chosen] = -np.inf
-        best = np.argsort(-gains, kind="stable")[:3]
-        total = total + np.einsum("nc,nd->cd", left[best], right[best])
-        chosen += best.tolist()
-    assert found.tolist() == chosen
+        for label, quota in enumerate(quotas):
+            rows = np.flatnonzero(classes == label)
+            wanted = quota * (t + 1) // 3 - quota * t // 3
+            best = rows[np.argsort(-gains[rows], kind="stable")[:wanted]]
+            total = total + np.einsum("nc,nd->cd", left[best], right[best])
+            chosen += best.tolist()
+    assert np.flatnonzero(found).tolist() == sorted(chosen)
+    assert len(chosen) == 11
 
 
 def test_glister_never_chooses_what_it_judges_by():
