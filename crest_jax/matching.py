@@ -179,7 +179,7 @@ def lower_validation_loss(
     GLISTER (Killamsetty et al., AAAI 2021, Algorithm 2 and Section 3.3, last-layer approximation): in
     each of ``rounds`` rounds the examples of each class are taken whose gradients agree best with the
     validation gradient, which is then taken anew after a step of size ``rate`` along the mean gradient
-    of all that are chosen. The paper has no quotas; without them the first rounds fill up with one class.
+    of all that are chosen. The paper has no quotas; without them the first rounds take one class only.
 
     Args:
       gradients: last-layer gradients of the pool: left [n, c], right [n, d].

@@ -117,6 +117,7 @@ def _one(options: TrainConfig) -> dict[str, Any]:
 def _at_once(runs: list[TrainConfig], jobs: int, bar: tqdm) -> list[dict[str, Any]]:
     """Run several at a time, each worker on a core of its own; the first failure stops the rest."""
     context = multiprocessing.get_context("spawn")
+    os.environ["TQDM_DISABLE"] = "1"  # workers read it: only the bar over all runs is shown
     cores = context.Queue()
     for core in _cores(jobs):
         cores.put(core)
@@ -139,11 +140,10 @@ def _cores(jobs: int) -> Iterator[int]:
 
 
 def _settle(cores: Any) -> None:
-    """Pin a worker to its core; only the bar over all runs is shown."""
+    """Pin a worker to its core."""
     core = cores.get()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
-    os.environ["TQDM_DISABLE"] = "1"
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
