@@ -296,7 +296,7 @@ def difficulty_figure(
                 panel.fill_between(
                     place, means.min(0), means.max(0), color=COLOURS.get(name), alpha=0.15
                 )
-            ranks = [float(stats.spearmanr(np.arange(len(m)), m).statistic) for m in means]
+            ranks = [float(stats.spearmanr(np.arange(len(m)), m).statistic) for m in means if np.ptp(m)]
             cells[name].append(with_interval(ranks))
         panel.set(xlabel="share of the run", ylabel=f"{label}, mean of the picks")
         panel.grid(alpha=0.3)
