@@ -262,19 +262,22 @@ def region_figure(run: Run, tau: float) -> Figure:
     return figure
 
 
+def file_of(folder: Path, run: Run, name: str) -> Path:
+    """Return a file of the folder of one run."""
+    method, seed = run["method"], run["seed"]
+    for own in (f"{method}-seed{seed}", f"{method}-{run['budget']:g}-seed{seed}"):
+        path = folder / own / name
+        if path.is_file():
+            return path
+    raise UserError(
+        f"{folder} holds no run folder of {method}, seed {seed}, with its {name} but the page reads it; "
+        "keep the run folders beside summary.jsonl."
+    )
+
+
 def picks_of(folder: Path, run: Run) -> np.ndarray:
     """Return how often each example was picked in each part of a run, [parts, n]."""
-    for name in (
-        f"{run['method']}-seed{run['seed']}",
-        f"{run['method']}-{run['budget']:g}-seed{run['seed']}",
-    ):
-        path = folder / name / "picks.npz"
-        if path.is_file():
-            return np.load(path)["counts"]
-    raise UserError(
-        f"{folder} holds no picks.npz of {run['method']}, seed {run['seed']}, but the page counts "
-        "picks; keep the run folders beside summary.jsonl."
-    )
+    return np.load(file_of(folder, run, "picks.npz"))["counts"]
 
 
 def difficulty_figure(
@@ -461,7 +464,8 @@ def build(config: ReportConfig) -> None:
     page.picture("split", split_figure(runs), "Seconds by phase.")
     crest = [run for run in runs if run["method"] == "crest"]
     if crest:
-        settings = _settings(config.runs, crest[0])
+        path = file_of(config.runs, crest[0], "config.json")
+        settings = json.loads(path.read_text(encoding="utf-8"))
         page.section(
             "Quadratic regions",
             "One run of CREST: where its model of the loss held and where it was given up.",
@@ -498,19 +502,6 @@ def build(config: ReportConfig) -> None:
 
 def _path(value: str | None) -> Path | None:
     return None if value is None else Path(value)
-
-
-def _settings(folder: Path, run: Run) -> dict[str, Any]:
-    for name in (
-        f"{run['method']}-seed{run['seed']}",
-        f"{run['method']}-{run['budget']:g}-seed{run['seed']}",
-    ):
-        path = folder / name / "config.json"
-        if path.is_file():
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-    raise UserError(
-        f"{folder} holds no run folder of {run['method']}, seed {run['seed']}; keep them there."
-    )
 
 
 def main() -> None:
