@@ -270,7 +270,7 @@ def file_of(folder: Path, run: Run, name: str) -> Path:
         if path.is_file():
             return path
     raise UserError(
-        f"{folder} holds no run folder of {method}, seed {seed}, with its {name} but the page reads it; "
+        f"{folder} holds no run folder of {method}, seed {seed}, with {name}, but the page reads it; "
         "keep the run folders beside summary.jsonl."
     )
 
