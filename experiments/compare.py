@@ -117,6 +117,7 @@ def _one(options: TrainConfig) -> dict[str, Any]:
 def _at_once(runs: list[TrainConfig], jobs: int, bar: tqdm) -> list[dict[str, Any]]:
     """Run several at a time, each worker on a core of its own; the first failure stops the rest."""
     context = multiprocessing.get_context("spawn")
+    before = os.environ.get("TQDM_DISABLE")
     os.environ["TQDM_DISABLE"] = "1"  # workers read it: only the bar over all runs is shown
     cores = context.Queue()
     for core in _cores(jobs):
@@ -130,6 +131,11 @@ def _at_once(runs: list[TrainConfig], jobs: int, bar: tqdm) -> list[dict[str, An
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+        finally:
+            if before is None:
+                del os.environ["TQDM_DISABLE"]
+            else:
+                os.environ["TQDM_DISABLE"] = before
         return [one.result() for one in waiting]
 
 
@@ -169,7 +175,12 @@ def paired(results: list[dict[str, Any]], method: str, other: str, name: str) ->
     return [by_seed[method][seed] - by_seed[other][seed] for seed in common]
 
 
-def _with_interval(values: Sequence[float], *, scale: float = 1.0, sign: str = "") -> str:
+def with_interval(values: Sequence[float], *, scale: float = 1.0, sign: str = "") -> str:
+    """Return a mean with its 95 % interval, times ``scale``.
+
+    >>> with_interval([0.01, 0.02, 0.03], scale=100, sign="+")
+    '+2.00 ± 2.48'
+    """
     if not values:
         return "-"
     mean, half = interval(values)
@@ -199,11 +210,11 @@ def summarise(config: CompareConfig, results: list[dict[str, Any]]) -> str:
                 method,
                 str(len(runs)),
                 str(runs[0]["steps"]),
-                _with_interval([r[name] for r in runs], scale=100),
+                with_interval([r[name] for r in runs], scale=100),
                 *(
                     "-"
                     if method in (other, "full")
-                    else _with_interval(paired(own, method, other, name), scale=100, sign="+")
+                    else with_interval(paired(own, method, other, name), scale=100, sign="+")
                     for other in ("random", "stratified")
                 ),
                 f"{seconds:.1f}",

@@ -8,22 +8,17 @@ of the run, Paul et al., NeurIPS 2021), both [n]. ``experiments.report`` reads t
 """
 
 import dataclasses
+import functools
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import tyro
 from tqdm import tqdm
 
-from crest_jax import (
-    Batch,
-    el2n_scores,
-    forgetting_scores,
-    init_forgetting,
-    observe_predictions,
-)
+from crest_jax import Batch, el2n_scores
 from experiments.config import TrainConfig, UserError
+from experiments.methods import forgetting_of_full_run
 from experiments.program import TrainState, make_program, shared, train_network
 from experiments.run_folder import writable_folder
 from experiments.train import one_sentence
@@ -33,28 +28,25 @@ def score(config: TrainConfig) -> dict[str, np.ndarray]:
     """Train on all steps and return the scores of every training example."""
     program = make_program(shared(dataclasses.replace(config, method="full")))
     early = max(1, program.steps // 10)
-    seen = init_forgetting(len(program.train))
     norms: list[np.ndarray] = []
-
-    @jax.jit
-    def right(state: TrainState, batch: Batch) -> jax.Array:
-        inputs, model_state = batch.inputs, state.model_state
-        logits, _ = program.apply_fn(state.params, model_state, inputs, train=False, rng=None)
-        return logits.argmax(axis=1) == batch.labels
-
     with tqdm(total=program.steps, desc="full training", unit="step") as bar:
 
-        def on_batch(state: Any, batch: Batch) -> None:
-            nonlocal seen
+        def on_batch(state: TrainState, batch: Batch) -> None:
+            del batch
             if bar.n == early:
                 norms.append(
                     el2n_scores(program.apply_fn, state.params, state.model_state, program.train)
                 )
-            seen = observe_predictions(seen, np.asarray(batch.rows), np.asarray(right(state, batch)))
             bar.update()
 
-        train_network(config, "full", jax.random.key(config.seed), on_batch)
-    return {"forgetting": forgetting_scores(seen), "el2n": norms[0]}
+        forgetting = forgetting_of_full_run(
+            program.apply_fn,
+            len(program.train),
+            functools.partial(train_network, config),
+            jax.random.key(config.seed),
+            on_batch,
+        )
+    return {"forgetting": forgetting, "el2n": norms[0]}
 
 
 def main() -> None:

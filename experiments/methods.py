@@ -110,23 +110,43 @@ def _forgetting(
 ) -> Selection:
     """Forgetting events over one full training."""
 
+    def scores(key: jax.Array, params: Any, model_state: Any) -> np.ndarray:
+        del params, model_state
+        return forgetting_of_full_run(apply_fn, len(train), train_network, key)
+
+    passed = config.full_steps(len(train)) * config.crest.batch_size
+    work = Work(selection_forward=2 * passed, selection_backward=passed)
+    return pruned(train, config.crest.batch_size, size, scores, work=work, phase=timer)
+
+
+def forgetting_of_full_run(
+    apply_fn: ApplyFn,
+    count: int,
+    train_network: TrainNetwork,
+    key: jax.Array,
+    on_batch: Callable[[Any, Batch], None] | None = None,
+) -> np.ndarray:
+    """Train another network on all steps and return the forgetting scores [count].
+
+    Args:
+      apply_fn: the model; predictions are those of evaluation mode, before each step.
+      count: training examples.
+      train_network: trains the network.
+      key: of its parameters and mini-batches.
+      on_batch: called before each step with the state and the batch.
+    """
+    seen = init_forgetting(count)
+
     @jax.jit
     def right(state: Any, batch: Batch) -> jax.Array:
         logits, _ = apply_fn(state.params, state.model_state, batch.inputs, train=False, rng=None)
         return logits.argmax(axis=1) == batch.labels
 
-    def scores(key: jax.Array, params: Any, model_state: Any) -> np.ndarray:
-        del params, model_state
-        seen = init_forgetting(len(train))
+    def observe(state: Any, batch: Batch) -> None:
+        nonlocal seen
+        if on_batch is not None:
+            on_batch(state, batch)
+        seen = observe_predictions(seen, np.asarray(batch.rows), np.asarray(right(state, batch)))
 
-        def on_batch(state: Any, batch: Batch) -> None:
-            nonlocal seen
-            found = np.asarray(right(state, batch))
-            seen = observe_predictions(seen, np.asarray(batch.rows), found)
-
-        train_network("full", key, on_batch)
-        return forgetting_scores(seen)
-
-    passed = config.full_steps(len(train)) * config.crest.batch_size
-    work = Work(selection_forward=2 * passed, selection_backward=passed)
-    return pruned(train, config.crest.batch_size, size, scores, work=work, phase=timer)
+    train_network("full", key, observe)
+    return forgetting_scores(seen)

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from crest_jax.report import read_lines
-from experiments.compare import SPLIT, interval, paired, work_in_steps
+from experiments.compare import SPLIT, paired, with_interval, work_in_steps
 from experiments.config import UserError
 from experiments.plots import COLOURS
 from experiments.program import load_data
@@ -65,10 +65,14 @@ def read_runs(folder: Path) -> tuple[list[Run], str]:
     return runs, (folder / "summary.md").read_text(encoding="utf-8").splitlines()[0]
 
 
+def accuracy_name(run: Run) -> str:
+    """Return the name of the held-out accuracy at the end."""
+    return "test_accuracy" if "test_accuracy" in run else "validation_accuracy"
+
+
 def accuracy_of(run: Run) -> float:
     """Return the held-out accuracy at the end."""
-    name = "test_accuracy" if "test_accuracy" in run else "validation_accuracy"
-    return float(run[name])
+    return float(run[accuracy_name(run)])
 
 
 def by_method(runs: list[Run]) -> dict[str, list[Run]]:
@@ -79,15 +83,6 @@ def by_method(runs: list[Run]) -> dict[str, list[Run]]:
         own = f" {100 * run['budget']:g} %" if len(budgets) > 1 and run["method"] != "full" else ""
         groups.setdefault(run["method"] + own, []).append(run)
     return groups
-
-
-def with_interval(values: list[float], digits: int = 2, sign: str = "") -> str:
-    """Return a mean with its 95 % interval."""
-    if not values:
-        return ""
-    mean, half = interval(values)
-    text = f"{mean:{sign}.{digits}f}"
-    return text if np.isnan(half) else f"{text} ± {half:.{digits}f}"
 
 
 def work_at(run: Run, step: int) -> float:
@@ -135,13 +130,11 @@ def method_table(runs: list[Run]) -> list[list[str]]:
     ]  # fmt: skip
     for name, own in groups.items():
         alike = [r for r in runs if r["budget"] == own[0]["budget"]]
-        for run in alike:
-            run["accuracy"] = accuracy_of(run)
         errors = [float(100 * abs(accuracy_of(run) / np.mean(full) - 1)) for run in own] if full else []
         seconds = float(np.median([run["training_seconds"] for run in own]))
         method = own[0]["method"]
         differences = [
-            with_interval([100 * x for x in paired(alike, method, other, "accuracy")], sign="+")
+            with_interval(paired(alike, method, other, accuracy_name(own[0])), scale=100, sign="+")
             if method not in ("full", other)
             else ""
             for other in ("random", "stratified")
@@ -149,7 +142,7 @@ def method_table(runs: list[Run]) -> list[list[str]]:
         rows.append(
             [
                 name, str(len(own)), str(own[0]["steps"]),
-                with_interval([100 * accuracy_of(run) for run in own]),
+                with_interval([accuracy_of(run) for run in own], scale=100),
                 with_interval(errors) if name != "full" else "", *differences, f"{seconds:.1f}",
                 f"{np.median(full_seconds) / seconds:.1f}" if full_seconds else "",
                 f"{np.median([work_in_steps(run) for run in own]):.0f}",
