@@ -9,16 +9,8 @@ import numpy as np
 
 from crest_jax import metrics
 from crest_jax.compiling import jit_wide
-from crest_jax.lazy_greedy import (
-    MatrixOracle,
-    Oracle,
-    PointOracle,
-    Run,
-    gains_of,
-    lazy_greedy,
-    padded,
-    stochastic_greedy,
-)
+from crest_jax.lazy_greedy import Run, lazy_greedy, stochastic_greedy
+from crest_jax.oracles import MatrixOracle, Oracle, PointOracle, gains_of, padded
 from crest_jax.types import Array, PyTree
 
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from crest_jax import _checks
-from crest_jax.lazy_greedy import BUILD_ROWS, EXTRACT, TILE, padded
+from crest_jax.lazy_greedy import BUILD_ROWS, EXTRACT
+from crest_jax.oracles import TILE, padded
 
 METHODS = ("auto", "dense", "lazy", "stochastic", "partitioned")
 DEFAULT_BUDGET = 256 * 2**20

@@ -20,7 +20,7 @@ from crest_jax.class_greedy import (
 from crest_jax.dense_greedy import choose_dense
 from crest_jax.embeddings import Factored, squared_distances
 from crest_jax.facility_location import coverage_counts, greedy, largest_remainder
-from crest_jax.lazy_greedy import padded
+from crest_jax.oracles import padded
 from crest_jax.partitioned import choose_in_parts
 from crest_jax.planning import METHODS, Plan, Shape, make_plan, quotas_for
 from crest_jax.types import Array, Coreset, PyTree

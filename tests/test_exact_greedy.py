@@ -8,7 +8,7 @@ from helpers import numpy_coverage, numpy_distances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crest_jax import lazy_greedy, metrics, select_coreset
+from crest_jax import lazy_greedy, metrics, oracles, select_coreset
 from crest_jax.embeddings import Factored
 from experiments.bench_selection import dissimilarity, gaps
 
@@ -46,10 +46,10 @@ def run_lazy(points, size, capacity, name="euclidean"):
 
     def go(points):
         n = points.shape[0]
-        wide = lazy_greedy.padded(n)
+        wide = oracles.padded(n)
         prepared = metrics.make_points(jnp.pad(points, ((0, wide - n), (0, 0))), name)
         valid = jnp.arange(wide) < n
-        oracle = lazy_greedy.PointOracle(metrics.make_metric(name, points), prepared, prepared, valid)
+        oracle = oracles.PointOracle(metrics.make_metric(name, points), prepared, prepared, valid)
         return lazy_greedy.lazy_greedy(oracle, valid, jnp.int32(size), size, capacity)
 
     return jax.jit(go)(jnp.asarray(points))
@@ -100,7 +100,7 @@ def test_lists_change_no_pick(capacity):
 
 def test_lists_that_do_not_fit_after_all_are_put_off():
     rng = np.random.default_rng(4)
-    n = lazy_greedy.padded(1_000)
+    n = oracles.padded(1_000)
     x = np.float32(rng.normal(size=(n, 3)))
     # The rows that are sampled for the estimate are hermits: they can improve nobody.
     hermits = np.linspace(0, n, lazy_greedy.SAMPLE, endpoint=False).astype(int)

@@ -9,9 +9,9 @@ import crest_jax
 
 ORDER = [
     "types", "_checks", "compiling", "losses", "data", "embeddings", "facility_location", "metrics",
-    "lazy_greedy", "class_greedy", "planning", "grouped_greedy", "dense_greedy", "partitioned",
-    "selection", "curvature", "region", "exclusion", "sampling", "config", "kernels", "crest",
-    "matching", "subset", "rivals", "loop", "report", "adapters",
+    "oracles", "lazy_greedy", "class_greedy", "planning", "grouped_greedy", "dense_greedy",
+    "partitioned", "selection", "curvature", "region", "exclusion", "sampling", "config", "kernels",
+    "crest", "matching", "subset", "rivals", "loop", "report", "adapters",
 ]  # fmt: skip
 FOLDER = Path(crest_jax.__file__).parent
 MODULES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
