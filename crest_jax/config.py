@@ -59,6 +59,9 @@ class CrestConfig:
     paper's 0.1 suits long training; in runs of few passes it takes examples out too early."""
     exclude_window: int = 100
     """T2, optimizer steps in a window."""
+    exclude_for: int | None = 4
+    """Windows that an excluded example stays out before it returns, at most 127. None: until its class
+    runs dry, as in the paper; long runs then forget what they no longer see."""
     exhausted: Exhausted = "current"
     """When a region outlives its coresets: select more at the current or at the anchor's parameters,
     or begin a new region."""
@@ -104,6 +107,12 @@ class CrestConfig:
         if self.beta2 is not None:
             _checks.in_range("beta2", self.beta2, 0.0, 0.999999)
         _checks.in_range("exclude_below", self.exclude_below, 0.0, 1e6)
+        _checks.require(
+            self.exclude_for is None
+            or (isinstance(self.exclude_for, int) and 1 <= self.exclude_for <= 127),
+            f"exclude_for is {self.exclude_for!r} but must be None or an integer from 1 to 127; 4 is "
+            "usual.",
+        )
         for name, options in (
             ("smoothing", get_args(Smoothing)),
             ("exhausted", get_args(Exhausted)),

@@ -179,10 +179,13 @@ def crest(
     classes = jnp.asarray(source.labels, jnp.int32)
     needed = _rows_needed(source.labels, num_classes, max(config.subset_size, config.probe_size))
 
+    def close(exclusion: Exclusion) -> tuple[Exclusion, Array]:
+        return end_window(exclusion, classes, needed, config.exclude_below, config.exclude_for)
+
     def init(key: Array, params: Params, model_state: ModelState) -> CrestState:
         stream_key, key = jax.random.split(key)
         # Nothing was seen, so this changes nothing, and compiles now what a later window needs.
-        exclusion, _ = end_window(init_exclusion(count), classes, needed, config.exclude_below)
+        exclusion, _ = close(init_exclusion(count))
         region = Region(
             anchor=_copy(params),
             model_state=_copy(model_state),
@@ -323,7 +326,7 @@ def crest(
         return mixed(select(state, params, model_state, min(num_coresets(state.interval), left)))
 
     def exclude(state: CrestState) -> CrestState:
-        exclusion, changed = end_window(state.exclusion, classes, needed, config.exclude_below)
+        exclusion, changed = close(state.exclusion)
         window_end = state.step + config.exclude_window
         state = state._replace(exclusion=exclusion, window_end=window_end)
         if not changed:

@@ -1,4 +1,4 @@
-"""Examples that are already learned leave the selection pool, and return when it runs dry."""
+"""Examples that are already learned leave the selection pool for a while."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,12 @@ class Exclusion(NamedTuple):
     """What is known of each example's loss in the current window: 5 bytes an example."""
 
     highest: Array  # [n], float32: highest loss seen in this window, -inf where not seen
-    excluded: Array  # [n], bool
+    rest: Array  # [n], int8: windows that the example still stays out, 0 in play
+
+    @property
+    def excluded(self) -> Array:
+        """Examples out of play, [n], bool."""
+        return self.rest > 0
 
 
 def init_exclusion(count: int) -> Exclusion:
@@ -21,7 +26,7 @@ def init_exclusion(count: int) -> Exclusion:
       >>> init_exclusion(2).excluded.tolist()
       [False, False]
     """
-    return Exclusion(jnp.full(count, -jnp.inf, jnp.float32), jnp.zeros(count, bool))
+    return Exclusion(jnp.full(count, -jnp.inf, jnp.float32), jnp.zeros(count, jnp.int8))
 
 
 def observe(exclusion: Exclusion, rows: Array, losses: Array) -> Exclusion:
@@ -34,28 +39,39 @@ def observe(exclusion: Exclusion, rows: Array, losses: Array) -> Exclusion:
     return exclusion._replace(highest=exclusion.highest.at[rows].max(losses))
 
 
-def close_window(exclusion: Exclusion, classes: Array, needed: Array, alpha: float) -> Exclusion:
-    """End a window: learned examples leave, and classes that would run dry get theirs back.
+def close_window(
+    exclusion: Exclusion, classes: Array, needed: Array, alpha: float, windows: int | None = None
+) -> Exclusion:
+    """End a window: learned examples leave; those whose time is over or class runs dry return.
 
     An example leaves when it was seen at least once in the window and its loss was below ``alpha`` at
-    every sighting (Yang, Kang and Mirzasoleiman, ICML 2023, Section 4). When fewer than
-    ``needed[c]`` examples of class ``c`` would stay in play, all of class ``c`` return. A new window
-    begins with nothing seen.
+    every sighting (Yang, Kang and Mirzasoleiman, ICML 2023, Section 4). It returns after ``windows``
+    further windows, and must be seen to be learned again before it leaves again: a network forgets
+    what it no longer sees. When fewer than ``needed[c]`` examples of class ``c`` would stay in play,
+    all of class ``c`` return at once. A new window begins with nothing seen.
 
     Args:
       exclusion: state.
       classes: [n], int32.
       needed: [c], int32, examples of each class that a stratified draw needs.
       alpha: threshold on the loss.
+      windows: static, 1 to 127; None keeps examples out until their class runs dry, as in the paper.
 
     Example:
+      >>> classes, needed = jnp.zeros(3, int), jnp.array([1])
       >>> state = observe(init_exclusion(3), jnp.array([0, 1]), jnp.array([0.05, 0.5]))
-      >>> close_window(state, jnp.zeros(3, int), jnp.array([1]), 0.1).excluded.tolist()
+      >>> state = close_window(state, classes, needed, 0.1, windows=1)
+      >>> state.excluded.tolist()
       [True, False, False]
+      >>> close_window(state, classes, needed, 0.1, windows=1).excluded.tolist()
+      [False, False, False]
     """
     seen = exclusion.highest > -jnp.inf
-    excluded = exclusion.excluded | (seen & (exclusion.highest < alpha))
+    learned = seen & (exclusion.highest < alpha)
+    left = exclusion.rest if windows is None else jnp.maximum(exclusion.rest - 1, 0)
+    rest = jnp.where(learned, jnp.int8(windows or 1), left)
     num_classes = needed.shape[0]
-    in_play = jnp.bincount(classes, weights=(~excluded).astype(jnp.int32), length=num_classes)
+    in_play = jnp.bincount(classes, weights=(rest == 0).astype(jnp.int32), length=num_classes)
     dry = in_play < needed
-    return init_exclusion(classes.shape[0])._replace(excluded=excluded & ~dry[classes])
+    rest = jnp.where(dry[classes], jnp.int8(0), rest)
+    return init_exclusion(classes.shape[0])._replace(rest=rest)

@@ -122,12 +122,12 @@ def put_coreset(
     return rows.at[index].set(new_rows), weights.at[index].set(new_weights)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="windows")
 def end_window(
-    exclusion: Exclusion, classes: Array, needed: Array, alpha: float
+    exclusion: Exclusion, classes: Array, needed: Array, alpha: float, windows: int | None
 ) -> tuple[Exclusion, Array]:
     """Close the window and say whether an example left or returned."""
-    closed = close_window(exclusion, classes, needed, alpha)
+    closed = close_window(exclusion, classes, needed, alpha, windows)
     return closed, jnp.any(closed.excluded != exclusion.excluded)
 
 

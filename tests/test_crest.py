@@ -222,23 +222,27 @@ def test_learned_examples_leave_the_draws_and_return_when_a_class_runs_dry() -> 
     source = ArraySource(logits.astype(np.float32), labels, CLASSES)
     config = CrestConfig(
         batch_size=12, subset_size=36, probe_size=30, max_interval=2, exclude_window=40,
-        exclude_below=0.1,
+        exclude_below=0.1, exclude_for=1,
     )  # fmt: skip
     selection = crest(fixed, source, config)
     params = jnp.zeros(())
     state = selection.init(jax.random.key(0), params, {})
-    seen: list[set[int]] = [set(), set()]
-    for step in range(80):
+    seen: list[set[int]] = [set(), set(), set()]
+    excluded = []
+    for step in range(120):
         state, event = selection.refresh(state, params, {})
         state, batch = selection.next_batch(state)
         seen[step // 40].update(np.asarray(batch.rows).tolist())
+        excluded.append(state.excluded)
         assert event is None or event.excluded == state.excluded
     learned = set(np.flatnonzero((labels == 1) & (np.arange(COUNT) < 48)).tolist())
     assert learned & seen[0]
     assert not learned & seen[1]
+    assert learned & seen[2], "they return after one window"
     # A class that would run dry stays in play whole.
     assert {row for row in seen[1] if labels[row] == 0}
-    assert state.excluded == len(learned)
+    assert excluded[79] == len(learned)
+    assert excluded[119] == 0
 
 
 @pytest.mark.parametrize(
@@ -451,6 +455,8 @@ def test_data_smaller_than_a_draw_are_refused(name: str) -> None:
         ("beta2", -0.1),
         ("exclude_below", -1.0),
         ("exclude_window", 0),
+        ("exclude_for", 0),
+        ("exclude_for", 128),
         ("smoothing", "ema"),
         ("exhausted", "stop"),
     ],

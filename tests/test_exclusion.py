@@ -3,36 +3,42 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from crest_jax.exclusion import close_window, init_exclusion, observe
 
 COUNT, CLASSES, ALPHA = 30, 3, 0.1
-run_observe, run_close = jax.jit(observe), jax.jit(close_window)
+run_observe, run_close = jax.jit(observe), jax.jit(close_window, static_argnames="windows")
 
 
-def simulate_close(sightings, out, classes, needed):
-    """The rows out of play after a window, from the list of losses seen of each row."""
-    out = out | {row for row, losses in sightings.items() if all(x < np.float32(ALPHA) for x in losses)}
-    returned = False
+def simulate_close(sightings, out, classes, needed, windows):
+    """The rows out of play after a window, each with the windows left, from all losses seen."""
+    left = {row: rest if windows is None else rest - 1 for row, rest in out.items()}
+    out = {row: rest for row, rest in left.items() if rest > 0}
+    for row, losses in sightings.items():
+        if all(x < np.float32(ALPHA) for x in losses):
+            out[row] = windows or 1
+    dry = 0
     for c, need in enumerate(needed):
         members = {row for row in range(COUNT) if classes[row] == c}
-        if len(members - out) < need:
-            returned = returned or bool(members & out)
-            out = out - members
-    return out, returned
+        if len(members - set(out)) < need:
+            dry += bool(members & set(out))
+            out = {row: rest for row, rest in out.items() if row not in members}
+    return out, dry
 
 
-def test_windows_match_a_simulation():
-    returns = leaves = 0
+@pytest.mark.parametrize("windows", [None, 1, 3])
+def test_windows_match_a_simulation(windows):
+    dried = leaves = returns = 0
     for seed in range(12):
         rng = np.random.default_rng(seed)
         classes = rng.choice(CLASSES, COUNT, p=[0.6, 0.3, 0.1])
         needed = np.bincount(classes, minlength=CLASSES) * rng.choice([0.2, 0.5]) // 1
-        state, out = init_exclusion(COUNT), set()
+        state, out = init_exclusion(COUNT), {}
         for _ in range(6):
             sightings = {}
             for _ in range(3):
-                active = np.array(sorted(set(range(COUNT)) - out))
+                active = np.array(sorted(set(range(COUNT)) - set(out)))
                 rows = rng.choice(active, 8)  # with repeats
                 losses = np.float32(rng.choice([0.01, 0.05, 0.1, 0.3], 8, p=[0.5, 0.4, 0.05, 0.05]))
                 for row, loss in zip(rows.tolist(), losses, strict=True):
@@ -40,15 +46,20 @@ def test_windows_match_a_simulation():
                 state = run_observe(state, jnp.asarray(rows), jnp.asarray(losses))
             highest = [max(sightings.get(row, [-np.inf])) for row in range(COUNT)]
             assert state.highest.tolist() == [float(x) for x in highest]
-            before = out
-            out, returned = simulate_close(sightings, out, classes, needed)
-            state = run_close(state, jnp.asarray(classes), jnp.asarray(needed, jnp.int32), ALPHA)
-            assert set(np.flatnonzero(state.excluded).tolist()) == out
+            before = set(out)
+            out, dry = simulate_close(sightings, out, classes, needed, windows)
+            state = run_close(
+                state, jnp.asarray(classes), jnp.asarray(needed, jnp.int32), ALPHA, windows=windows
+            )
+            assert state.rest.tolist() == [out.get(row, 0) for row in range(COUNT)]
+            assert set(np.flatnonzero(state.excluded).tolist()) == set(out)
             assert not (np.asarray(state.highest) > -np.inf).any(), "a new window has seen nothing"
-            returns += returned
-            leaves += len(out - before)
-    assert returns >= 5
+            dried += dry
+            returns += len(before - set(out)) if not dry else 0
+            leaves += len(set(out) - before)
+    assert dried >= (5 if windows is None else 2)
     assert leaves >= 50
+    assert (returns == 0) == (windows is None), "without a dry class only time brings examples back"
 
 
 def close(state, classes, needed, alpha=ALPHA):
@@ -94,3 +105,12 @@ def test_excluded_examples_stay_out_without_being_seen_and_may_leave_again():
     state = run_observe(state, jnp.array([0]), jnp.array([0.01]))
     state = run_close(state, classes, needed, ALPHA)
     assert state.excluded.tolist() == [True, False, False, False]
+
+
+def test_an_excluded_example_returns_after_its_windows():
+    state = run_observe(init_exclusion(3), jnp.array([0]), jnp.array([0.01]))
+    out = []
+    for _ in range(4):
+        state = run_close(state, jnp.zeros(3, int), jnp.array([1]), ALPHA, windows=2)
+        out.append(bool(state.excluded[0]))
+    assert out == [True, True, False, False]

@@ -23,7 +23,13 @@ CONFIG = TrainConfig(
     learning_rate=0.1,
     momentum=0.9,
     weight_decay=5e-4,
-    crest=CrestConfig(batch_size=128, subset_size=500, exclude_below=0.1, exclude_window=400),
+    crest=CrestConfig(
+        batch_size=128,
+        subset_size=500,
+        exclude_below=0.1,
+        exclude_window=400,
+        exclude_for=None,
+    ),
     out=Path("runs/cifar10_resnet20"),
 )
 
