@@ -8,6 +8,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 
 COLOURS = {
     "full": "0.35", "truncated": "0.65", "random": "C0", "stratified": "C2", "crest": "C3",
@@ -39,16 +40,25 @@ def plot_accuracy(results: list[dict[str, Any]], path: Path, title: str) -> None
                     place, accuracy.min(0), accuracy.max(0), color=COLOURS.get(method), alpha=0.2, lw=0
                 )
     finals = [100 * r["curve"][-1]["accuracy"] for r in results]
-    low = np.quantile(finals, 0.25)  # a method far below the others must not squeeze them
-    panels[0].set_ylim(low - 15, max(finals) + 1.5)
+    lowest = min(100 * point["accuracy"] for r in results for point in r["curve"])
+    low = np.quantile(finals, 0.25) - 15  # a method far below the others must not squeeze them
+    panels[0].set_ylim(max(low, lowest - 1.5), max(finals) + 1.5)
     for panel, label in zip(
         panels, ("training steps", "seconds (no evaluation, no compilation)"), strict=True
     ):
         panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.set_xlabel(label)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy, %")
-    figure.legend(title="method, at the end", loc="outside right upper", fontsize=8)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        title="method, at the end",
+        loc="outside right upper",
+        fontsize=8,
+    )
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=130)
     plt.close(figure)
