@@ -287,6 +287,7 @@ def embed_rows(
 
     Raises:
       ValueError: when ``rows`` is empty or ``chunk_size`` is below 1.
+      FloatingPointError: when an embedding or a loss is NaN or infinite.
 
     Example:
       >>> from crest_jax.data import ArraySource
@@ -305,4 +306,10 @@ def embed_rows(
     for positions, mask in padded_chunks(len(rows), chunk_size):
         out = embed_fn(params, model_state, source.take(jnp.asarray(rows[positions])))
         parts.append(jax.tree.map(lambda x, mask=mask: np.asarray(x)[mask], out))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    found = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
+        raise FloatingPointError(
+            f"an embedding or a loss of {len(rows)} scored examples is NaN or infinite but all must be "
+            "finite; lower the learning rate or look for bad inputs."
+        )
+    return found

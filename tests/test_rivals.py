@@ -56,6 +56,21 @@ def last_layer(source):
     return (residuals(source)[:, :, None] * features[:, None, :]).reshape(len(source), -1), features
 
 
+@pytest.mark.parametrize("method", ["craig", "gradmatch", "gradmatch_batch", "glister"])
+def test_a_network_that_diverged_is_told_apart_from_a_bad_choice(method):
+    source = make_source()
+    selection = {
+        "craig": lambda: cj.craig(mlp, source, 3, 9, every=4),
+        "gradmatch": lambda: cj.gradmatch(mlp_features, source, 3, 9, every=4),
+        "gradmatch_batch": lambda: cj.gradmatch(mlp_features, source, 3, 9, per_batch=True, every=4),
+        "glister": lambda: cj.glister(mlp_features, source, 3, 9, rate=0.1, every=4),
+    }[method]()
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, PARAMS)
+    state = selection.init(jax.random.key(0), broken, {})
+    with pytest.raises(FloatingPointError, match=r"NaN or infinite .*learning rate"):
+        selection.refresh(state, broken, {})
+
+
 def numpy_matching(gradients, size, ridge):
     """Orthogonal matching pursuit of the sum, weights by SciPy's active set."""
     target = gradients.sum(axis=0)
