@@ -35,7 +35,7 @@ from crest_jax.rivals import (
     observe_predictions,
     pruned,
 )
-from crest_jax.sampling import random_batches, stratified_batches
+from crest_jax.sampling import random_batches, stratified_batches, unlearned_batches
 from crest_jax.selection import plan_coreset, select_coreset
 from crest_jax.subset import Subset, subset_batches
 from crest_jax.types import ApplyFn, Batch, Coreset, Examples, Selection, Source
@@ -91,5 +91,6 @@ __all__ = [
     "sketched_gradients",
     "stratified_batches",
     "subset_batches",
+    "unlearned_batches",
     "weighted_mean",
 ]

@@ -7,7 +7,6 @@ from crest_jax import _checks
 from crest_jax.curvature import Smoothing
 
 Exhausted = Literal["current", "anchor", "reanchor"]
-Picks = Literal["medoids", "random"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +66,12 @@ class CrestConfig:
     or begin a new region."""
     weighted: bool = True
     """Weight each pick by the examples it stands for; False gives every pick weight 1."""
-    picks: Picks = "medoids"
-    """What a mini-batch takes out of its random subset: medoids, or a random part of each class with
-    weight 1 (an ablation: exclusion and regions without coresets)."""
     reuse: int = 1
     """Steps that each coreset serves, in turn with the others selected with it."""
+    select_until: int | None = None
+    """Step from which on mini-batches are random, stratified by class, out of the examples in play, and
+    nothing is scored: less variance pays while the learning rate is high, and no longer once it has
+    dropped. None: coresets to the end, as in the paper (the training script sets the first drop)."""
     reshuffle: bool = False
     """Cut the shuffled union of the coresets selected together into mini-batches, as the public code
     does (an ablation: a mini-batch is no coreset then)."""
@@ -101,6 +101,12 @@ class CrestConfig:
             f"reference_step is {self.reference_step!r} but must be None or an integer of at least 0; "
             "pass the last step of the warm-up.",
         )
+        _checks.require(
+            self.select_until is None
+            or (isinstance(self.select_until, int) and self.select_until >= 0),
+            f"select_until is {self.select_until!r} but must be None or an integer of at least 0; pass "
+            "the step of the learning rate's first drop.",
+        )
         for name in ("coresets_per_interval", "interval_multiplier", "tau"):
             _checks.in_range(name, getattr(self, name), 0.0, 1e6, open_low=True)
         _checks.in_range("beta1", self.beta1, 0.0, 0.999999)
@@ -116,7 +122,6 @@ class CrestConfig:
         for name, options in (
             ("smoothing", get_args(Smoothing)),
             ("exhausted", get_args(Exhausted)),
-            ("picks", get_args(Picks)),
         ):
             _checks.require(
                 getattr(self, name) in options,

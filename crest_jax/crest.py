@@ -18,9 +18,14 @@ from crest_jax.config import CrestConfig
 from crest_jax.curvature import Moments, init_moments
 from crest_jax.data import RowStream, next_subsets, open_stream
 from crest_jax.embeddings import EmbedFn, logit_gradients
-from crest_jax.exclusion import Exclusion, init_exclusion
-from crest_jax.kernels import (
+from crest_jax.exclusion import (
+    Exclusion,
     end_window,
+    init_exclusion,
+    observe_losses,
+    rows_needed,
+)
+from crest_jax.kernels import (
     make_kernels,
     new_probes,
     nth_coreset,
@@ -83,7 +88,7 @@ class Event(NamedTuple):
     """What a refresh did; all fields are Python values."""
 
     step: int
-    reason: str  # "start", "error", "exhausted": a region began; "held": none did
+    reason: str  # "start", "error", "exhausted": a region began; "held", "random": none did
     region: int  # number of the current region, from 1
     rho: float | None  # relative error of the quadratic model, None without a check
     loss: float | None  # mean loss of the probe rows now, None when not measured
@@ -133,7 +138,9 @@ def crest(
     drawn, scored, and one coreset of ``m`` is selected from each, and the gradient and the Hessian's
     diagonal are taken on the first coresets. Each coreset is one mini-batch, trained on whole. After
     ``T1`` steps the loss of the probe rows is compared with the quadratic model; the region ends when
-    the relative error exceeds ``tau``.
+    the relative error exceeds ``tau``. From the step ``select_until`` on, mini-batches are random
+    ones of the examples in play, and exclusion goes on with the losses that the loop hands back
+    through ``observe``.
 
     Args:
       apply_fn: the model. Everything here calls it in evaluation mode.
@@ -175,9 +182,11 @@ def crest(
         )
     embed_fn = embed_fn or logit_gradients(apply_fn, loss_fn)
     backward_passes = getattr(embed_fn, "backward_passes", 0)
-    kernels = make_kernels(config, apply_fn, loss_fn, embed_fn)
+    largest_share = float(np.bincount(source.labels).max() / count)
+    kernels = make_kernels(config, apply_fn, loss_fn, embed_fn, largest_share)
     classes = jnp.asarray(source.labels, jnp.int32)
-    needed = _rows_needed(source.labels, num_classes, max(config.subset_size, config.probe_size))
+    ones = jnp.ones(config.batch_size, jnp.float32)
+    needed = rows_needed(source.labels, num_classes, max(config.subset_size, config.probe_size))
 
     def close(exclusion: Exclusion) -> tuple[Exclusion, Array]:
         return end_window(exclusion, classes, needed, config.exclude_below, config.exclude_for)
@@ -282,12 +291,15 @@ def crest(
             state = state._replace(reference_norm=state.norm)
         return state
 
+    def dropped(state: CrestState) -> CrestState:
+        """Throw away the coresets held; those that no step used are counted."""
+        unused = state.held - min(state.cursor, state.held)
+        return state._replace(unused=state.unused + unused, cursor=0, held=0)
+
     def begin_region(
         state: CrestState, params: Params, model_state: ModelState
     ) -> tuple[CrestState, float]:
-        unused = state.held - min(state.cursor, state.held)
-        state = state._replace(unused=state.unused + unused, cursor=0, held=0)
-        state, probe_rows = draw(state, config.probe_size)
+        state, probe_rows = draw(dropped(state), config.probe_size)
         state, array, loss = phase("check", probe, state, params, model_state, probe_rows)
         region = state.region._replace(
             anchor=_copy(params),
@@ -305,7 +317,7 @@ def crest(
             multiplier=config.interval_multiplier,
             maximum=config.max_interval,
         )
-        more = num_coresets(interval) - first
+        more = num_coresets(state, interval) - first
         if more > 0:
             state = phase("selection", select, state, params, model_state, more)
         state = phase("selection", mixed, state)._replace(
@@ -313,9 +325,10 @@ def crest(
         )
         return state, loss
 
-    def num_coresets(interval: int) -> int:
+    def num_coresets(state: CrestState, interval: int) -> int:
         wanted = config.coresets_per_interval * interval / config.reuse
-        return min(config.max_coresets, math.ceil(wanted))
+        left = math.inf if config.select_until is None else config.select_until - state.step
+        return min(config.max_coresets, math.ceil(min(wanted, left / config.reuse)))
 
     def extend(state: CrestState, params: Params, model_state: ModelState) -> CrestState:
         """Select the coresets of another interval in the same region."""
@@ -323,7 +336,7 @@ def crest(
             params, model_state = state.region.anchor, state.region.model_state
         state = state._replace(cursor=0, held=0)
         left = max(1, -(-(state.next_check - state.step) // config.reuse))
-        return mixed(select(state, params, model_state, min(num_coresets(state.interval), left)))
+        return mixed(select(state, params, model_state, min(num_coresets(state, state.interval), left)))
 
     def exclude(state: CrestState) -> CrestState:
         exclusion, changed = close(state.exclusion)
@@ -335,9 +348,40 @@ def crest(
         stream = open_stream(stream_key, classes, ~exclusion.excluded, num_classes)
         return state._replace(key=key, stream=stream, excluded=count - stream.in_play)
 
+    def after_selection(step: int) -> bool:
+        return config.select_until is not None and step >= config.select_until
+
+    def event(
+        state: CrestState, reason: str, rho: float | None, loss: float | None, coresets: int
+    ) -> Event:
+        return Event(
+            step=state.step,
+            reason=reason,
+            region=state.regions,
+            rho=rho,
+            loss=loss,
+            interval=state.interval,
+            coresets=coresets,
+            selected=state.selected,
+            unused=state.unused,
+            excluded=state.excluded,
+            curvature_norm=state.norm,
+            work=state.work,
+        )
+
+    def refresh_random(state: CrestState) -> tuple[CrestState, Event | None]:
+        if config.exclude_below > 0 and state.step >= state.window_end:
+            state = phase("selection", exclude, state)
+        if state.held == 0:
+            return state, None
+        state = dropped(state)
+        return state, event(state, "random", None, None, 0)
+
     def refresh(
         state: CrestState, params: Params, model_state: ModelState
     ) -> tuple[CrestState, Event | None]:
+        if after_selection(state.step):
+            return refresh_random(state)
         due = state.step >= state.next_check
         empty = state.cursor == state.held * config.reuse
         if not (due or empty):
@@ -372,22 +416,13 @@ def crest(
                 f"{state.step} (region {state.regions}) but all must be finite; lower the learning "
                 "rate or look for bad inputs."
             )
-        return state, Event(
-            step=state.step,
-            reason=reason,
-            region=state.regions,
-            rho=rho,
-            loss=loss,
-            interval=state.interval,
-            coresets=state.selected - selected,
-            selected=state.selected,
-            unused=state.unused,
-            excluded=state.excluded,
-            curvature_norm=state.norm,
-            work=state.work,
-        )
+        return state, event(state, reason, rho, loss, state.selected - selected)
 
     def next_batch(state: CrestState) -> tuple[CrestState, Batch]:
+        if after_selection(state.step):
+            state, rows = draw(state, config.batch_size)
+            batch = Batch(*source.take(rows), ones, rows)
+            return state._replace(step=state.step + 1), batch
         _checks.require(
             state.cursor < state.held * config.reuse,
             f"next_batch was called with {state.cursor} of {state.held} coresets used but needs an "
@@ -399,10 +434,9 @@ def crest(
         batch = Batch(examples.inputs, examples.labels, weights, rows)
         return state._replace(step=state.step + 1, cursor=state.cursor + 1), batch
 
-    return Selection(init, refresh, next_batch)
+    def observe(state: CrestState, batch: Batch, losses: Array) -> CrestState:
+        if config.exclude_below == 0 or not after_selection(state.step - 1):
+            return state
+        return state._replace(exclusion=observe_losses(state.exclusion, batch.rows, losses))
 
-
-def _rows_needed(labels: np.ndarray, num_classes: int, size: int) -> Array:
-    """Rows of each class [c] that a stratified draw of ``size`` out of all examples needs."""
-    counts = np.bincount(labels, minlength=num_classes).astype(np.int64)
-    return jnp.asarray(-(-size * counts // len(labels)), jnp.int32)
+    return Selection(init, refresh, next_batch, observe)

@@ -1,8 +1,11 @@
 """Examples that are already learned leave the selection pool for a while."""
 
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from crest_jax.types import Array
 
@@ -75,3 +78,33 @@ def close_window(
     dry = in_play < needed
     rest = jnp.where(dry[classes], jnp.int8(0), rest)
     return init_exclusion(classes.shape[0])._replace(rest=rest)
+
+
+observe_losses = jax.jit(observe)
+
+
+@partial(jax.jit, static_argnames="windows")
+def end_window(
+    exclusion: Exclusion, classes: Array, needed: Array, alpha: float, windows: int | None
+) -> tuple[Exclusion, Array]:
+    """Close the window, compiled, and say whether an example left or returned.
+
+    Example:
+      >>> classes, needed = jnp.zeros(3, int), jnp.array([1])
+      >>> state = observe(init_exclusion(3), jnp.array([0]), jnp.array([0.05]))
+      >>> bool(end_window(state, classes, needed, 0.1, 1)[1])
+      True
+    """
+    closed = close_window(exclusion, classes, needed, alpha, windows)
+    return closed, jnp.any(closed.excluded != exclusion.excluded)
+
+
+def rows_needed(labels: np.ndarray, num_classes: int, size: int) -> Array:
+    """Return the rows of each class [c] that a stratified draw of ``size`` out of all needs.
+
+    Example:
+      >>> rows_needed(np.array([0, 0, 0, 1]), 2, 2).tolist()
+      [2, 1]
+    """
+    counts = np.bincount(labels, minlength=num_classes).astype(np.int64)
+    return jnp.asarray(-(-size * counts // len(labels)), jnp.int32)

@@ -10,11 +10,10 @@ import optax
 from crest_jax.config import CrestConfig
 from crest_jax.curvature import Moments, draw_probes, gradient_and_diagonal, smooth
 from crest_jax.embeddings import EmbedFn, in_chunks
-from crest_jax.exclusion import Exclusion, close_window, observe
-from crest_jax.facility_location import largest_remainder
+from crest_jax.exclusion import Exclusion, observe
 from crest_jax.losses import weighted_mean
+from crest_jax.medoids import class_side, medoids
 from crest_jax.region import relative_error
-from crest_jax.selection import medoids
 from crest_jax.types import ApplyFn, Array, Examples, LossFn, ModelState, Params
 
 CPU_CHUNK = 128
@@ -29,14 +28,21 @@ class Kernels(NamedTuple):
     curvature: Any
 
 
-def make_kernels(config: CrestConfig, apply_fn: ApplyFn, loss_fn: LossFn, embed_fn: EmbedFn) -> Kernels:
-    """Compile-once functions; none closes over data, so that all data are arguments."""
+def make_kernels(
+    config: CrestConfig, apply_fn: ApplyFn, loss_fn: LossFn, embed_fn: EmbedFn, largest_share: float
+) -> Kernels:
+    """Compile-once functions; none closes over data, so that all data are arguments.
+
+    ``largest_share`` is that of the largest class among the examples.
+    """
     beta2 = config.beta2
     if beta2 is None:
         beta2 = 0.999 if config.smoothing == "paper" else 0.9
     chunk = config.scoring_chunk
     if chunk is None:
         chunk = CPU_CHUNK if jax.default_backend() == "cpu" else config.subset_size
+
+    side = class_side(largest_share, config.subset_size)
 
     @partial(jax.jit, static_argnames="num_classes")
     def score_and_select(
@@ -50,12 +56,10 @@ def make_kernels(config: CrestConfig, apply_fn: ApplyFn, loss_fn: LossFn, embed_
     ) -> tuple[Array, Array, Exclusion, Array]:
         embeddings, losses = in_chunks(embed_fn, params, model_state, examples, chunk)
         strata = classes[rows]
-        size = config.batch_size
-        if config.picks == "random":
-            picks, weights = first_of_each_class(strata, size, num_classes), jnp.ones(size, jnp.float32)
-        else:
-            coreset = medoids(embeddings, strata, size=size, num_classes=num_classes)
-            picks, weights = coreset.indices, coreset.weights
+        coreset = medoids(
+            embeddings, strata, size=config.batch_size, num_classes=num_classes, side=side
+        )
+        picks, weights = coreset.indices, coreset.weights
         weights = weights if config.weighted else jnp.ones_like(weights)
         finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((embeddings, losses))]
         exclusion = observe(exclusion, rows, losses)
@@ -88,17 +92,6 @@ def make_kernels(config: CrestConfig, apply_fn: ApplyFn, loss_fn: LossFn, embed_
     return Kernels(score_and_select, probe_loss, jax.jit(relative_error), curvature)
 
 
-def first_of_each_class(strata: Array, size: int, num_classes: int) -> Array:
-    """Return the first rows [size] of each class of strata [r], in proportion to the classes.
-
-    A drawn subset is in random order within each class, so these are random ones.
-    """
-    quotas = largest_remainder(jnp.bincount(strata, length=num_classes), size)
-    own = jnp.arange(num_classes)[:, None] == strata[None, :]
-    rank = jnp.sum(jnp.where(own, jnp.cumsum(own, axis=1) - 1, 0), axis=0)
-    return jnp.argsort(rank >= quotas[strata], stable=True)[:size].astype(jnp.int32)
-
-
 @jax.jit
 def shuffle_held(key: Array, rows: Array, weights: Array, held: Array) -> tuple[Array, Array]:
     """Shuffle the entries of the first ``held`` coresets of those in rows and weights [p, m]."""
@@ -120,15 +113,6 @@ def put_coreset(
 ) -> tuple[Array, Array]:
     """Put a coreset [m] in one place of those held [p, m]."""
     return rows.at[index].set(new_rows), weights.at[index].set(new_weights)
-
-
-@partial(jax.jit, static_argnames="windows")
-def end_window(
-    exclusion: Exclusion, classes: Array, needed: Array, alpha: float, windows: int | None
-) -> tuple[Exclusion, Array]:
-    """Close the window and say whether an example left or returned."""
-    closed = close_window(exclusion, classes, needed, alpha, windows)
-    return closed, jnp.any(closed.excluded != exclusion.excluded)
 
 
 new_probes = jax.jit(draw_probes, static_argnames="num_probes")

@@ -46,6 +46,7 @@ def fit(
     key: Array,
     steps: int,
     view: View = view,
+    losses: Callable[[Any], Array] | None = None,
     on_event: Callable[[Any], None] | None = None,
     on_step: Callable[[int, Any], None] | None = None,
 ) -> Any:
@@ -59,6 +60,8 @@ def fit(
       key: PRNG key of the selection.
       steps: mini-batches to train on.
       view: ``train_state -> (params, model_state)`` in the form that the model's ``ApplyFn`` takes.
+      losses: ``metrics -> losses`` [m] of the mini-batch, which the step computed anyway, for methods
+        that learn from them (``unlearned_batches``); None hands nothing back.
       on_event: called with every event of the selection.
       on_step: called with the step's number, from 0, and its metrics (still on the device).
 
@@ -86,6 +89,8 @@ def fit(
             on_event(event)
         state, batch = selection.next_batch(state)
         train_state, metrics = train_step(train_state, batch)
+        if losses is not None:
+            state = selection.observe(state, batch, losses(metrics))
         if on_step is not None:
             on_step(step, metrics)
     return train_state

@@ -1,11 +1,14 @@
-"""The baselines: random mini-batches, plain or stratified by class."""
+"""The baselines: random mini-batches, plain or stratified by class, of all or of unlearned examples."""
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from crest_jax import _checks
 from crest_jax.data import RowStream, next_subsets, open_stream
+from crest_jax.exclusion import Exclusion, end_window, init_exclusion, observe_losses, rows_needed
 from crest_jax.types import Array, Batch, ModelState, Params, Selection, Source
 
 
@@ -63,13 +66,122 @@ def stratified_batches(source: Source, batch_size: int) -> Selection:
     return _batches(source, batch_size, jnp.asarray(source.labels, jnp.int32), source.num_classes)
 
 
-def _batches(source: Source, batch_size: int, strata: Array, num_strata: int) -> Selection:
+class UnlearnedState(NamedTuple):
+    """The state of ``unlearned_batches``."""
+
+    step: int  # batches handed out
+    window_end: int  # step at which the window closes
+    observed: int  # batches whose losses were handed back
+    excluded: int  # examples out of play
+    key: Array
+    stream: RowStream
+    exclusion: Exclusion
+
+
+def unlearned_batches(
+    source: Source,
+    batch_size: int,
+    *,
+    below: float = 0.02,
+    window: int = 100,
+    windows: int | None = 4,
+    stratified: bool = True,
+) -> Selection:
+    """Choose random mini-batches among the examples that are not learned, at no cost.
+
+    CREST's exclusion alone (Yang, Kang and Mirzasoleiman, ICML 2023, Section 4): nothing is scored.
+    The losses are those of the training steps, which the loop hands back through ``observe``
+    (``fit(..., losses=...)``). See ``exclusion.close_window`` for who leaves and who returns.
+
+    Args:
+      source: the data.
+      batch_size: examples in a mini-batch, at most ``len(source)``.
+      below: alpha, the loss under which an example counts as learned.
+      window: steps of a window.
+      windows: windows that a learned example stays out, 1 to 127; None: until its class runs dry.
+      stratified: draw by class, in proportion to the classes in play.
+
+    Raises:
+      ValueError: when an argument is out of range; from ``refresh``, at the end of the first window,
+        when no losses were handed back.
+
+    Example:
+      >>> from crest_jax.data import ArraySource
+      >>> source = ArraySource(np.eye(4), np.zeros(4, int), 1)
+      >>> selection = unlearned_batches(source, 2, window=2, windows=1)
+      >>> state = selection.init(jax.random.key(0), None, None)
+      >>> for _ in range(2):
+      ...     state, batch = selection.next_batch(state)
+      ...     state = selection.observe(state, batch, jnp.where(batch.rows < 2, 0.0, 1.0))
+      >>> state, _ = selection.refresh(state, None, None)
+      >>> sorted(selection.next_batch(state)[1].rows.tolist()), state.excluded
+      ([2, 3], 2)
+    """
     count = len(source)
+    _check_batch(batch_size, count)
+    _checks.in_range("below", below, 0.0, 1e6, open_low=True)
+    _checks.positive_int("window", window)
+    _checks.require(
+        windows is None or (isinstance(windows, int) and 1 <= windows <= 127),
+        f"windows is {windows!r} but must be None or an integer from 1 to 127; 4 is usual.",
+    )
+    labels = source.labels if stratified else np.zeros(count, np.int32)
+    num_strata = source.num_classes if stratified else 1
+    strata = jnp.asarray(labels, jnp.int32)
+    needed = rows_needed(labels, num_strata, batch_size)
+    weights = jnp.ones(batch_size, jnp.float32)
+
+    def init(key: Array, params: Params, model_state: ModelState) -> UnlearnedState:
+        del params, model_state
+        key, stream_key = jax.random.split(key)
+        # Nothing was seen, so this changes nothing, and compiles now what a later window needs.
+        exclusion, _ = end_window(init_exclusion(count), strata, needed, below, windows)
+        stream = open_stream(stream_key, strata, ~exclusion.excluded, num_strata)
+        return UnlearnedState(0, window, 0, 0, key, stream, exclusion)
+
+    def refresh(
+        state: UnlearnedState, params: Params, model_state: ModelState
+    ) -> tuple[UnlearnedState, None]:
+        del params, model_state
+        if state.step < state.window_end:
+            return state, None
+        _checks.require(
+            state.observed > 0,
+            f"no losses were handed back in {state.step} steps but exclusion needs them; call observe "
+            "after every step, or pass losses to fit.",
+        )
+        exclusion, changed = end_window(state.exclusion, strata, needed, below, windows)
+        state = state._replace(exclusion=exclusion, window_end=state.step + window)
+        if not changed:
+            return state, None
+        key, stream_key = jax.random.split(state.key)
+        stream = open_stream(stream_key, strata, ~exclusion.excluded, num_strata)
+        return state._replace(key=key, stream=stream, excluded=count - stream.in_play), None
+
+    def next_batch(state: UnlearnedState) -> tuple[UnlearnedState, Batch]:
+        active = ~state.exclusion.excluded
+        stream, rows = next_subsets(state.stream, strata, active, 1, batch_size)
+        examples = source.take(rows[0])
+        return state._replace(step=state.step + 1, stream=stream), Batch(*examples, weights, rows[0])
+
+    def look(state: UnlearnedState, batch: Batch, losses: Array) -> UnlearnedState:
+        exclusion = observe_losses(state.exclusion, batch.rows, losses)
+        return state._replace(exclusion=exclusion, observed=state.observed + 1)
+
+    return Selection(init, refresh, next_batch, look)
+
+
+def _check_batch(batch_size: int, count: int) -> None:
     _checks.positive_int("batch_size", batch_size)
     _checks.require(
         batch_size <= count,
         f"batch_size is {batch_size} but the data hold {count} examples; lower batch_size.",
     )
+
+
+def _batches(source: Source, batch_size: int, strata: Array, num_strata: int) -> Selection:
+    count = len(source)
+    _check_batch(batch_size, count)
     active = jnp.ones(count, bool)
     weights = jnp.ones(batch_size, jnp.float32)
 

@@ -18,8 +18,8 @@ from crest_jax.class_greedy import (
     sorted_on_host,
 )
 from crest_jax.dense_greedy import choose_dense
-from crest_jax.embeddings import Factored, squared_distances
-from crest_jax.facility_location import coverage_counts, greedy, largest_remainder
+from crest_jax.facility_location import coverage_counts, largest_remainder
+from crest_jax.medoids import medoids
 from crest_jax.oracles import padded
 from crest_jax.partitioned import choose_in_parts
 from crest_jax.planning import METHODS, Plan, Shape, make_plan, quotas_for
@@ -378,39 +378,3 @@ def _select_traced(
     return _weighted(
         embeddings, labels, chosen.picks, chosen.gains, chosen.nearest, metric, classes > 1
     )
-
-
-@partial(jax.jit, static_argnames=("size", "num_classes", "metric"))
-def medoids(
-    embeddings: PyTree, labels: Array, *, size: int, num_classes: int, metric: str = "euclidean"
-) -> Coreset:
-    """Choose medoids without any check, for use inside ``jit``: all pairs of rows are compared.
-
-    Args:
-      embeddings: [n, d], or ``Factored``, or similarities [n, n].
-      labels: [n], int32, in ``[0, num_classes)``.
-      size: static, at most ``n``; ``size * n`` below 2^31.
-      num_classes: static.
-      metric: static, see ``select_coreset``.
-
-    Returns:
-      See ``select_coreset``.
-
-    Example:
-      >>> medoids(jnp.eye(3), jnp.zeros(3, int), size=3, num_classes=1).weights.tolist()
-      [1.0, 1.0, 1.0]
-    """
-    if size < 2 * num_classes:
-        labels, num_classes = jnp.zeros_like(labels), 1
-    if metric == "precomputed":
-        values, top = -embeddings.astype(jnp.float32), jnp.float32(0)
-    else:
-        kind = metrics.make_metric(metric, embeddings)
-        parts = metrics.as_float32(embeddings, metric).parts
-        values = kind.from_squared(squared_distances(parts[0] if len(parts) == 1 else Factored(*parts)))
-        same = labels[:, None] == labels[None, :]
-        top = kind.top(jnp.max(jnp.where(same, values, 0.0)))
-    quotas = largest_remainder(jnp.bincount(labels, length=num_classes), size)
-    indices, gains = greedy(values, top, labels, quotas, size)
-    weights = coverage_counts(values, labels, indices)
-    return Coreset(indices, weights, gains, jnp.sum(gains))

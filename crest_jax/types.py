@@ -74,15 +74,24 @@ PhaseFn = Callable[..., Any]
 LossFn = Callable[[Array, Array], Array]  # (logits [b, c], labels [b]) -> losses [b]
 
 
+def ignore_losses(state: Any, batch: Batch, losses: Array) -> Any:
+    """Return the state as it was: the ``observe`` of methods that do not ask for losses."""
+    del batch, losses
+    return state
+
+
 class Selection(NamedTuple):
-    """A way of choosing mini-batches, as pure functions of a state; every method has these three.
+    """A way of choosing mini-batches, as pure functions of a state; every method has these four.
 
     * ``init(key, params, model_state) -> state``
     * ``refresh(state, params, model_state) -> (state, event or None)``, called before every step;
       it does nothing until there is something to do.
     * ``next_batch(state) -> (state, batch)``
+    * ``observe(state, batch, losses) -> state``, called after every step with the losses [m] that the
+      step computed anyway; most methods ignore them.
     """
 
     init: Callable[[Array, Params, ModelState], Any]
     refresh: Callable[[Any, Params, ModelState], tuple[Any, Any]]
     next_batch: Callable[[Any], tuple[Any, Batch]]
+    observe: Callable[[Any, Batch, Array], Any] = ignore_losses

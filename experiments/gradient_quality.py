@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from crest_jax import ArraySource, Examples, cross_entropy, logit_gradients, weighted_mean
 from crest_jax.data import next_subsets, open_stream, padded_chunks
+from crest_jax.medoids import medoids
 from crest_jax.report import append_line, table
-from crest_jax.selection import medoids
 from experiments.config import TrainConfig, UserError
 from experiments.program import Program, make_program, shared
 from experiments.run_folder import new_folder

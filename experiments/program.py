@@ -37,11 +37,18 @@ class TrainState(NamedTuple):
     key: jax.Array  # of augmentation and dropout
 
 
+class StepMetrics(NamedTuple):
+    """What a training step measured."""
+
+    loss: jax.Array  # [], weighted mean over the mini-batch
+    losses: jax.Array  # [m], in training mode, before the step
+
+
 class Program(NamedTuple):
     """The compiled parts of a run, which runs of other seeds share."""
 
     init: Callable[[jax.Array], TrainState]
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
     apply_fn: ApplyFn
     evaluate: Callable[..., Evaluation]
     train: ArraySource
@@ -114,7 +121,7 @@ def make_program(config: TrainConfig) -> Program:
         params = variables.pop("params")
         return TrainState(params, dict(variables), optimizer.init(params), state_key)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key, augment_key, dropout_key = jax.random.split(state.key, 3)
         inputs = batch.inputs
         if dataset.augment:
@@ -124,12 +131,13 @@ def make_program(config: TrainConfig) -> Program:
             logits, model_state = apply_fn(
                 params, state.model_state, inputs, train=True, rng=dropout_key
             )
-            return weighted_mean(cross_entropy(logits, batch.labels), batch.weights), model_state
+            losses = cross_entropy(logits, batch.labels)
+            return weighted_mean(losses, batch.weights), (model_state, losses)
 
-        (value, model_state), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        (value, (model_state, losses)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, model_state, opt_state, key), value
+        return TrainState(params, model_state, opt_state, key), StepMetrics(value, losses)
 
     timer = PhaseTimer()
     features_fn = linen_features(network)

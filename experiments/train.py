@@ -121,7 +121,9 @@ def run(config: TrainConfig, say: Callable[[str], None] = tqdm.write) -> dict[st
                 append_line(events, row)
                 board.write(row)
             selected, batch = timer("step", program.selection.next_batch, selected)
-            state, loss = timer("step", program.train_step, state, batch)
+            state, measured = timer("step", program.train_step, state, batch)
+            selected = timer("step", program.selection.observe, selected, batch, measured.losses)
+            loss = measured.loss
             segment = np.int32(step * SEGMENTS // program.steps)
             picks = timer("step", count_picks, picks, segment, batch.rows)
             done = step + 1

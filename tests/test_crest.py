@@ -250,7 +250,7 @@ def test_learned_examples_leave_the_draws_and_return_when_a_class_runs_dry() -> 
     [
         ("signed", "current", {}),
         ("paper", "anchor", {"reshuffle": True}),
-        ("none", "reanchor", {"picks": "random", "reuse": 2}),
+        ("none", "reanchor", {"reuse": 2}),
     ],
 )
 def test_nothing_compiles_after_the_first_region(smoothing: Any, exhausted: Any, more: Any) -> None:
@@ -332,18 +332,6 @@ def test_unweighted_batches_have_weight_one() -> None:
     config = CrestConfig(batch_size=12, subset_size=36, probe_size=30, weighted=False)
     batch = train(config, optax.sgd(0.1), 1)[0][-1]
     np.testing.assert_array_equal(batch.weights, np.ones(12))
-
-
-def test_random_picks_are_a_stratified_part_of_the_subset_with_weight_one() -> None:
-    config = dataclasses.replace(CONFIG, picks="random")
-    history = train(config, optax.sgd(0.1), 20)
-    for *_, batch in history:
-        assert len(set(np.asarray(batch.rows).tolist())) == 12
-        np.testing.assert_array_equal(np.bincount(batch.labels), [4, 4, 4])
-        np.testing.assert_array_equal(batch.weights, np.ones(12))
-    counts = np.bincount(np.concatenate([batch.rows for *_, batch in history]), minlength=COUNT)
-    chosen = np.bincount(np.concatenate([b.rows for *_, b in train(CONFIG, optax.sgd(0.1), 20)]))
-    assert counts.std() < chosen.std(), "random picks spread over the data more evenly than medoids"
 
 
 def test_each_coreset_serves_as_many_steps_as_asked_in_turn() -> None:

@@ -1,0 +1,84 @@
+"""Medoids by class blocks against those from all pairs, and both against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crest_jax.embeddings import Factored
+from crest_jax.medoids import class_side, medoids
+
+SIZE, CLASSES = 24, 4
+
+
+def brute_force(points, labels, size):
+    """Picks and weights by greedy facility location in every class, in float64."""
+    counts = np.bincount(labels, minlength=CLASSES)
+    exact = counts * size / counts.sum()
+    quotas = np.floor(exact).astype(int)
+    for c in np.argsort(-(exact - quotas), kind="stable")[: size - quotas.sum()]:
+        quotas[c] += 1
+    distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    top = max(distances[np.ix_(labels == c, labels == c)].max() for c in range(CLASSES))
+    picks, weights = [], []
+    for c, quota in enumerate(quotas):
+        rows, own = np.flatnonzero(labels == c), []
+        cover = np.full(len(rows), top)
+        for _ in range(quota):
+            gains = np.maximum(cover[None] - distances[np.ix_(rows, rows)], 0).sum(1)
+            gains[own] = -1
+            own.append(int(gains.argmax()))
+            cover = np.minimum(cover, distances[rows[own[-1]], rows])
+        nearest = distances[np.ix_(rows, rows[own])].argmin(1)
+        picks += rows[own].tolist()
+        weights += np.bincount(nearest, minlength=quota).tolist()
+    return picks, weights
+
+
+@pytest.mark.parametrize("sizes", [(25, 25, 25, 25), (40, 30, 20, 10), (31, 5, 32, 32)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_class_blocks_give_the_picks_of_brute_force(sizes, seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat(np.arange(CLASSES), sizes))
+    points = np.float32(rng.normal(size=(len(labels), 5)))
+    found = medoids(points, jnp.asarray(labels), size=SIZE, num_classes=CLASSES, side=48)
+    picks, weights = brute_force(points.astype(np.float64), labels, SIZE)
+    assert found.indices.tolist() == picks
+    assert found.weights.tolist() == weights
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side"),
+    [
+        ((25, 25, 25, 25), 32),  # every class fits
+        ((60, 20, 15, 5), 32),  # the first does not
+        ((50, 48, 1, 1), 64),  # two classes get no pick
+        ((60, 40, 0, 0), 64),  # two classes are empty
+    ],
+)
+@pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "cosine", "exponential"])
+def test_class_blocks_and_all_pairs_agree(sizes, side, metric):
+    rng = np.random.default_rng(3)
+    labels = jnp.asarray(rng.permutation(np.repeat(np.arange(CLASSES), sizes)), jnp.int32)
+    left, right = (np.float32(rng.normal(size=(100, d))) for d in (4, 3))
+    for embeddings in (left, Factored(left, right)):
+        options = {"size": 9, "num_classes": CLASSES, "metric": metric}
+        blocks = medoids(embeddings, labels, side=side, **options)
+        pairs = medoids(embeddings, labels, **options)
+        # Equal gains are common (two rows that cover only each other), so picks may differ there.
+        np.testing.assert_allclose(blocks.gains, pairs.gains, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(blocks.objective, pairs.objective, rtol=1e-5)
+        assert float(blocks.weights.sum()) == 100
+
+
+def test_a_class_may_grow_by_half_before_all_pairs_are_compared():
+    assert class_side(0.1, 512) >= 1.5 * 51
+    assert class_side(0.1, 512) % 16 == 0
+    labels = jnp.arange(64) % 4
+    program = jax.make_jaxpr(
+        lambda x, side: medoids(x, labels, size=16, num_classes=4, side=side), static_argnums=1
+    )
+    assert "branches" in str(program(jnp.ones((64, 3)), 16))
+    assert "branches" not in str(program(jnp.ones((64, 3)), 32)), (
+        "blocks as large as all pairs gain nothing"
+    )
