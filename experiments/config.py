@@ -14,7 +14,7 @@ from experiments.models import MODELS
 
 Method = Literal[
     "full", "truncated", "random", "stratified", "fixed", "crest", "craig", "gradmatch",
-    "gradmatch_batch", "glister", "el2n", "forgetting", "hardest",
+    "gradmatch_batch", "glister", "el2n", "forgetting", "hardest", "unlearned", "random_unlearned",
 ]  # fmt: skip
 
 
@@ -28,7 +28,8 @@ class TrainConfig:
 
     method: Method = "crest"
     """How mini-batches are chosen. "full" takes all steps; the others take the budget, "truncated" with
-    the schedule of full training."""
+    the schedule of full training. "unlearned" and "random_unlearned" are "stratified" and "random" of
+    the examples that CREST's exclusion would leave in play."""
     dataset: Literal[DATASETS] = "fashion_mnist_12k"  # type: ignore[valid-type]
     """Data set."""
     data_dir: Path | None = None

@@ -25,6 +25,7 @@ from crest_jax import (
     pruned,
     random_batches,
     stratified_batches,
+    unlearned_batches,
 )
 from crest_jax.crest import Work
 from crest_jax.embeddings import FeaturesFn
@@ -56,6 +57,15 @@ def make_selection(
             return crest(apply_fn, train, settings, phase=timer)
         case "stratified":
             return stratified_batches(train, batch)
+        case "unlearned" | "random_unlearned":
+            return unlearned_batches(
+                train,
+                batch,
+                below=config.crest.exclude_below,
+                window=config.crest.exclude_window,
+                windows=config.crest.exclude_for,
+                stratified=config.method == "unlearned",
+            )
         case "fixed":
             return fixed_subset(train, batch, size, phase=timer)
         case "craig":

@@ -13,7 +13,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 COLOURS = {
     "full": "0.35", "truncated": "0.65", "random": "C0", "stratified": "C2", "crest": "C3",
     "fixed": "C9", "craig": "C1", "gradmatch": "C4", "gradmatch_batch": "C6", "glister": "C5",
-    "el2n": "C8", "forgetting": "C7", "hardest": "k",
+    "el2n": "C8", "forgetting": "C7", "hardest": "k", "unlearned": "darkgreen",
+    "random_unlearned": "navy",
 }  # fmt: skip
 
 

@@ -334,6 +334,50 @@ def test_unweighted_batches_have_weight_one() -> None:
     np.testing.assert_array_equal(batch.weights, np.ones(12))
 
 
+def test_after_select_until_batches_are_random_and_nothing_is_scored() -> None:
+    labels = np.repeat(np.arange(CLASSES), [48, 24, 24])
+    source = make_source(labels=labels)
+    config = dataclasses.replace(
+        CONFIG, select_until=11, max_interval=4, exclude_below=0.2, exclude_window=10, exclude_for=1
+    )
+    selection = crest(linear, source, config)
+    state = selection.init(jax.random.key(0), make_params(), STATE)
+    events, batches, work = [], [], []
+    learned = np.arange(COUNT) % 4 == 0
+    for _ in range(45):
+        state, event = selection.refresh(state, make_params(), STATE)
+        again, second = selection.refresh(state, make_params(), STATE)
+        if state.step >= 11:
+            assert second is None
+            assert again.held == 0
+        events += [event] if event is not None else []
+        state, batch = selection.next_batch(state)
+        losses = jnp.where(learned[np.asarray(batch.rows)], 0.1, 1.0)
+        state = selection.observe(state, batch, losses)
+        batches.append(batch)
+        work.append(state.work)
+    assert [e.step for e in events if e.reason == "random"] == [11]
+    assert max(e.step for e in events) == 11
+    assert work[10] == work[-1] != work[0], "nothing passes the model any more"
+    assert state.unused == sum(e.coresets for e in events) - 11
+    for step, batch in enumerate(batches):
+        assert (np.ptp(np.asarray(batch.weights)) == 0) == (step >= 11)
+        assert len(set(np.asarray(batch.rows).tolist())) == 12
+    assert np.bincount(batches[12].labels).tolist() == [6, 3, 3]
+    assert state.excluded == learned.sum(), "losses of the training steps take examples out"
+    late = np.concatenate([batch.rows for batch in batches[31:40]])
+    assert learned[late].any() != learned[np.concatenate([b.rows for b in batches[21:30]])].any()
+
+
+def test_no_more_coresets_are_selected_than_select_until_leaves_steps_for() -> None:
+    config = dataclasses.replace(
+        CONFIG, select_until=10, tau=1e6, max_interval=8, interval_multiplier=8
+    )
+    history = train(config, optax.sgd(0.1), 14)
+    assert history[-1][0].selected == 10
+    assert history[-1][0].unused == 0
+
+
 def test_each_coreset_serves_as_many_steps_as_asked_in_turn() -> None:
     config = dataclasses.replace(CONFIG, reuse=3, tau=1e6, exhausted="reanchor", max_interval=6)
     history = train(config, optax.sgd(0.1), 36)

@@ -14,7 +14,7 @@ from crest_jax.crest import CrestConfig, crest
 from crest_jax.data import ArraySource
 from crest_jax.loop import fit, make_evaluate, view
 from crest_jax.losses import cross_entropy, weighted_mean
-from crest_jax.sampling import random_batches, stratified_batches
+from crest_jax.sampling import random_batches, stratified_batches, unlearned_batches
 
 N, BATCH = 24, 6
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
@@ -97,6 +97,75 @@ def test_fit_equals_a_loop_written_by_hand(name):
     assert (len(events) > 1) == (name == "crest")
     other = fit(selection, train_step, start(), key=jax.random.key(2), steps=steps)
     assert np.asarray(other.params[0][0]).tolist() != np.asarray(fitted.params[0][0]).tolist()
+
+
+def test_fit_hands_the_losses_of_every_step_back():
+    def observing(selection):
+        def observe(state, batch, losses):
+            seen.append((np.asarray(batch.rows).tolist(), losses))
+            return selection.observe(state, batch, losses)
+
+        return selection._replace(observe=observe)
+
+    def step(state, batch):
+        return state, {"losses": np.asarray(batch.rows) * 2.0}
+
+    for losses, calls in ((lambda metrics: metrics["losses"], 3), (None, 0)):
+        seen = []
+        fit(
+            observing(random_batches(make_source(), BATCH)),
+            step,
+            start(),
+            key=jax.random.key(0),
+            steps=3,
+            view=lambda state: (state.params, {}),
+            losses=losses,
+        )
+        assert len(seen) == calls
+        assert all(values.tolist() == [2.0 * row for row in rows] for rows, values in seen)
+
+
+def test_unlearned_batches_leave_out_what_the_steps_have_learned_and_take_it_back():
+    source = make_source(40)
+    learned = np.arange(40) % 5 == 0  # rows whose loss is always low
+    selection = unlearned_batches(source, 10, below=0.1, window=12, windows=2)
+    state = selection.init(jax.random.key(0), None, None)
+    seen = []
+    for step in range(60):
+        state, event = selection.refresh(state, None, None)
+        assert event is None
+        assert state.excluded == (0 if step < 12 or 36 <= step < 48 else learned.sum())
+        state, batch = selection.next_batch(state)
+        rows = np.asarray(batch.rows)
+        assert len(set(rows.tolist())) == 10
+        seen.append(rows)
+        # A loss is low once by chance: one high sighting in the window keeps the row in play.
+        losses = np.where(learned[rows], 0.05, 0.05 if step % 12 == 0 else 0.5)
+        state = selection.observe(state, batch, jnp.float32(losses))
+    inside = [learned[rows].any() for rows in seen]
+    assert not any(inside[12:36])
+    assert any(inside[:12])
+    assert any(inside[36:48]), "they return after two windows"
+    shares = np.bincount(source.labels[np.concatenate(seen[12:36])], minlength=3) / 240
+    active = np.bincount(source.labels[~learned], minlength=3) / (~learned).sum()
+    np.testing.assert_allclose(shares, active, atol=0.02)
+
+
+def test_unlearned_batches_of_all_classes_alike_and_without_losses():
+    selection = unlearned_batches(make_source(), BATCH, stratified=False, window=2)
+    state = selection.init(jax.random.key(0), None, None)
+    counts = []
+    for _ in range(2):
+        state, batch = selection.next_batch(state)
+        counts.append(np.bincount(batch.labels, minlength=3).tolist())
+    assert counts != [[2, 2, 2], [2, 2, 2]], "plain random batches are not stratified"
+    with pytest.raises(
+        ValueError, match=r"no losses were handed back in 2 steps .* pass losses to fit"
+    ):
+        selection.refresh(state, None, None)
+    for options, message in (({"windows": 200}, "windows is 200"), ({"below": 0.0}, "below is 0.0")):
+        with pytest.raises(ValueError, match=message):
+            unlearned_batches(make_source(), BATCH, **options)
 
 
 def test_fit_reads_the_model_through_the_view():
