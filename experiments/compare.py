@@ -93,17 +93,16 @@ def plan(config: CompareConfig) -> list[TrainConfig]:
     return runs
 
 
-def compare(config: CompareConfig) -> list[dict[str, Any]]:
-    """Run what is missing and return the metrics of every run, in the order of the plan."""
-    runs = plan(config)
+def run_all(runs: list[TrainConfig], jobs: int) -> list[dict[str, Any]]:
+    """Run what is missing, ``jobs`` at a time, and return the metrics of every run in their order."""
     with tqdm(total=len(runs), desc="runs", unit="run") as bar:
-        if config.jobs == 1:
+        if jobs == 1:
             found = []
             for options in runs:
                 found.append(_one(options))
                 bar.update()
             return found
-        return _at_once(runs, config.jobs, bar)
+        return _at_once(runs, jobs, bar)
 
 
 def _one(options: TrainConfig) -> dict[str, Any]:
@@ -262,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Compare, then write and print the table."""
     with one_sentence("interrupted; the same command goes on with the runs that are missing."):
         config = tyro.cli(CompareConfig, args=argv, description=__doc__)
-        results = compare(config)
+        results = run_all(plan(config), config.jobs)
         out = config.run.out
         lines = out / "summary.jsonl"
         lines.unlink(missing_ok=True)

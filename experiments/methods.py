@@ -54,6 +54,9 @@ def make_selection(
             settings = config.crest
             if settings.reference_step is None:
                 settings = dataclasses.replace(settings, reference_step=round(config.warmup * steps))
+            if settings.select_until is None and config.select_share < 1:
+                until = max(1, round(config.select_share * steps))
+                settings = dataclasses.replace(settings, select_until=until)
             return crest(apply_fn, train, settings, phase=timer)
         case "stratified":
             return stratified_batches(train, batch)

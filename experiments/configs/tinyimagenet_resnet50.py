@@ -24,6 +24,7 @@ CONFIG = TrainConfig(
     learning_rate=0.1,
     momentum=0.9,
     weight_decay=5e-4,
+    select_share=1.0,
     crest=CrestConfig(
         batch_size=128,
         subset_size=1000,

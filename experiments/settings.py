@@ -1,0 +1,54 @@
+"""The settings of the map: data, network, length of training and each method's learning rate.
+
+Rates were chosen on validation rows; see ``experiments/results/README.md``.
+"""
+
+import dataclasses
+
+from crest_jax import CrestConfig
+from experiments.config import Method, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One place of the map."""
+
+    regime: str  # "short", "long" or "redundant"
+    run: TrainConfig  # everything but method and seed
+    rates: dict[Method, float] = dataclasses.field(default_factory=dict)  # where not the run's own
+
+    def options(self, method: Method, seed: int, steps_factor: float = 1.0) -> TrainConfig:
+        """Return the options of one run, with so many times the budget."""
+        rate = self.rates.get(method, self.run.learning_rate)
+        budget = self.run.budget * steps_factor
+        return dataclasses.replace(
+            self.run, method=method, seed=seed, budget=budget, learning_rate=rate
+        )
+
+
+RESNET = TrainConfig(
+    dataset="fashion_mnist_20k", epochs=20, budget=0.102, evaluations=10, checkpoints=1,
+    crest=CrestConfig(subset_size=256),
+)  # fmt: skip
+MLP = TrainConfig(
+    dataset="fashion_mnist", model="mlp", epochs=50, budget=0.1, evaluations=10, checkpoints=1,
+    crest=CrestConfig(batch_size=130, subset_size=260),
+)  # fmt: skip
+# The same for rows drawn with heavy-tailed repetition and 50:1 imbalance: 462 of 3,080 steps.
+REDUNDANT_MLP = dataclasses.replace(
+    MLP, dataset="fashion_mnist_20k_redundant", epochs=20, budget=0.15,
+    crest=dataclasses.replace(MLP.crest, exclude_window=50),
+)  # fmt: skip
+REDUNDANT_RESNET = dataclasses.replace(RESNET, dataset="fashion_mnist_20k_redundant")
+
+SETTINGS: dict[str, Setting] = {
+    "short_resnet": Setting("short", RESNET),
+    "short_mlp": Setting("short", dataclasses.replace(MLP, epochs=10)),
+    "long_resnet": Setting("long", dataclasses.replace(RESNET, epochs=200, budget=0.1)),
+    "long_mlp": Setting(
+        "long", MLP, {"random": 0.05, "stratified": 0.05, "unlearned": 0.05, "hardest": 0.05}
+    ),
+    "redundant_resnet": Setting("redundant", REDUNDANT_RESNET),
+    "redundant_mlp": Setting("redundant", REDUNDANT_MLP),
+    "redundant_long_mlp": Setting("redundant", dataclasses.replace(REDUNDANT_MLP, budget=0.75)),
+}
