@@ -23,7 +23,7 @@ class CrestConfig:
 
     batch_size: int = 128
     """m, examples in a mini-batch coreset."""
-    subset_size: int = 512
+    subset_size: int = 256
     """r, examples in the random subset that a coreset is selected from."""
     scoring_chunk: int | None = None
     """Examples of a subset scored at once. None: 128 on a CPU, where they fit its caches, else all."""
@@ -31,7 +31,7 @@ class CrestConfig:
     """Largest number P of coresets selected at once."""
     coresets_per_interval: float = 1.0
     """b: a region begins with P = b * T1 coresets, T1 being the steps until its first check."""
-    interval_multiplier: float = 4.0
+    interval_multiplier: float = 8.0
     """h0: T1 = ceil(h0 * |H_0| / |H_l|)."""
     max_interval: int = 16
     """Longest T1, in steps."""
@@ -68,10 +68,13 @@ class CrestConfig:
     """Weight each pick by the examples it stands for; False gives every pick weight 1."""
     reuse: int = 1
     """Steps that each coreset serves, in turn with the others selected with it."""
+    select_from: int = 0
+    """Step from which on coresets are selected. Before it mini-batches are random, stratified by class,
+    out of the examples in play, and nothing is scored: noise early in training is forgotten."""
     select_until: int | None = None
-    """Step from which on mini-batches are random, stratified by class, out of the examples in play, and
-    nothing is scored: less variance pays while the learning rate is high, and no longer once it has
-    dropped. None: coresets to the end, as in the paper (the training script sets the first drop)."""
+    """Step from which on mini-batches are random again: once the learning rate has dropped, less
+    variance buys nothing. None: coresets to the end, as in the paper. (The training script selects in
+    the second half of the steps before the first drop.)"""
     reshuffle: bool = False
     """Cut the shuffled union of the coresets selected together into mini-batches, as the public code
     does (an ablation: a mini-batch is no coreset then)."""
@@ -102,10 +105,15 @@ class CrestConfig:
             "pass the last step of the warm-up.",
         )
         _checks.require(
+            isinstance(self.select_from, int) and self.select_from >= 0,
+            f"select_from is {self.select_from!r} but must be an integer of at least 0; 0 selects from "
+            "the first step on.",
+        )
+        _checks.require(
             self.select_until is None
-            or (isinstance(self.select_until, int) and self.select_until >= 0),
-            f"select_until is {self.select_until!r} but must be None or an integer of at least 0; pass "
-            "the step of the learning rate's first drop.",
+            or (isinstance(self.select_until, int) and self.select_until > self.select_from),
+            f"select_until is {self.select_until!r} but must be None or an integer above select_from, "
+            f"{self.select_from}; pass the step of the learning rate's first drop.",
         )
         for name in ("coresets_per_interval", "interval_multiplier", "tau"):
             _checks.in_range(name, getattr(self, name), 0.0, 1e6, open_low=True)

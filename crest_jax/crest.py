@@ -16,7 +16,7 @@ import optax
 from crest_jax import _checks
 from crest_jax.config import CrestConfig
 from crest_jax.curvature import Moments, init_moments
-from crest_jax.data import RowStream, next_subsets, open_stream
+from crest_jax.data import RowStream, next_subset, open_stream
 from crest_jax.embeddings import EmbedFn, logit_gradients
 from crest_jax.exclusion import (
     Exclusion,
@@ -29,7 +29,6 @@ from crest_jax.kernels import (
     make_kernels,
     new_probes,
     nth_coreset,
-    put_coreset,
     shuffle_held,
 )
 from crest_jax.losses import cross_entropy
@@ -138,9 +137,9 @@ def crest(
     drawn, scored, and one coreset of ``m`` is selected from each, and the gradient and the Hessian's
     diagonal are taken on the first coresets. Each coreset is one mini-batch, trained on whole. After
     ``T1`` steps the loss of the probe rows is compared with the quadratic model; the region ends when
-    the relative error exceeds ``tau``. From the step ``select_until`` on, mini-batches are random
-    ones of the examples in play, and exclusion goes on with the losses that the loop hands back
-    through ``observe``.
+    the relative error exceeds ``tau``. Outside the steps ``select_from`` to ``select_until``,
+    mini-batches are random ones of the examples in play, and exclusion goes on with the losses that
+    the loop hands back through ``observe``.
 
     Args:
       apply_fn: the model. Everything here calls it in evaluation mode.
@@ -229,9 +228,11 @@ def crest(
         )
 
     def draw(state: CrestState, size: int) -> tuple[CrestState, Array]:
-        active = ~state.exclusion.excluded
-        stream, rows = next_subsets(state.stream, classes, active, 1, size)
-        return state._replace(stream=stream), rows[0]
+        def active() -> Array:
+            return ~state.exclusion.excluded
+
+        stream, rows = next_subset(state.stream, classes, active, size)
+        return state._replace(stream=stream), rows
 
     def probe(
         state: CrestState, params: Params, model_state: ModelState, rows: Array
@@ -244,16 +245,19 @@ def crest(
         """Append coresets selected at these parameters."""
         for index in range(state.held, state.held + number):
             state, rows = draw(state, config.subset_size)
-            picked, weights, exclusion, finite = kernels.score_and_select(
-                params, model_state, source.take(rows), rows, classes, state.exclusion, num_classes
+            held, exclusion, finite = kernels.score_and_select(
+                params,
+                model_state,
+                source.take(rows),
+                rows,
+                classes,
+                (state.rows, state.weights),
+                np.int32(index),
+                state.exclusion,
+                state.finite,
+                num_classes,
             )
-            slots = put_coreset(state.rows, state.weights, np.int32(index), picked, weights)
-            state = state._replace(
-                rows=slots[0],
-                weights=slots[1],
-                exclusion=exclusion,
-                finite=state.finite & finite,
-            )
+            state = state._replace(rows=held[0], weights=held[1], exclusion=exclusion, finite=finite)
         scored = number * config.subset_size
         state = _count_work(
             state, selection_forward=scored, selection_backward=scored * backward_passes
@@ -348,8 +352,8 @@ def crest(
         stream = open_stream(stream_key, classes, ~exclusion.excluded, num_classes)
         return state._replace(key=key, stream=stream, excluded=count - stream.in_play)
 
-    def after_selection(step: int) -> bool:
-        return config.select_until is not None and step >= config.select_until
+    def selecting(step: int) -> bool:
+        return config.select_from <= step < (config.select_until or math.inf)
 
     def event(
         state: CrestState, reason: str, rho: float | None, loss: float | None, coresets: int
@@ -380,7 +384,7 @@ def crest(
     def refresh(
         state: CrestState, params: Params, model_state: ModelState
     ) -> tuple[CrestState, Event | None]:
-        if after_selection(state.step):
+        if not selecting(state.step):
             return refresh_random(state)
         due = state.step >= state.next_check
         empty = state.cursor == state.held * config.reuse
@@ -419,7 +423,7 @@ def crest(
         return state, event(state, reason, rho, loss, state.selected - selected)
 
     def next_batch(state: CrestState) -> tuple[CrestState, Batch]:
-        if after_selection(state.step):
+        if not selecting(state.step):
             state, rows = draw(state, config.batch_size)
             batch = Batch(*source.take(rows), ones, rows)
             return state._replace(step=state.step + 1), batch
@@ -435,7 +439,7 @@ def crest(
         return state._replace(step=state.step + 1, cursor=state.cursor + 1), batch
 
     def observe(state: CrestState, batch: Batch, losses: Array) -> CrestState:
-        if config.exclude_below == 0 or not after_selection(state.step - 1):
+        if config.exclude_below == 0 or selecting(state.step - 1):
             return state
         return state._replace(exclusion=observe_losses(state.exclusion, batch.rows, losses))
 

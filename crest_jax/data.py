@@ -1,6 +1,6 @@
 """Rows of a data set: random access, stratified random subsets, padded chunks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -184,34 +184,36 @@ def open_stream(key: Array, classes: Array, active: Array, num_classes: int) -> 
     return RowStream(key, pool, int(jnp.sum(pool.counts)), 0)
 
 
-def next_subsets(
-    stream: RowStream, classes: Array, active: Array, num_subsets: int, size: int
+def next_subset(
+    stream: RowStream, classes: Array, active: Callable[[], Array], size: int
 ) -> tuple[RowStream, Array]:
-    """Draw rows [num_subsets, size] from a stream, reshuffling first when a pass has ended.
+    """Draw rows [size] from a stream, reshuffling first when a pass has ended.
 
-    ``classes`` and ``active`` [n] are those that the stream was opened with.
+    ``classes`` [n] are those that the stream was opened with, ``active`` returns the rows in play [n]
+    that it was opened with, and is called for a reshuffle only.
 
     Example:
       >>> classes, active = jnp.arange(4) % 2, jnp.ones(4, bool)
       >>> stream = open_stream(jax.random.key(0), classes, active, 2)
-      >>> sorted(next_subsets(stream, classes, active, 1, 4)[1][0].tolist())
+      >>> sorted(next_subset(stream, classes, lambda: active, 4)[1].tolist())
       [0, 1, 2, 3]
     """
     if stream.drawn >= stream.in_play:
         key, shuffle_key = jax.random.split(stream.key)
-        pool = _shuffle(shuffle_key, classes, active, stream.pool.counts.shape[0])
+        pool = _shuffle(shuffle_key, classes, active(), stream.pool.counts.shape[0])
         stream = RowStream(key, pool, stream.in_play, 0)
-    key, pool, rows = _draw(stream.key, stream.pool, num_subsets, size)
-    return RowStream(key, pool, stream.in_play, stream.drawn + num_subsets * size), rows
+    key, pool, rows = _draw(stream.key, stream.pool, size)
+    return RowStream(key, pool, stream.in_play, stream.drawn + size), rows
 
 
 _shuffle = partial(jax.jit, static_argnames="num_classes")(shuffle_pool)
 
 
-@partial(jax.jit, static_argnames=("num_subsets", "size"))
-def _draw(key: Array, pool: Pool, num_subsets: int, size: int) -> tuple[Array, Pool, Array]:
+@partial(jax.jit, static_argnames="size")
+def _draw(key: Array, pool: Pool, size: int) -> tuple[Array, Pool, Array]:
     key, draw_key = jax.random.split(key)
-    return key, *draw_subsets(draw_key, pool, num_subsets, size)
+    pool, rows = draw_subsets(draw_key, pool, 1, size)
+    return key, pool, rows[0]
 
 
 def padded_chunks(count: int, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

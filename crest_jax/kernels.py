@@ -51,9 +51,13 @@ def make_kernels(
         examples: Examples,
         rows: Array,
         classes: Array,
+        held: tuple[Array, Array],
+        index: Array,
         exclusion: Exclusion,
+        finite: Array,
         num_classes: int,
-    ) -> tuple[Array, Array, Exclusion, Array]:
+    ) -> tuple[tuple[Array, Array], Exclusion, Array]:
+        """Score a subset and put its coreset in place ``index`` of those held, rows and weights."""
         embeddings, losses = in_chunks(embed_fn, params, model_state, examples, chunk)
         strata = classes[rows]
         coreset = medoids(
@@ -61,9 +65,10 @@ def make_kernels(
         )
         picks, weights = coreset.indices, coreset.weights
         weights = weights if config.weighted else jnp.ones_like(weights)
-        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((embeddings, losses))]
-        exclusion = observe(exclusion, rows, losses)
-        return rows[picks], weights, exclusion, jnp.all(jnp.stack(finite))
+        for leaf in jax.tree.leaves((embeddings, losses)):
+            finite &= jnp.all(jnp.isfinite(leaf))
+        held = held[0].at[index].set(rows[picks]), held[1].at[index].set(weights)
+        return held, observe(exclusion, rows, losses), finite
 
     @jax.jit
     def probe_loss(params: Params, model_state: ModelState, examples: Examples) -> Array:
@@ -105,14 +110,6 @@ def shuffle_held(key: Array, rows: Array, weights: Array, held: Array) -> tuple[
 def nth_coreset(rows: Array, weights: Array, index: Array) -> tuple[Array, Array]:
     """Return rows and weights [m] of one of the coresets held [p, m]."""
     return rows[index], weights[index]
-
-
-@jax.jit
-def put_coreset(
-    rows: Array, weights: Array, index: Array, new_rows: Array, new_weights: Array
-) -> tuple[Array, Array]:
-    """Put a coreset [m] in one place of those held [p, m]."""
-    return rows.at[index].set(new_rows), weights.at[index].set(new_weights)
 
 
 new_probes = jax.jit(draw_probes, static_argnames="num_probes")

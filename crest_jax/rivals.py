@@ -13,7 +13,7 @@ import numpy as np
 
 from crest_jax import _checks
 from crest_jax.crest import Work, call
-from crest_jax.data import RowStream, next_subsets, open_stream
+from crest_jax.data import RowStream, next_subset, open_stream
 from crest_jax.embeddings import (
     EmbedFn,
     Factored,
@@ -71,7 +71,7 @@ def fixed_subset(source: Source, batch_size: int, size: int, *, phase: PhaseFn =
     def choose(key: Array, params: Params, model_state: ModelState) -> Subset:
         del params, model_state
         stream = open_stream(key, classes, everything, source.num_classes)
-        rows = next_subsets(stream, classes, everything, 1, size)[1][0]
+        rows = next_subset(stream, classes, lambda: everything, size)[1]
         return Subset(rows, np.ones(size))
 
     return subset_batches(source, batch_size, size, choose, phase=phase)
@@ -285,7 +285,7 @@ def glister(
 
     def choose(key: Array, params: Params, model_state: ModelState) -> Subset:
         stream = open_stream(key, classes, everything, source.num_classes)
-        judges = np.asarray(next_subsets(stream, classes, everything, 1, held)[1][0])
+        judges = np.asarray(next_subset(stream, classes, lambda: everything, held)[1])
         pool = np.setdiff1d(np.arange(count), judges, assume_unique=True)
         gradients = _on_device(embed_rows(embed, params, model_state, source, pool)[0])
         (features, logits), _ = embed_rows(read, params, model_state, source, judges)
@@ -502,8 +502,8 @@ def hardest_batches(
         return HardestState(0, 0, Work(), stream, jnp.zeros(batch_size, jnp.int32))
 
     def select(state: HardestState, params: Params, model_state: ModelState) -> HardestState:
-        stream, rows = next_subsets(state.stream, classes, active, 1, pool_size)
-        picked = hardest(params, model_state, source.take(rows[0]), rows[0])
+        stream, rows = next_subset(state.stream, classes, lambda: active, pool_size)
+        picked = hardest(params, model_state, source.take(rows), rows)
         work = state.work._replace(selection_forward=state.work.selection_forward + pool_size)
         return state._replace(chosen=state.chosen + 1, stream=stream, rows=picked, work=work)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
-from crest_jax.data import RowStream, next_subsets, open_stream
+from crest_jax.data import RowStream, next_subset, open_stream
 from crest_jax.exclusion import Exclusion, end_window, init_exclusion, observe_losses, rows_needed
 from crest_jax.types import Array, Batch, ModelState, Params, Selection, Source
 
@@ -159,10 +159,13 @@ def unlearned_batches(
         return state._replace(key=key, stream=stream, excluded=count - stream.in_play), None
 
     def next_batch(state: UnlearnedState) -> tuple[UnlearnedState, Batch]:
-        active = ~state.exclusion.excluded
-        stream, rows = next_subsets(state.stream, strata, active, 1, batch_size)
-        examples = source.take(rows[0])
-        return state._replace(step=state.step + 1, stream=stream), Batch(*examples, weights, rows[0])
+
+        def active() -> Array:
+            return ~state.exclusion.excluded
+
+        stream, rows = next_subset(state.stream, strata, active, batch_size)
+        examples = source.take(rows)
+        return state._replace(step=state.step + 1, stream=stream), Batch(*examples, weights, rows)
 
     def look(state: UnlearnedState, batch: Batch, losses: Array) -> UnlearnedState:
         exclusion = observe_losses(state.exclusion, batch.rows, losses)
@@ -194,8 +197,8 @@ def _batches(source: Source, batch_size: int, strata: Array, num_strata: int) ->
         return state, None
 
     def next_batch(state: SamplingState) -> tuple[SamplingState, Batch]:
-        stream, rows = next_subsets(state.stream, strata, active, 1, batch_size)
-        examples = source.take(rows[0])
-        return SamplingState(state.step + 1, stream), Batch(*examples, weights, rows[0])
+        stream, rows = next_subset(state.stream, strata, lambda: active, batch_size)
+        examples = source.take(rows)
+        return SamplingState(state.step + 1, stream), Batch(*examples, weights, rows)
 
     return Selection(init, refresh, next_batch)

@@ -9,7 +9,7 @@ import numpy as np
 
 from crest_jax import _checks
 from crest_jax.crest import Work, call
-from crest_jax.data import RowStream, next_subsets, open_stream
+from crest_jax.data import RowStream, next_subset, open_stream
 from crest_jax.types import Array, Batch, ModelState, Params, PhaseFn, Selection, Source
 
 NEVER = 2**31 - 1  # a step that no run reaches, and that a checkpoint of 32-bit numbers holds
@@ -141,9 +141,9 @@ def subset_batches(
         return state, SubsetEvent(state.step, reason, state.selected, spread, state.work)
 
     def next_batch(state: SubsetState) -> tuple[SubsetState, Batch]:
-        stream, rows = next_subsets(state.stream, classes, state.active, 1, batch_size)
-        examples = source.take(rows[0])
-        batch = Batch(examples.inputs, examples.labels, state.weights[rows[0]], rows[0])
+        stream, rows = next_subset(state.stream, classes, lambda: state.active, batch_size)
+        examples = source.take(rows)
+        batch = Batch(examples.inputs, examples.labels, state.weights[rows], rows)
         return state._replace(step=state.step + 1, stream=stream), batch
 
     return Selection(init, refresh, next_batch)

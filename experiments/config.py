@@ -78,9 +78,10 @@ class TrainConfig:
     """hardest draws so many times the mini-batch and keeps the highest losses."""
     scoring_networks: int = 1
     """Networks that el2n trains, each for the budget, to score the examples."""
-    select_share: float = 0.5
-    """Share of the steps in which crest selects coresets, in (0, 1]; sets --select-until. The default
-    ends with the first drop of the rate, after which they gain nothing; 1 is the paper's way."""
+    select_span: tuple[float, float] = (0.25, 0.5)
+    """Shares of the steps between which crest selects coresets; sets --select-from and --select-until.
+    The default ends with the first drop of the rate, after which they gain nothing, and begins where
+    their gain begins; 0 1 is the paper's way."""
     crest: tyro.conf.OmitArgPrefixes[CrestConfig] = dataclasses.field(default_factory=CrestConfig)
     """Settings of CREST; its batch size is that of every method."""
 
@@ -88,9 +89,11 @@ class TrainConfig:
         """Refuse what cannot work, before any work."""
         if not (math.isfinite(self.budget) and 0 < self.budget <= 1):
             raise UserError(f"--budget is {self.budget} but must lie in (0, 1]; 0.1 is usual.")
-        if not (math.isfinite(self.select_share) and 0 < self.select_share <= 1):
+        low, high = self.select_span
+        if not 0 <= low < high <= 1:
             raise UserError(
-                f"--select-share is {self.select_share} but must lie in (0, 1]; 1 selects to the end."
+                f"--select-span is {low} {high} but must be two rising shares in [0, 1]; 0 1 selects "
+                "throughout."
             )
         if not 0 <= self.warmup < 0.5:
             raise UserError(

@@ -27,7 +27,7 @@ from jax.flatten_util import ravel_pytree
 from tqdm import tqdm
 
 from crest_jax import ArraySource, Examples, cross_entropy, logit_gradients, weighted_mean
-from crest_jax.data import next_subsets, open_stream, padded_chunks
+from crest_jax.data import next_subset, open_stream, padded_chunks
 from crest_jax.medoids import medoids
 from crest_jax.report import append_line, table
 from experiments.config import TrainConfig, UserError
@@ -139,7 +139,7 @@ def batch_gradients(
     for index in tqdm(range(config.count), desc=kind, leave=False):
         # A stream of its own for each draw: within one stream, draws are not independent.
         stream = open_stream(jax.random.fold_in(key, index), strata, active, number)
-        _, rows = next_subsets(stream, strata, active, 1, size)
+        _, rows = next_subset(stream, strata, lambda: active, size)
         rows, weights = rows[0], jnp.ones(batch_size)
         if kind == "coreset":
             rows, weights = select(params, model_state, source.take(rows), rows)

@@ -54,9 +54,10 @@ def make_selection(
             settings = config.crest
             if settings.reference_step is None:
                 settings = dataclasses.replace(settings, reference_step=round(config.warmup * steps))
-            if settings.select_until is None and config.select_share < 1:
-                until = max(1, round(config.select_share * steps))
-                settings = dataclasses.replace(settings, select_until=until)
+            if settings.select_until is None and settings.select_from == 0:
+                low, high = (round(share * steps) for share in config.select_span)
+                until = None if high >= steps else max(high, low + 1)
+                settings = dataclasses.replace(settings, select_from=low, select_until=until)
             return crest(apply_fn, train, settings, phase=timer)
         case "stratified":
             return stratified_batches(train, batch)

@@ -28,7 +28,6 @@ class Setting:
 
 RESNET = TrainConfig(
     dataset="fashion_mnist_20k", epochs=20, budget=0.102, evaluations=10, checkpoints=1,
-    crest=CrestConfig(subset_size=256),
 )  # fmt: skip
 MLP = TrainConfig(
     dataset="fashion_mnist", model="mlp", epochs=50, budget=0.1, evaluations=10, checkpoints=1,
@@ -43,6 +42,7 @@ REDUNDANT_RESNET = dataclasses.replace(RESNET, dataset="fashion_mnist_20k_redund
 
 SETTINGS: dict[str, Setting] = {
     "short_resnet": Setting("short", RESNET),
+    "short_resnet_fast": Setting("short", dataclasses.replace(RESNET, learning_rate=0.2)),
     "short_mlp": Setting("short", dataclasses.replace(MLP, epochs=10)),
     "long_resnet": Setting("long", dataclasses.replace(RESNET, epochs=200, budget=0.1)),
     "long_mlp": Setting(

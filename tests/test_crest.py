@@ -49,7 +49,13 @@ def make_params(seed: int = 0) -> dict[str, jax.Array]:
 
 STATE = {"mean": jnp.zeros(FEATURES)}
 CONFIG = CrestConfig(
-    batch_size=12, subset_size=36, probe_size=30, max_coresets=8, exclude_below=0.0, tau=0.02
+    batch_size=12,
+    subset_size=36,
+    probe_size=30,
+    max_coresets=8,
+    exclude_below=0.0,
+    tau=0.02,
+    interval_multiplier=4.0,
 )
 
 
@@ -367,6 +373,21 @@ def test_after_select_until_batches_are_random_and_nothing_is_scored() -> None:
     assert state.excluded == learned.sum(), "losses of the training steps take examples out"
     late = np.concatenate([batch.rows for batch in batches[31:40]])
     assert learned[late].any() != learned[np.concatenate([b.rows for b in batches[21:30]])].any()
+
+
+def test_before_select_from_batches_are_random_and_the_first_region_begins_there() -> None:
+    config = dataclasses.replace(CONFIG, select_from=7, select_until=15, max_interval=4)
+    selection = crest(linear, make_source(), config)
+    state = selection.init(jax.random.key(0), make_params(), STATE)
+    begun = []
+    for step in range(20):
+        state, event = selection.refresh(state, make_params(), STATE)
+        begun += [(event.step, event.reason)] if event is not None else []
+        state, batch = selection.next_batch(state)
+        assert (np.ptp(np.asarray(batch.weights)) > 0) == (7 <= step < 15)
+        assert (state.work.selection_forward > 0) == (step >= 7)
+    assert begun[0] == (7, "start")
+    assert begun[-1] == (15, "random")
 
 
 def test_no_more_coresets_are_selected_than_select_until_leaves_steps_for() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from crest_jax.data import (
     ArraySource,
     draw_subsets,
-    next_subsets,
+    next_subset,
     open_stream,
     padded_chunks,
     shuffle_pool,
@@ -146,8 +146,8 @@ def test_every_active_row_is_equally_likely():
 def walk(stream, classes, active, batches, size):
     drawn = []
     for _ in range(batches):
-        stream, rows = next_subsets(stream, classes, active, 1, size)
-        drawn.append(rows[0].tolist())
+        stream, rows = next_subset(stream, classes, lambda: active, size)
+        drawn.append(rows.tolist())
     return drawn
 
 
