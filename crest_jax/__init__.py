@@ -20,6 +20,7 @@ from crest_jax.embeddings import (
 from crest_jax.loop import Evaluation, fit, make_evaluate
 from crest_jax.losses import cross_entropy, weighted_mean
 from crest_jax.partitioned import select_coreset_stream
+from crest_jax.pilot import Pilot, pilot
 from crest_jax.planning import Plan
 from crest_jax.region import Region, predict, relative_error
 from crest_jax.rivals import (
@@ -52,6 +53,7 @@ __all__ = [
     "Examples",
     "Factored",
     "Forgetting",
+    "Pilot",
     "Plan",
     "Region",
     "Selection",
@@ -81,6 +83,7 @@ __all__ = [
     "logit_gradients",
     "make_evaluate",
     "observe_predictions",
+    "pilot",
     "plan_coreset",
     "predict",
     "pruned",

@@ -84,11 +84,17 @@ def load_sources(
     return dataset, train, ArraySource(*held_out, dataset.num_classes)
 
 
-@functools.lru_cache(maxsize=32)
-def make_program(config: TrainConfig) -> Program:
-    """Build data, network, optimizer and compiled functions for all seeds of one configuration."""
-    dataset, train, held_out = load_sources(config.dataset, config.data_dir, config.evaluate_on)
-    steps, full_steps = config.steps(len(train)), config.full_steps(len(train))
+class Training(NamedTuple):
+    """A network with its optimizer, for one number of steps."""
+
+    network: Any
+    apply_fn: ApplyFn
+    init: Callable[[jax.Array], TrainState]
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+
+
+def make_training(config: TrainConfig, dataset: data.Dataset, steps: int) -> Training:
+    """Build the network and its compiled training step, the schedule compressed to ``steps``."""
     shape = dataset.train_inputs.shape[1:]
     network = models.build(
         config.model,
@@ -105,7 +111,7 @@ def make_program(config: TrainConfig) -> Program:
         optim.schedule(
             config.schedule,
             config.learning_rate,
-            full_steps if config.method == "truncated" else steps,
+            steps,
             warmup_fraction=config.warmup,
         ),
         momentum=config.momentum,
@@ -139,11 +145,21 @@ def make_program(config: TrainConfig) -> Program:
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, model_state, opt_state, key), StepMetrics(value, losses)
 
+    return Training(network, apply_fn, jax.jit(init), jax.jit(train_step))
+
+
+@functools.lru_cache(maxsize=32)
+def make_program(config: TrainConfig) -> Program:
+    """Build data, network, optimizer and compiled functions for all seeds of one configuration."""
+    dataset, train, held_out = load_sources(config.dataset, config.data_dir, config.evaluate_on)
+    steps, full_steps = config.steps(len(train)), config.full_steps(len(train))
+    scheduled = full_steps if config.method == "truncated" else steps
+    network, apply_fn, init, train_step = make_training(config, dataset, scheduled)
     timer = PhaseTimer()
     features_fn = linen_features(network)
     return Program(
-        init=jax.jit(init),
-        train_step=jax.jit(train_step),
+        init=init,
+        train_step=train_step,
         apply_fn=apply_fn,
         evaluate=make_evaluate(apply_fn),
         train=train,

@@ -11,7 +11,7 @@ ORDER = [
     "types", "_checks", "compiling", "losses", "data", "embeddings", "facility_location", "metrics",
     "oracles", "lazy_greedy", "class_greedy", "planning", "grouped_greedy", "dense_greedy",
     "medoids", "partitioned", "selection", "curvature", "region", "exclusion", "sampling", "config",
-    "kernels", "crest", "matching", "subset", "rivals", "loop", "report", "adapters",
+    "kernels", "crest", "matching", "subset", "rivals", "loop", "pilot", "report", "adapters",
 ]  # fmt: skip
 FOLDER = Path(crest_jax.__file__).parent
 MODULES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
@@ -71,7 +71,8 @@ def test_the_order_is_really_used():
 def test_only_the_adapters_import_flax_and_nobody_imports_the_experiments(module):
     roots = {name.split(".")[0] for name in imports_of(tree_of(module))}
     assert ("flax" in roots) == (module == "adapters")
-    assert not roots & {"experiments", "tests", "tensorflow", "torch", "matplotlib", "time"}
+    assert not roots & {"experiments", "tests", "tensorflow", "torch", "matplotlib"}
+    assert ("time" in roots) == (module == "pilot"), "only the pilot measures seconds"
 
 
 @pytest.mark.parametrize("module", ["__init__", *ORDER])

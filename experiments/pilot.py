@@ -1,0 +1,170 @@
+"""Ask in about two minutes whether CREST should pay for a training, before running it.
+
+    python -m experiments.pilot --dataset fashion_mnist_12k --epochs 10 --out runs/pilot.json
+    python -m experiments.pilot --setting redundant_mlp --out runs/pilot.json
+
+Short trials of the very training (see ``crest_jax.pilot``) measure what CREST gains at equal steps,
+what it costs, and what random batches would make of that time. Accuracies are taken on the data set's
+validation rows, or else on a tenth of the training rows that the trials do not see; test rows are
+never touched. Writes one JSON file.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from crest_jax import ArraySource, Pilot, Selection, make_evaluate, pilot
+from experiments.config import TrainConfig, UserError
+from experiments.program import Training, load_data, make_training
+from experiments.run_folder import commit, writable_folder, write_json
+from experiments.settings import SETTINGS, Setting
+from experiments.train import one_sentence
+
+
+@dataclasses.dataclass(frozen=True)
+class PilotConfig:
+    """What to ask about; every option of a training run can be given."""
+
+    setting: str | None = None
+    """A place of the map (see experiments.settings) instead of the options of a run."""
+    seconds: float = 120.0
+    """For all trials together, without compilation, roughly."""
+    crest_rate: float | None = None
+    """Learning rate of CREST's trials; None: that of the run."""
+    run: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(
+        default_factory=lambda: TrainConfig(out=Path("runs/pilot.json"))
+    )
+    """Options of the run; --out is the file to write."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        unused = ("method", "resume", "tensorboard", "evaluations", "checkpoints", "evaluate_on")
+        self.run.refuse(unused, "trials are neither saved nor tested")
+        if self.setting is not None and self.setting not in SETTINGS:
+            raise UserError(
+                f"--setting is {self.setting} but must be one of {', '.join(SETTINGS)}; choose one."
+            )
+        if not self.seconds > 0:
+            raise UserError(f"--seconds is {self.seconds} but must be above 0; 120 is usual.")
+        if self.run.out.suffix != ".json":
+            raise UserError(f"--out is {self.run.out} but must end in .json; name a file.")
+
+    def asked(self) -> Setting:
+        """Return the setting asked about."""
+        if self.setting is not None:
+            return SETTINGS[self.setting]
+        rates: dict[Any, float] = {} if self.crest_rate is None else {"crest": self.crest_rate}
+        return Setting("own", self.run, rates)
+
+
+def split(dataset: Any, seed: int) -> tuple[ArraySource, ArraySource]:
+    """Return training rows, and rows to judge by: validation rows, or a tenth of the training rows."""
+    inputs, labels, classes = dataset.train_inputs, dataset.train_labels, dataset.num_classes
+    if dataset.validation_inputs is not None and dataset.validation_labels is not None:
+        judges = ArraySource(dataset.validation_inputs, dataset.validation_labels, classes)
+        return ArraySource(inputs, labels, classes), judges
+    held = np.zeros(len(labels), bool)
+    held[np.random.default_rng(seed).choice(len(labels), len(labels) // 10, replace=False)] = True
+    return (
+        ArraySource(inputs[~held], labels[~held], classes),
+        ArraySource(inputs[held], labels[held], classes),
+    )
+
+
+def ask(setting: Setting, seconds: float, seed: int = 0) -> Pilot:
+    """Run the pilot for one setting."""
+    config = setting.options("crest", seed)
+    dataset = load_data(config.dataset, config.data_dir)
+    source, judges = split(dataset, seed)
+
+    @functools.cache
+    def training(rate: float, steps: int) -> Training:
+        return make_training(dataclasses.replace(config, learning_rate=rate), dataset, steps)
+
+    def train_at(rate: float, selection: Selection, steps: int, key: jax.Array) -> tuple[Any, Any]:
+        init_key, selection_key = jax.random.split(key)
+        parts = training(rate, steps)
+        state = parts.init(init_key)
+        selected = selection.init(selection_key, state.params, state.model_state)
+        for _ in range(steps):
+            selected, _ = selection.refresh(selected, state.params, state.model_state)
+            selected, batch = selection.next_batch(selected)
+            state, metrics = parts.train_step(state, batch)
+            selected = selection.observe(selected, batch, metrics.losses)
+        return state.params, state.model_state
+
+    apply_fn = training(config.learning_rate, 1).apply_fn
+    evaluation = make_evaluate(apply_fn)
+    with tqdm(desc="pilot", unit="trial") as bar:
+
+        def progress(text: str) -> None:
+            bar.set_postfix_str(text, refresh=False)
+            bar.update()
+
+        return pilot(
+            functools.partial(train_at, setting.options("stratified", seed).learning_rate),
+            lambda params, model_state: evaluation(params, model_state, judges).accuracy,
+            apply_fn,
+            source,
+            steps=config.steps(len(dataset.train_labels)),
+            config=config.crest,
+            select_span=config.select_span,
+            train_crest=functools.partial(train_at, config.learning_rate),
+            seconds=seconds,
+            key=jax.random.key(seed),
+            progress=progress,
+        )
+
+
+def sentence(found: Pilot) -> str:
+    """Say what a pilot found; the first word is the answer."""
+    trials = f"{found.seeds} trials of {found.steps} steps"
+    if found.steps < found.target:
+        trials += f", extrapolated to {found.target}"
+    variance = ", ".join(f"{value:.2f} (r = {r})" for r, value in found.variance.items())
+    return (
+        f"{'Yes' if found.pays else 'No'}: at equal seconds CREST should be {found.lead:+.2f} ± "
+        f"{found.lead_error:.2f} points from stratified random batches ({trials}; standard error). "
+        f"At equal steps it is {found.gain:+.2f} ± {found.gain_error:.2f} points ahead and takes "
+        f"{found.ratio:.2f} times as long; twice the steps are worth {found.slope:.2f} points there. A "
+        f"step takes {1e3 * found.costs.step:.1f} ms, selecting a coreset "
+        f"{1e3 * found.costs.selection:.1f}, curvature {1e3 * found.costs.curvature:.1f}, a check "
+        f"{1e3 * found.costs.check:.1f}. Variance left by coresets, over stratified: {variance}. "
+        f"Learned: {100 * found.learned:.0f} % of the rows; m picks stand for "
+        f"{100 * found.covered:.0f} % of the spread of 4m. Suggested: --subset-size "
+        f"{found.advice.subset_size} --max-coresets {found.advice.max_coresets} --max-interval "
+        f"{found.advice.max_interval} --reuse {found.advice.reuse}."
+    )
+
+
+def main() -> None:
+    """Read the command line, ask, write the file and print the answer."""
+    with one_sentence("interrupted; start again."):
+        config = tyro.cli(PilotConfig, description=__doc__)
+        writable_folder(config.run.out.parent)
+        setting = config.asked()
+        found = ask(setting, config.seconds, config.run.seed)
+        values = {
+            **found._asdict(),
+            "costs": found.costs._asdict(),
+            "advice": dataclasses.asdict(found.advice),
+            "pays": found.pays,
+            "setting": config.setting,
+            "run": setting.run.as_json(),
+            "seconds": config.seconds,
+            "seed": config.run.seed,
+            "commit": commit(),
+            "device": jax.devices()[0].device_kind,
+        }
+        write_json(config.run.out, values)
+    print(f"{sentence(found)}\nAll numbers are in {config.run.out}.")
+
+
+if __name__ == "__main__":
+    main()
