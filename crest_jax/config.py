@@ -73,8 +73,8 @@ class CrestConfig:
     out of the examples in play, and nothing is scored: noise early in training is forgotten."""
     select_until: int | None = None
     """Step from which on mini-batches are random again: once the learning rate has dropped, less
-    variance buys nothing. None: coresets to the end, as in the paper. (The training script selects in
-    the second half of the steps before the first drop.)"""
+    variance buys nothing. None: coresets to the end, as in the paper. (The training script selects
+    from 35 % to 50 % of the steps, up to the first drop.)"""
     reshuffle: bool = False
     """Cut the shuffled union of the coresets selected together into mini-batches, as the public code
     does (an ablation: a mini-batch is no coreset then)."""

@@ -108,7 +108,7 @@ def pilot(
     *,
     steps: int,
     config: CrestConfig | None = None,
-    select_span: tuple[float, float] = (0.25, 0.5),
+    select_span: tuple[float, float] = (0.35, 0.5),
     train_crest: Train | None = None,
     loss_fn: LossFn = cross_entropy,
     seconds: float = 120.0,

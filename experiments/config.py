@@ -78,7 +78,7 @@ class TrainConfig:
     """hardest draws so many times the mini-batch and keeps the highest losses."""
     scoring_networks: int = 1
     """Networks that el2n trains, each for the budget, to score the examples."""
-    select_span: tuple[float, float] = (0.25, 0.5)
+    select_span: tuple[float, float] = (0.35, 0.5)
     """Shares of the steps between which crest selects coresets; sets --select-from and --select-until.
     The default ends with the first drop of the rate, after which they gain nothing, and begins where
     their gain begins; 0 1 is the paper's way."""

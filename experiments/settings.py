@@ -45,9 +45,7 @@ SETTINGS: dict[str, Setting] = {
     "short_resnet_fast": Setting("short", dataclasses.replace(RESNET, learning_rate=0.2)),
     "short_mlp": Setting("short", dataclasses.replace(MLP, epochs=10)),
     "long_resnet": Setting("long", dataclasses.replace(RESNET, epochs=200, budget=0.1)),
-    "long_mlp": Setting(
-        "long", MLP, {"random": 0.05, "stratified": 0.05, "unlearned": 0.05, "hardest": 0.05}
-    ),
+    "long_mlp": Setting("long", dataclasses.replace(MLP, learning_rate=0.05)),
     "redundant_resnet": Setting("redundant", REDUNDANT_RESNET),
     "redundant_mlp": Setting("redundant", REDUNDANT_MLP),
     "redundant_long_mlp": Setting("redundant", dataclasses.replace(REDUNDANT_MLP, budget=0.75)),
