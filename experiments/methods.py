@@ -21,17 +21,20 @@ from crest_jax import (
     gradmatch,
     hardest_batches,
     init_forgetting,
+    last_layer_gradients,
     observe_predictions,
     pruned,
     random_batches,
+    sketched_gradients,
     stratified_batches,
     unlearned_batches,
 )
 from crest_jax.crest import Work
-from crest_jax.embeddings import FeaturesFn
+from crest_jax.embeddings import EmbedFn, FeaturesFn
 from experiments.config import TrainConfig
 from experiments.timing import PhaseTimer
 
+SKETCH = 64  # numbers that a sketched gradient has
 # (method, key, on_batch) -> the trained state of another network of the same kind
 TrainNetwork = Callable[..., Any]
 
@@ -58,7 +61,8 @@ def make_selection(
                 low, high = (round(share * steps) for share in config.select_span)
                 until = None if high >= steps else max(high, low + 1)
                 settings = dataclasses.replace(settings, select_from=low, select_until=until)
-            return crest(apply_fn, train, settings, phase=timer)
+            embed_fn = _embedding(config, apply_fn, features_fn)
+            return crest(apply_fn, train, settings, embed_fn=embed_fn, phase=timer)
         case "stratified":
             return stratified_batches(train, batch)
         case "unlearned" | "random_unlearned":
@@ -87,6 +91,15 @@ def make_selection(
         case "forgetting":
             return _forgetting(config, apply_fn, train, size, timer, train_network)
     return random_batches(train, batch)  # "random", "full" and "truncated"
+
+
+def _embedding(config: TrainConfig, apply_fn: ApplyFn, features_fn: FeaturesFn) -> EmbedFn | None:
+    match config.embedding:
+        case "last_layer":
+            return last_layer_gradients(features_fn)
+        case "sketch":
+            return sketched_gradients(jax.random.key(0), apply_fn, SKETCH)
+    return None
 
 
 def _el2n(

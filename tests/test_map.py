@@ -1,0 +1,104 @@
+"""The map: which runs it makes, that its second half takes CREST's seconds, and what it writes."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from crest_jax import CrestConfig
+from crest_jax.report import read_lines
+from experiments import bench_costs, map, settings
+from experiments.config import TrainConfig, UserError
+
+RUN = TrainConfig(
+    dataset="digits", model="mlp", width=16, epochs=4, budget=0.5, evaluations=2, checkpoints=1,
+    crest=CrestConfig(batch_size=64, subset_size=128, probe_size=64, exclude_window=8),
+)  # fmt: skip
+
+
+def test_the_settings_are_those_of_the_protocol():
+    short = settings.SETTINGS["short_resnet"]
+    assert short.run.steps(20_000) == 320
+    assert settings.SETTINGS["long_resnet"].run.steps(20_000) == 3140
+    assert settings.SETTINGS["redundant_mlp"].run.steps(20_000) == 462
+    once, more = (short.options("crest", 3, factor) for factor in (1.0, 1.5))
+    assert (more.method, more.seed, more.steps(20_000)) == ("crest", 3, 480)
+    assert dataclasses.replace(more, budget=once.budget) == once
+    rated = dataclasses.replace(short, rates={"random": 0.3})
+    assert rated.options("random", 0).learning_rate == 0.3
+    assert rated.options("crest", 0).learning_rate == 0.1
+
+
+def test_the_map_compares_at_equal_steps_and_at_equal_seconds(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(map, "SETTINGS", {"tiny": settings.Setting("short", RUN)})
+    arguments = ["--settings", "tiny", "--seeds", "0", "1", "--full-seeds", "1", "--out", str(tmp_path)]
+    map.main(arguments)
+    runs = read_lines(tmp_path / "summary.jsonl")
+    at_budget = [run for run in runs if run["at"] == "budget"]
+    again = [run for run in runs if run["at"] == "equal time"]
+    assert len(at_budget) == 4 * 2 + 1
+    assert sorted((run["method"], run["seed"]) for run in again) == [
+        ("random", 0), ("random", 1), ("stratified", 0), ("stratified", 1),
+    ]  # fmt: skip
+    seconds = {
+        method: np.median([run["training_seconds"] for run in at_budget if run["method"] == method])
+        for method in ("crest", "stratified")
+    }
+    factor = round(seconds["crest"] / seconds["stratified"], 2)
+    assert factor > 1
+    assert {run["steps"] for run in again} == {round(0.5 * factor * 92)}
+    leads = map.gains(runs, "stratified", "equal time")
+    own = {run["seed"]: run["test_accuracy"] for run in at_budget if run["method"] == "crest"}
+    other = {run["seed"]: run["test_accuracy"] for run in again if run["method"] == "stratified"}
+    np.testing.assert_allclose(leads, [100 * (own[seed] - other[seed]) for seed in (0, 1)])
+    half = stats.t.ppf(0.975, 1) * np.std(leads, ddof=1) / np.sqrt(2)
+    text = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert f"{np.mean(leads):+.2f} ± {half:.2f}" in text
+    assert (tmp_path / "map.png").stat().st_size > 10_000
+    before = (tmp_path / "summary.jsonl").read_text(encoding="utf-8")
+    capsys.readouterr()
+    map.main(arguments)
+    assert (tmp_path / "summary.jsonl").read_text(encoding="utf-8") == before, "nothing is run again"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"settings": ("nowhere",)}, "names nowhere but must name some of short_resnet"),
+        ({"methods": ("crest",)}, "crest and stratified must be among them"),
+        ({"seeds": (1, 1)}, "must name at least one, each once"),
+        ({"jobs": 0}, "--jobs is 0"),
+    ],
+)
+def test_bad_maps_get_one_sentence(options, message):
+    with pytest.raises(UserError, match=message):
+        map.MapConfig(**options)
+
+
+def test_costs_are_medians_of_what_was_timed(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "costs"
+    options = ["--dataset", "digits", "--model", "mlp", "--width", "16", "--batch-size", "64"]
+    options += ["--subset-size", "128", "--rounds", "3", "--warm-steps", "30"]
+    monkeypatch.setattr("sys.argv", ["bench_costs", *options, "--out", str(out)])
+    bench_costs.main()
+    lines = [json.loads(line) for line in (out / "costs.jsonl").read_text("utf-8").splitlines()]
+    said = capsys.readouterr().out
+    for line in lines[:-1]:
+        assert len(line["seconds"]) == 3
+        assert f"{1e3 * np.median(line['seconds']):.2f}" in said
+    ratios = lines[-1]["ratios"]
+    assert 0 < ratios["r = 8m"] < ratios["r = 4m"] < ratios["r = 2m"] < 1
+    assert ratios["r = 4m, weights re-fitted"] < ratios["r = 4m"]
+
+
+def test_refitted_weights_give_the_mean_and_stay_non_negative():
+    rng = np.random.default_rng(0)
+    picked = np.float32(rng.normal(size=(40, 5)))
+    weights = np.float32(rng.integers(1, 9, 40))
+    target = np.float32(0.1 * rng.normal(size=5))
+    found = np.asarray(bench_costs.refit(weights, picked, target))
+    assert found.min() >= 0
+    np.testing.assert_allclose(found.sum(), weights.sum(), rtol=1e-4)
+    np.testing.assert_allclose(found @ picked / found.sum(), target, atol=1e-4)
