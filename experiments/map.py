@@ -24,7 +24,7 @@ from crest_jax.report import append_line, table
 from experiments.compare import interval, run_all, with_interval, work_in_steps
 from experiments.config import Method, TrainConfig, UserError
 from experiments.run_folder import writable_folder
-from experiments.settings import SETTINGS
+from experiments.settings import MAP, SETTINGS
 from experiments.train import one_sentence
 
 Run = dict[str, Any]
@@ -35,7 +35,7 @@ EQUAL_TIME: tuple[Method, ...] = ("random", "stratified")
 class MapConfig:
     """What to run."""
 
-    settings: tuple[str, ...] = tuple(SETTINGS)
+    settings: tuple[str, ...] = tuple(MAP)
     """Places of the map."""
     methods: tuple[Method, ...] = ("random", "stratified", "unlearned", "crest")
     """Methods at the budget; crest and stratified must be among them."""

@@ -102,3 +102,29 @@ def test_refitted_weights_give_the_mean_and_stay_non_negative():
     assert found.min() >= 0
     np.testing.assert_allclose(found.sum(), weights.sum(), rtol=1e-4)
     np.testing.assert_allclose(found @ picked / found.sum(), target, atol=1e-4)
+
+
+def test_every_ablation_changes_what_it_says_and_runs(tmp_path, monkeypatch, capsys):
+    config = ablations.AblationConfig(out=tmp_path)
+    plain = dataclasses.replace(ablations.options_of(config, "crest", 0), out=tmp_path)
+    seen = {plain}
+    for variant in list(ablations.VARIANTS)[1:]:
+        own = dataclasses.replace(ablations.options_of(config, variant, 0), out=tmp_path)
+        assert own not in seen, variant
+        seen.add(own)
+    assert ablations.options_of(config, "r_4m", 0).crest.subset_size == 4 * 130
+    monkeypatch.setattr(ablations, "SETTINGS", {"redundant_mlp": settings.Setting("short", RUN)})
+    variants = ["crest", "stratified", "no_exclusion", "last_layer", "sketch", "reuse_2"]
+    ablations.main(["--variants", *variants, "--seeds", "0", "1", "--out", str(tmp_path)])
+    runs = read_lines(tmp_path / "summary.jsonl")
+    assert [run["variant"] for run in runs] == 2 * variants
+    lead = 100 * (runs[0]["test_accuracy"] - runs[1]["test_accuracy"])
+    lead = (lead + 100 * (runs[6]["test_accuracy"] - runs[7]["test_accuracy"])) / 2
+    assert f"{lead:+.2f} ± " in capsys.readouterr().out
+    work = {run["variant"]: run["forward"]["selection"] for run in runs}
+    assert work["reuse_2"] < work["crest"]
+    assert work["sketch"] == work["last_layer"]
+    with pytest.raises(UserError, match="must hold crest and stratified"):
+        ablations.AblationConfig(variants=("crest",))
+    with pytest.raises(UserError, match="--setting is nowhere"):
+        ablations.AblationConfig(setting="nowhere")
