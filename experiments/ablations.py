@@ -84,12 +84,12 @@ class AblationConfig:
         unknown = [name for name in self.variants if name not in VARIANTS]
         if unknown or not {"crest", "stratified"} <= set(self.variants):
             raise UserError(
-                f"--variants is {' '.join(self.variants)} but must hold crest and stratified, and others "
-                f"of {', '.join(VARIANTS)}; choose among these."
+                f"--variants is {' '.join(self.variants)} but must hold crest and stratified, and "
+                f"others of {', '.join(VARIANTS)}; choose among these."
             )
         if self.jobs < 1 or not self.seeds:
             raise UserError(
-                f"--jobs is {self.jobs} and --seeds {self.seeds} but there must be at least one of each."
+                f"--jobs is {self.jobs} and --seeds {self.seeds} but there must be one of each."
             )
 
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 from crest_jax import CrestConfig
 from crest_jax.report import read_lines
-from experiments import bench_costs, map, settings
+from experiments import ablations, bench_costs, map, settings
 from experiments.config import TrainConfig, UserError
 
 RUN = TrainConfig(
