@@ -45,6 +45,8 @@ class ReportConfig:
     """Scores that experiments.difficulty wrote."""
     quality: Path | None = None
     """gradient_quality.jsonl of experiments.gradient_quality."""
+    without_picks: bool = False
+    """Leave out what only the run folders hold: regions and picks."""
 
 
 def read_runs(folder: Path) -> tuple[list[Run], str]:
@@ -255,6 +257,37 @@ def region_figure(run: Run, tau: float) -> Figure:
     return figure
 
 
+def region_rows(runs: list[Run]) -> list[list[str]]:
+    """How regions grow over training: lengths, their rank correlation with time, and the share out."""
+    head = [
+        "method", "seeds", "regions", "median length, first half", "second half", "longest",
+        "length: rank correlation with time", "examples out of play at the end",
+    ]  # fmt: skip
+    rows = []
+    for name, own in by_method(runs).items():
+        if own[0]["method"] != "crest":
+            continue
+        early, late, longest, ranks, counts, out = [], [], [], [], [], []
+        for run in own:
+            begun = [row["step"] for row in run["checks"] if row["reason"] not in ("held", "random")]
+            ends = [row["step"] for row in run["checks"] if row["reason"] == "random"]
+            lengths = np.diff([*begun, *(ends or [run["steps"]])])
+            middle = len(lengths) // 2
+            early.append(float(np.median(lengths[:middle] if middle else lengths)))
+            late.append(float(np.median(lengths[middle:])))
+            longest.append(float(lengths.max()))
+            counts.append(float(len(lengths)))
+            out.append(float(run["excluded"]))
+            if np.ptp(lengths):
+                ranks.append(float(stats.spearmanr(np.arange(len(lengths)), lengths).statistic))
+        rows.append(
+            [name, str(len(own)), f"{np.median(counts):.0f}", f"{np.median(early):.0f}",
+             f"{np.median(late):.0f}", f"{np.median(longest):.0f}", with_interval(ranks),
+             f"{np.median(out):.0f}"]
+        )  # fmt: skip
+    return [head, *rows]
+
+
 def file_of(folder: Path, run: Run, name: str) -> Path:
     """Return a file of the folder of one run."""
     method, seed = run["method"], run["seed"]
@@ -264,7 +297,7 @@ def file_of(folder: Path, run: Run, name: str) -> Path:
             return path
     raise UserError(
         f"{folder} holds no run folder of {method}, seed {seed}, with {name}, but the page reads it; "
-        "keep the run folders beside summary.jsonl."
+        "keep the run folders beside summary.jsonl, or pass --without-picks."
     )
 
 
@@ -455,7 +488,7 @@ def build(config: ReportConfig) -> None:
         page.table(times)
     page.section("What the time goes to", "Full training is left out; its time is all steps.")
     page.picture("split", split_figure(runs), "Seconds by phase.")
-    crest = [run for run in runs if run["method"] == "crest"]
+    crest = [run for run in runs if run["method"] == "crest" and not config.without_picks]
     if crest:
         path = file_of(config.runs, crest[0], "config.json")
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -465,6 +498,7 @@ def build(config: ReportConfig) -> None:
         )
         caption = f"Seed {crest[0]['seed']}."
         page.picture("regions", region_figure(crest[0], settings["crest"]["tau"]), caption)
+        page.table(region_rows(runs))
         data = load_data(settings["dataset"], _path(settings["data_dir"]))
         shown = by_method([r for r in runs if r["budget"] == crest[0]["budget"]])
         groups = {name: [picks_of(config.runs, r) for r in shown[name]] for name in compared(runs)}

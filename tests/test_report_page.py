@@ -101,6 +101,18 @@ def test_time_to_accuracy_interpolates_and_may_never_come() -> None:
     assert np.isnan(report.seconds_to(run, 0.95))
 
 
+def test_lengths_of_regions_and_their_growth() -> None:
+    def run(*begun: tuple[int, str]) -> report.Run:
+        checks = [{"step": step, "reason": reason} for step, reason in begun]
+        base = {"method": "crest", "budget": 0.1, "steps": 100, "excluded": 7}
+        return {**base, "checks": checks}
+
+    growing = run((0, "start"), (2, "error"), (3, "held"), (6, "error"), (14, "exhausted"))
+    ended = run((0, "start"), (2, "error"), (5, "error"), (9, "error"), (40, "random"))
+    rows = report.region_rows([growing, ended])
+    assert rows[1] == ["crest", "2", "4", "3", "32", "58", "1.00 ± 0.00", "7"]
+
+
 def test_difficulty_of_picks_that_grow_harder_has_rank_correlation_one() -> None:
     scores = np.arange(40.0)
     rising = np.eye(20, 40, k=5, dtype=int) + 0
@@ -127,6 +139,9 @@ def test_a_folder_without_a_comparison_or_runs_is_refused(compared: Path, tmp_pa
     with pytest.raises(UserError, match="holds no run folder of crest"):
         report.build(report.ReportConfig(tmp_path, tmp_path / "page.html"))
     assert not (tmp_path / "page.html").exists()
+    report.build(report.ReportConfig(tmp_path, tmp_path / "page.html", without_picks=True))
+    assert "Time to accuracy" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert {path.name for path in tmp_path.glob("*.png")} == {"page-accuracy.png", "page-split.png"}
     (tmp_path / "summary.jsonl").write_text('{"method": "crest"')
     with pytest.raises(UserError, match="is damaged"):
         report.build(report.ReportConfig(tmp_path, tmp_path / "page.html"))
