@@ -20,9 +20,11 @@ class Setting:
     def options(self, method: Method, seed: int, steps_factor: float = 1.0) -> TrainConfig:
         """Return the options of one run, with so many times the budget."""
         rate = self.rates.get(method, self.run.learning_rate)
-        budget = self.run.budget * steps_factor
+        budget, epochs = self.run.budget * steps_factor, self.run.epochs
+        while budget > 1:  # more steps than full training has: a share of a longer one
+            budget, epochs = budget / 2, 2 * epochs
         return dataclasses.replace(
-            self.run, method=method, seed=seed, budget=budget, learning_rate=rate
+            self.run, method=method, seed=seed, budget=budget, epochs=epochs, learning_rate=rate
         )
 
 

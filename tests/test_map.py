@@ -26,6 +26,8 @@ def test_the_settings_are_those_of_the_protocol():
     once, more = (short.options("crest", 3, factor) for factor in (1.0, 1.5))
     assert (more.method, more.seed, more.steps(20_000)) == ("crest", 3, 480)
     assert dataclasses.replace(more, budget=once.budget) == once
+    beyond = settings.SETTINGS["redundant_long_mlp"].options("random", 0, 1.5)
+    assert beyond.steps(20_000) == round(1.5 * 0.75 * 3080)
     rated = dataclasses.replace(short, rates={"random": 0.3})
     assert rated.options("random", 0).learning_rate == 0.3
     assert rated.options("crest", 0).learning_rate == 0.1
