@@ -22,8 +22,7 @@ from tqdm import tqdm
 
 from crest_jax.report import append_line, read_lines, table
 from experiments.compare import interval, with_interval
-from experiments.config import UserError
-from experiments.map import gains
+from experiments.map import gains, read_maps
 from experiments.pilot import ask
 from experiments.run_folder import commit, writable_folder
 from experiments.settings import SETTINGS
@@ -46,15 +45,7 @@ class CheckConfig:
 
 def measured(folders: tuple[Path, ...]) -> dict[str, list[float]]:
     """Return CREST's leads over stratified batches at equal seconds, by setting, in points."""
-    runs = []
-    for folder in folders:
-        path = folder / "summary.jsonl"
-        if not path.is_file():
-            raise UserError(
-                f"--runs {folder} holds no summary.jsonl but must be a folder that experiments.map "
-                "wrote; run it first."
-            )
-        runs += read_lines(path)
+    runs = read_maps(folders)
     names = dict.fromkeys(run["setting"] for run in runs)
     found = {}
     for name in names:

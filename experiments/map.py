@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from crest_jax.report import append_line, table
+from crest_jax.report import append_line, read_lines, table
 from experiments.compare import interval, run_all, with_interval, work_in_steps
 from experiments.config import Method, TrainConfig, UserError
 from experiments.run_folder import writable_folder
@@ -47,6 +47,8 @@ class MapConfig:
     """Rows that the evaluations take."""
     jobs: int = 1
     """Runs at a time; above 1 each has one core."""
+    merge: tuple[Path, ...] = ()
+    """Run nothing: draw one picture of these maps together."""
     out: Path = Path("runs/map")
     """Folder of all runs."""
 
@@ -67,6 +69,20 @@ class MapConfig:
             raise UserError(f"--seeds is {self.seeds} but must name at least one, each once.")
         if self.jobs < 1:
             raise UserError(f"--jobs is {self.jobs} but must be at least 1; 1 runs one at a time.")
+
+
+def read_maps(folders: tuple[Path, ...]) -> list[Run]:
+    """Return the runs of one or more maps."""
+    runs = []
+    for folder in folders:
+        path = folder / "summary.jsonl"
+        if not path.is_file():
+            raise UserError(
+                f"{folder} holds no summary.jsonl but must be a folder that experiments.map wrote; run "
+                "it first."
+            )
+        runs += read_lines(path)
+    return runs
 
 
 def _options(config: MapConfig, setting: str, method: Method, seed: int, factor: float) -> TrainConfig:
@@ -151,7 +167,7 @@ def plot_map(runs: list[Run], path: Path) -> None:
     """Draw CREST's lead over both kinds of random batches, at equal steps and at equal time."""
     settings = list(dict.fromkeys(run["setting"] for run in runs))
     figure = Figure(figsize=(9, 1.2 + 0.62 * len(settings)), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for panel, at in zip(panels, ("budget", "equal time"), strict=True):
         for shift, other, colour in ((-0.14, "random", "C0"), (0.14, "stratified", "C2")):
             for place, setting in enumerate(settings):
@@ -186,6 +202,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_sentence("interrupted; the same command goes on with the runs that are missing."):
         config = tyro.cli(MapConfig, args=argv, description=__doc__)
         writable_folder(config.out)
+        if config.merge:
+            plot_map(read_maps(config.merge), config.out / "map.png")
+            print(f"The picture is {config.out / 'map.png'}.")
+            return
         runs = [run for setting in config.settings for run in run_setting(config, setting)]
         lines = config.out / "summary.jsonl"
         lines.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from scipy import stats
 
 from crest_jax import CrestConfig
 from crest_jax.report import read_lines
-from experiments import ablations, bench_costs, map, settings
+from experiments import ablations, bench_costs, check_pilot, map, settings
 from experiments.config import TrainConfig, UserError
 
 RUN = TrainConfig(
@@ -63,6 +63,23 @@ def test_the_map_compares_at_equal_steps_and_at_equal_seconds(tmp_path, monkeypa
     capsys.readouterr()
     map.main(arguments)
     assert (tmp_path / "summary.jsonl").read_text(encoding="utf-8") == before, "nothing is run again"
+    map.main(["--merge", str(tmp_path), "--out", str(tmp_path / "both")])
+    assert {path.name for path in (tmp_path / "both").iterdir()} == {"map.png"}
+    with pytest.raises(SystemExit, match=r"holds no summary\.jsonl"):
+        map.main(["--merge", str(tmp_path / "both"), "--out", str(tmp_path / "both")])
+
+    # The check of the pilot reads these runs, and what pilots said.
+    leads = check_pilot.measured((tmp_path,))
+    assert list(leads) == ["tiny"]
+    np.testing.assert_allclose(leads["tiny"], map.gains(runs, "stratified", "equal time"))
+    said = {
+        "setting": "tiny", "lead": 0.5, "lead_error": 0.2, "steps": 46, "target": 46, "seeds": 2,
+        "ratio": 2.0, "gain": 1.0, "slope": 0.5, "learned": 0.1,
+    }  # fmt: skip
+    table = check_pilot.summarise([said, said | {"lead": -0.5}], leads)
+    assert "The sign is right in 1 of 2 settings" in table
+    check_pilot.draw([said], leads, tmp_path / "check.png")
+    assert (tmp_path / "check.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
