@@ -63,10 +63,12 @@ def test_the_map_compares_at_equal_steps_and_at_equal_seconds(tmp_path, monkeypa
     capsys.readouterr()
     map.main(arguments)
     assert (tmp_path / "summary.jsonl").read_text(encoding="utf-8") == before, "nothing is run again"
-    map.main(["--merge", str(tmp_path), "--out", str(tmp_path / "both")])
+    map.main(["--settings", "tiny", "--merge", str(tmp_path), "--out", str(tmp_path / "both")])
     assert {path.name for path in (tmp_path / "both").iterdir()} == {"map.png"}
     with pytest.raises(SystemExit, match=r"holds no summary\.jsonl"):
-        map.main(["--merge", str(tmp_path / "both"), "--out", str(tmp_path / "both")])
+        map.main(
+            ["--settings", "tiny", "--merge", str(tmp_path / "both"), "--out", str(tmp_path / "both")]
+        )
 
     # The check of the pilot reads these runs, and what pilots said.
     leads = check_pilot.measured((tmp_path,))
