@@ -32,6 +32,7 @@ SMALL = TrainConfig(
     budget=0.75,
     evaluations=4,
     checkpoints=4,
+    select_span=(0.2, 0.8),  # random, coresets, random
     crest=CrestConfig(batch_size=64, subset_size=128, probe_size=64, exclude_window=8),
 )
 STEPS = 69  # 4 epochs of ceil(1442 / 64) = 23 steps, times 0.75
@@ -44,7 +45,7 @@ def options(config: TrainConfig) -> list[str]:
         *("--epochs", str(config.epochs), "--budget", str(config.budget)),
         *("--evaluations", str(config.evaluations), "--checkpoints", str(config.checkpoints)),
         *("--batch-size", "64", "--subset-size", "128", "--probe-size", "64"),
-        *("--exclude-window", "8", "--out", str(config.out)),
+        *("--exclude-window", "8", "--out", str(config.out), "--select-span", "0.2", "0.8"),
     ]
 
 
@@ -76,7 +77,11 @@ def test_run_folder_holds_what_happened(finished: tuple[TrainConfig, dict[str, A
     assert (counts.sum(axis=1) // 64).tolist() == np.bincount(np.arange(STEPS) * 20 // STEPS).tolist()
     selections = [row for row in events if row["kind"] == "selection"]
     assert sum(row["coresets"] for row in selections) == metrics["selected"]
-    assert sum(row["reason"] != "held" for row in selections) == metrics["regions"]
+    begun = [row for row in selections if row["reason"] not in ("held", "random")]
+    assert len(begun) == metrics["regions"] > 1
+    assert begun[0]["step"] == round(0.2 * STEPS)
+    assert selections[-1]["reason"] == "random"
+    assert selections[-1]["step"] == round(0.8 * STEPS)
 
 
 def test_counted_passes_follow_from_the_events(
@@ -98,7 +103,7 @@ def test_counted_passes_follow_from_the_events(
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["crest", "random", "craig", "hardest"])
+@pytest.mark.parametrize("method", ["crest", "random", "craig", "hardest", "unlearned"])
 def test_a_run_cut_off_anywhere_resumes_bit_for_bit(
     method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +297,12 @@ def test_preset_takes_two_steps_on_stand_in_arrays(
     assert metrics["steps"] == 2
     assert metrics["regions"] >= 1
     assert np.isfinite(metrics["test_loss"])
+
+
+@pytest.mark.parametrize("span", [(0.5, 0.5), (-0.1, 0.5), (0.2, 1.1), (float("nan"), 0.5)])
+def test_a_span_that_does_not_rise_within_the_run_is_refused(span: tuple[float, float]) -> None:
+    with pytest.raises(UserError, match="--select-span is .* must be two rising shares"):
+        dataclasses.replace(SMALL, select_span=span)
 
 
 @pytest.mark.parametrize("budget", [0.0, -0.1, 1.1, float("nan")])
