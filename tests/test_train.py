@@ -301,7 +301,7 @@ def test_preset_takes_two_steps_on_stand_in_arrays(
 
 @pytest.mark.parametrize("span", [(0.5, 0.5), (-0.1, 0.5), (0.2, 1.1), (float("nan"), 0.5)])
 def test_a_span_that_does_not_rise_within_the_run_is_refused(span: tuple[float, float]) -> None:
-    with pytest.raises(UserError, match="--select-span is .* must be two rising shares"):
+    with pytest.raises(UserError, match=r"--select-span is .* must be two rising shares"):
         dataclasses.replace(SMALL, select_span=span)
 
 
