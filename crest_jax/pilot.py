@@ -212,7 +212,7 @@ def pilot(
     )
     lead = float(gains.mean()) - slope * math.log2(ratio)
     doublings = points["twice"] - points["once"]
-    scale = slope / doublings.mean() if doublings.mean() > 0 else 0.0
+    scale = slope / (twice - once) if twice > once else 0.0
     leads = gains - scale * doublings * math.log2(ratio)
     variance, learned, covered = _state_of(apply_fn, loss_fn, source, config, state, key)
     selecting = seeds * ((own.select_until or length) - low)
