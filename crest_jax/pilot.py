@@ -207,9 +207,8 @@ def pilot(
     spent = {name: float(np.median([taken for _, taken in rows])) for name, rows in found.items()}
     ratio = max(1.0, spent["crest"] / spent["once"])
     gains = points["crest"] - points["once"]
-    slope = slope_at(
-        points["half"].mean(), points["once"].mean(), points["twice"].mean(), steps / length
-    )
+    half, once, twice = (float(points[name].mean()) for name in ("half", "once", "twice"))
+    slope = slope_at(half, once, twice, steps / length)
     lead = float(gains.mean()) - slope * math.log2(ratio)
     doublings = points["twice"] - points["once"]
     scale = slope / (twice - once) if twice > once else 0.0
