@@ -16,6 +16,8 @@ import multiprocessing
 import os
 import shlex
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,7 +147,15 @@ def _cores(jobs: int) -> Iterator[int]:
 
 
 def _settle(cores: Any) -> None:
-    """Pin a worker to its core."""
+    """Pin a worker to its core, and let it end when the program that began it is gone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
     core = cores.get()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})

@@ -4,6 +4,9 @@ import base64
 import dataclasses
 import re
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +148,29 @@ def test_a_folder_without_a_comparison_or_runs_is_refused(compared: Path, tmp_pa
     (tmp_path / "summary.jsonl").write_text('{"method": "crest"')
     with pytest.raises(UserError, match="is damaged"):
         report.build(report.ReportConfig(tmp_path, tmp_path / "page.html"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads the processes of Linux")
+def test_workers_end_when_the_program_that_began_them_is_killed(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "experiments.compare", "--dataset", "digits", "--model", "mlp",
+        "--epochs", "2000", "--methods", "full", "random", "--jobs", "2", "--out", str(tmp_path),
+    ]  # fmt: skip
+    with subprocess.Popen(command, cwd=Path(__file__).parents[1]) as program:
+        begun = [tmp_path / f"{method}-seed0" / "config.json" for method in ("full", "random")]
+        deadline = time.monotonic() + 90
+        while not all(path.is_file() for path in begun) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert all(path.is_file() for path in begun)
+        workers = [
+            int(path.name)
+            for path in Path("/proc").glob("[0-9]*")
+            if f"PPid:\t{program.pid}\n" in (path / "status").read_text()
+            and "spawn_main" in (path / "cmdline").read_text()
+        ]
+        assert len(workers) == 2
+        program.kill()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
