@@ -150,6 +150,16 @@ def test_a_folder_without_a_comparison_or_runs_is_refused(compared: Path, tmp_pa
         report.build(report.ReportConfig(tmp_path, tmp_path / "page.html"))
 
 
+def status_of(process: int) -> str:
+    """What Linux says about a process, empty when it is gone or waits to be buried."""
+    try:
+        text = Path(f"/proc/{process}/status").read_text()
+        command = Path(f"/proc/{process}/cmdline").read_text()
+    except OSError:
+        return ""
+    return "" if "State:\tZ" in text else text + command
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads the processes of Linux")
 def test_workers_end_when_the_program_that_began_them_is_killed(tmp_path: Path) -> None:
     command = [
@@ -162,15 +172,15 @@ def test_workers_end_when_the_program_that_began_them_is_killed(tmp_path: Path) 
         while not all(path.is_file() for path in begun) and time.monotonic() < deadline:
             time.sleep(0.2)
         assert all(path.is_file() for path in begun)
+        everyone = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
         workers = [
-            int(path.name)
-            for path in Path("/proc").glob("[0-9]*")
-            if f"PPid:\t{program.pid}\n" in (path / "status").read_text()
-            and "spawn_main" in (path / "cmdline").read_text()
+            process
+            for process in everyone
+            if f"PPid:\t{program.pid}\n" in status_of(process) and "spawn_main" in status_of(process)
         ]
         assert len(workers) == 2
         program.kill()
     deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+    while any(map(status_of, workers)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+    assert not any(map(status_of, workers))
