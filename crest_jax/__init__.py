@@ -2,7 +2,7 @@
 
 from crest_jax.adapters import from_linen, from_nnx, linen_features
 from crest_jax.config import CrestConfig
-from crest_jax.crest import CrestState, Event, Work, crest
+from crest_jax.crest import crest
 from crest_jax.curvature import (
     draw_probes,
     gradient_and_diagonal,
@@ -38,6 +38,7 @@ from crest_jax.rivals import (
 )
 from crest_jax.sampling import random_batches, stratified_batches, unlearned_batches
 from crest_jax.selection import plan_coreset, select_coreset
+from crest_jax.state import CrestState, Event, Work
 from crest_jax.subset import Subset, subset_batches
 from crest_jax.types import ApplyFn, Batch, Coreset, Examples, Selection, Source
 

@@ -6,7 +6,6 @@ numbers, and only when a check is due or a region begins.
 """
 
 import math
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,8 @@ import optax
 
 from crest_jax import _checks
 from crest_jax.config import CrestConfig
-from crest_jax.curvature import Moments, init_moments
-from crest_jax.data import RowStream, next_subset, open_stream
+from crest_jax.curvature import init_moments
+from crest_jax.data import next_subset, open_stream
 from crest_jax.embeddings import EmbedFn, logit_gradients
 from crest_jax.exclusion import (
     Exclusion,
@@ -33,6 +32,7 @@ from crest_jax.kernels import (
 )
 from crest_jax.losses import cross_entropy
 from crest_jax.region import Region, check_interval
+from crest_jax.state import CrestState, Event, Work, call, count_work
 from crest_jax.types import (
     ApplyFn,
     Array,
@@ -47,79 +47,9 @@ from crest_jax.types import (
 )
 
 
-class Work(NamedTuple):
-    """Examples passed through the model so far, beside the training steps; a tangent pass counts."""
-
-    selection_forward: int = 0
-    selection_backward: int = 0
-    check_forward: int = 0
-    curvature_forward: int = 0
-    curvature_backward: int = 0
-
-
-class CrestState(NamedTuple):
-    """The state of CREST: host numbers that steer, beside device arrays."""
-
-    step: int  # batches handed out
-    cursor: int  # steps that those held have served
-    held: int  # coresets held in `rows` and `weights`
-    interval: int  # T1
-    next_check: int  # step of the next check
-    window_end: int  # step at which the exclusion window closes
-    reference_norm: float  # |H_0|, NaN until it is taken
-    norm: float  # |H_l| of the current region
-    regions: int  # regions begun
-    selected: int  # coresets selected
-    unused: int  # coresets thrown away before a step used them
-    excluded: int  # examples out of play
-    work: Work
-    finite: Array  # [], bool: all losses and embeddings seen so far were finite
-    key: Array
-    stream: RowStream
-    exclusion: Exclusion  # [n] arrays
-    moments: Moments
-    region: Region
-    rows: Array  # [max_coresets, m], int32
-    weights: Array  # [max_coresets, m], float32
-
-
-class Event(NamedTuple):
-    """What a refresh did; all fields are Python values."""
-
-    step: int
-    reason: str  # "start", "error", "exhausted": a region began; "held", "random": none did
-    region: int  # number of the current region, from 1
-    rho: float | None  # relative error of the quadratic model, None without a check
-    loss: float | None  # mean loss of the probe rows now, None when not measured
-    interval: int  # T1
-    coresets: int  # coresets selected now
-    selected: int  # coresets selected so far
-    unused: int  # coresets thrown away so far
-    excluded: int  # examples out of play
-    curvature_norm: float
-    work: Work
-
-
 def _copy(tree: PyTree) -> PyTree:
     """Copy arrays, so that a train step that donates its buffers cannot delete the anchor."""
     return jax.tree.map(jnp.copy, tree)
-
-
-def _count_work(state: CrestState, **passes: int) -> CrestState:
-    """Add examples passed through the model to the counters of ``Work``."""
-    counts = {name: getattr(state.work, name) + more for name, more in passes.items()}
-    return state._replace(work=state.work._replace(**counts))
-
-
-def call(name: str, function: Any, *args: Any) -> Any:
-    """Run one phase without timing it: the default ``PhaseFn``.
-
-    Example:
-      >>> call("selection", max, 1, 2)
-      2
-    """
-    del name
-    return function(*args)
 
 
 def crest(
@@ -239,7 +169,7 @@ def crest(
     ) -> tuple[CrestState, Array, float]:
         """Measure the loss of probe rows, for the device and for the host."""
         loss = kernels.probe_loss(params, model_state, source.take(rows))
-        return _count_work(state, check_forward=config.probe_size), loss, float(loss)
+        return count_work(state, check_forward=config.probe_size), loss, float(loss)
 
     def select(state: CrestState, params: Params, model_state: ModelState, number: int) -> CrestState:
         """Append coresets selected at these parameters."""
@@ -259,9 +189,7 @@ def crest(
             )
             state = state._replace(rows=held[0], weights=held[1], exclusion=exclusion, finite=finite)
         scored = number * config.subset_size
-        state = _count_work(
-            state, selection_forward=scored, selection_backward=scored * backward_passes
-        )
+        state = count_work(state, selection_forward=scored, selection_backward=scored * backward_passes)
         return state._replace(held=state.held + number, selected=state.selected + number)
 
     def mixed(state: CrestState) -> CrestState:
@@ -288,7 +216,7 @@ def crest(
             probes, params, model_state, source.take(rows), weights, state.moments
         )
         passes = len(rows) * (1 + config.hutchinson_probes)
-        state = _count_work(state, curvature_forward=passes, curvature_backward=passes)
+        state = count_work(state, curvature_forward=passes, curvature_backward=passes)
         region = state.region._replace(gradient=gradient, curvature=curvature)
         state = state._replace(key=key, moments=moments, region=region, norm=float(norm))
         if math.isnan(state.reference_norm) and state.step >= (config.reference_step or 0):

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
-from crest_jax.crest import Work, call
 from crest_jax.data import RowStream, next_subset, open_stream
 from crest_jax.embeddings import (
     EmbedFn,
@@ -26,6 +25,7 @@ from crest_jax.losses import cross_entropy
 from crest_jax.matching import lower_validation_loss, match_by_class
 from crest_jax.planning import quotas_for
 from crest_jax.selection import select_coreset
+from crest_jax.state import Work, call
 from crest_jax.subset import Subset, subset_batches
 from crest_jax.types import (
     ApplyFn,

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
-from crest_jax.crest import Work, call
 from crest_jax.data import RowStream, next_subset, open_stream
+from crest_jax.state import Work, call
 from crest_jax.types import Array, Batch, ModelState, Params, PhaseFn, Selection, Source
 
 NEVER = 2**31 - 1  # a step that no run reaches, and that a checkpoint of 32-bit numbers holds

@@ -7,9 +7,6 @@ and ``summary.md``: accuracies, differences from CREST as it is and from stratif
 """
 
 import dataclasses
-import os
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ import numpy as np
 import tyro
 
 from crest_jax.report import append_line, table
-from experiments.compare import run_all, with_interval, work_in_steps
+from experiments.compare import made_by, run_all, with_interval, work_in_steps
 from experiments.config import TrainConfig, UserError
 from experiments.run_folder import writable_folder
 from experiments.settings import SETTINGS
@@ -145,14 +142,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines.unlink(missing_ok=True)
         for run in runs:
             append_line(lines, run)
-        command = shlex.join(
-            ["python", "-m", "experiments.ablations", *(sys.argv[1:] if argv is None else argv)]
-        )
-        commits = ", ".join(sorted({str(run["commit"]) for run in runs}))
-        made = (
-            f"`{command}` at commit {commits}, on {runs[0]['device']}, {os.cpu_count()} cores, "
-            f"{config.jobs} run(s) at a time, {len(config.seeds)} seeds, {runs[0]['steps']} steps"
-        )
+        made = made_by("ablations", argv, runs, config.jobs)
+        made += f", {len(config.seeds)} seeds, {runs[0]['steps']} steps"
         text = summarise(config, runs)
         (config.out / "summary.md").write_text(f"{made}\n\n{text}\n", encoding="utf-8")
         print(text)

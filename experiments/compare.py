@@ -258,6 +258,17 @@ def work_in_steps(metrics: dict[str, Any]) -> float:
     return (forward + 2 * backward) / (3 * batch)
 
 
+def made_by(script: str, argv: Sequence[str] | None, results: list[dict[str, Any]], jobs: int) -> str:
+    """Return the line that says how results were made: command, commits and machine."""
+    arguments = sys.argv[1:] if argv is None else argv
+    command = shlex.join(["python", "-m", f"experiments.{script}", *arguments])
+    commits = ", ".join(sorted({str(result["commit"]) for result in results}))
+    return (
+        f"`{command}` at commit {commits}, on {results[0]['device']}, {os.cpu_count()} cores, {jobs} "
+        "run(s) at a time"
+    )
+
+
 EXPLANATION = """
 Accuracies are means over seeds; ± is the 95 % interval (Student's t); differences are paired by seed.
 Seconds are medians: everything that training needs (steps, selection, curvature, checks, and "other":
@@ -278,14 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for result in results:
             append_line(lines, result)
         text = summarise(config, results)
-        command = shlex.join(
-            ["python", "-m", "experiments.compare", *(sys.argv[1:] if argv is None else argv)]
-        )
-        commits = ", ".join(sorted({str(result["commit"]) for result in results}))
-        source = (
-            f"`{command}` at commit {commits}, on {results[0]['device']}, {os.cpu_count()} cores, "
-            f"{config.jobs} run(s) at a time"
-        )
+        source = made_by("compare", argv, results, config.jobs)
         (out / "summary.md").write_text(f"{source}\n\n{text}\n{EXPLANATION}", encoding="utf-8")
         title = f"{config.run.dataset}, {config.run.model}, {len(config.seeds)} seed(s)"
         first = results[0]["budget"]

@@ -9,9 +9,6 @@ The folder gets one run folder per run, ``summary.jsonl``, ``summary.md`` and ``
 """
 
 import dataclasses
-import os
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +18,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from crest_jax.report import append_line, read_lines, table
-from experiments.compare import interval, run_all, with_interval, work_in_steps
+from experiments.compare import interval, made_by, run_all, with_interval, work_in_steps
 from experiments.config import Method, TrainConfig, UserError
 from experiments.run_folder import writable_folder
 from experiments.settings import MAP, SETTINGS
@@ -211,14 +208,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines.unlink(missing_ok=True)
         for run in runs:
             append_line(lines, run)
-        command = shlex.join(
-            ["python", "-m", "experiments.map", *(sys.argv[1:] if argv is None else argv)]
-        )
-        commits = ", ".join(sorted({str(run["commit"]) for run in runs}))
-        parts = [
-            f"`{command}` at commit {commits}, on {runs[0]['device']}, {os.cpu_count()} cores, "
-            f"{config.jobs} run(s) at a time, seeds {' '.join(map(str, config.seeds))}"
-        ]
+        made = made_by("map", argv, runs, config.jobs)
+        parts = [f"{made}, seeds {' '.join(map(str, config.seeds))}"]
         for name in config.settings:
             options, own = SETTINGS[name], [run for run in runs if run["setting"] == name]
             rates = {run["method"]: options.options(run["method"], 0).learning_rate for run in own}

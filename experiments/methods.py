@@ -29,8 +29,8 @@ from crest_jax import (
     stratified_batches,
     unlearned_batches,
 )
-from crest_jax.crest import Work
 from crest_jax.embeddings import EmbedFn, FeaturesFn
+from crest_jax.state import Work
 from experiments.config import TrainConfig
 from experiments.timing import PhaseTimer
 

@@ -20,7 +20,7 @@ from crest_jax import (
     sketched_gradients,
     weighted_mean,
 )
-from crest_jax.crest import CrestState
+from crest_jax.state import CrestState
 
 FEATURES, CLASSES, COUNT = 6, 3, 96
 
