@@ -346,5 +346,5 @@ def _coreset_mean(points: Array, labels: Array, *, size: int, num_classes: int) 
     coreset = medoids(points, labels, size=size, num_classes=num_classes)
     mean = coreset.weights @ points[coreset.indices] / jnp.sum(coreset.weights)
     left = jnp.mean(jnp.min(_distances(points, coreset.indices), axis=1))
-    whole = jnp.mean(jnp.linalg.norm(points - points.mean(0), axis=1))
+    whole = jnp.mean(jnp.linalg.norm(points - points.mean(0)[None], axis=1))
     return mean, 1.0 - left / whole
