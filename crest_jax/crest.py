@@ -302,12 +302,15 @@ def crest(
         )
 
     def refresh_random(state: CrestState) -> tuple[CrestState, Event | None]:
+        before = state.excluded
         if config.exclude_below > 0 and state.step >= state.window_end:
             state = phase("selection", exclude, state)
-        if state.held == 0:
-            return state, None
-        state = dropped(state)
-        return state, event(state, "random", None, None, 0)
+        if state.held > 0:
+            state = dropped(state)
+            return state, event(state, "random", None, None, 0)
+        if state.excluded != before:
+            return state, event(state, "window", None, None, 0)
+        return state, None
 
     def refresh(
         state: CrestState, params: Params, model_state: ModelState

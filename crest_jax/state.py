@@ -49,7 +49,8 @@ class Event(NamedTuple):
     """What a refresh did; all fields are Python values."""
 
     step: int
-    reason: str  # "start", "error", "exhausted": a region began; "held", "random": none did
+    reason: str  # "start", "error", "exhausted": a region began; "held": the region goes on; "random":
+    # batches are random from here on; "window": between random batches, examples left or returned
     region: int  # number of the current region, from 1
     rho: float | None  # relative error of the quadratic model, None without a check
     loss: float | None  # mean loss of the probe rows now, None when not measured

@@ -31,6 +31,7 @@ from experiments.train import one_sentence
 
 Run = dict[str, Any]
 SHARES = (0.90, 0.95, 0.98)  # of full training's accuracy
+BEGINS = ("start", "error", "exhausted")  # reasons of events with which a region begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +237,7 @@ def region_figure(run: Run, tau: float) -> Figure:
     checks = run["checks"]
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     panels = figure.subplots(4, 1, sharex=True)
-    borders = [row["step"] for row in checks if row["reason"] != "held"]
+    borders = [row["step"] for row in checks if row["reason"] in BEGINS]
     measured = [row for row in checks if row["rho"] is not None]
     panels[0].plot([r["step"] for r in measured], [r["rho"] for r in measured], "o", ms=3, color="C3")
     panels[0].axhline(tau, color="0.4", ls="--", lw=1)
@@ -269,7 +270,7 @@ def region_rows(runs: list[Run]) -> list[list[str]]:
             continue
         early, late, longest, ranks, counts, out = [], [], [], [], [], []
         for run in own:
-            begun = [row["step"] for row in run["checks"] if row["reason"] not in ("held", "random")]
+            begun = [row["step"] for row in run["checks"] if row["reason"] in BEGINS]
             ends = [row["step"] for row in run["checks"] if row["reason"] == "random"]
             lengths = np.diff([*begun, *(ends or [run["steps"]])])
             middle = len(lengths) // 2

@@ -363,7 +363,9 @@ def test_after_select_until_batches_are_random_and_nothing_is_scored() -> None:
         batches.append(batch)
         work.append(state.work)
     assert [e.step for e in events if e.reason == "random"] == [11]
-    assert max(e.step for e in events) == 11
+    windows = [(e.step, e.excluded) for e in events if e.reason == "window"]
+    assert windows[0][0] > 11
+    assert windows[-1][1] == state.excluded
     assert work[10] == work[-1] != work[0], "nothing passes the model any more"
     assert state.unused == sum(e.coresets for e in events) - 11
     for step, batch in enumerate(batches):
