@@ -175,6 +175,7 @@ def test_regions_checks_and_counters_agree() -> None:
     config = CrestConfig(
         batch_size=12, subset_size=36, probe_size=30, exclude_below=0.0, tau=0.25,
         coresets_per_interval=1.6, max_interval=5, max_coresets=8, hutchinson_probes=2,
+        interval_multiplier=4.0,
     )  # fmt: skip
     history = train(config, optax.sgd(0.3, momentum=0.9), 60)
     events = [event for _, event, *_ in history if event is not None]
