@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 from tqdm import tqdm
 
 from crest_jax.report import append_line, read_lines, table
@@ -95,19 +96,22 @@ def draw(pilots: list[dict[str, Any]], leads: dict[str, list[float]], path: Path
     """Draw predicted against measured leads."""
     figure = Figure(figsize=(6.5, 6), layout="constrained")
     panel = figure.subplots()
-    for found in pilots:
+    for number, found in enumerate(pilots):
         mean, half = interval(leads[found["setting"]])
         panel.errorbar(
             found["lead"], mean, xerr=2 * found["lead_error"], yerr=0.0 if np.isnan(half) else half,
-            fmt="o", ms=5, capsize=2, lw=1, label=found["setting"].replace("_", " "),
+            fmt="osD^"[number // 10 % 4], ms=5, capsize=2, lw=1,
+            label=found["setting"].replace("_", " "),
         )  # fmt: skip
     panel.axhline(0, color="0.4", lw=1)
     panel.axvline(0, color="0.4", lw=1)
-    low, high = (
-        min(panel.get_xlim()[0], panel.get_ylim()[0]),
-        max(panel.get_xlim()[1], panel.get_ylim()[1]),
-    )
-    panel.plot([low, high], [low, high], color="0.7", ls="--", lw=1)
+    # A pilot that is much shorter than its training exaggerates: small leads must stay legible.
+    panel.set(xscale="symlog", yscale="symlog")
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(FixedLocator([-10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5, 10]))
+        axis.set_major_formatter("{x:g}")
+    line = np.linspace(-10, 10, 401)
+    panel.plot(line, line, color="0.7", ls="--", lw=1)
     panel.set(xlabel="lead that the pilot predicts, points", ylabel="lead measured at equal seconds")
     panel.grid(alpha=0.3)
     figure.legend(fontsize=7, loc="outside right upper")
