@@ -140,7 +140,7 @@ def batch_gradients(
         # A stream of its own for each draw: within one stream, draws are not independent.
         stream = open_stream(jax.random.fold_in(key, index), strata, active, number)
         _, rows = next_subset(stream, strata, lambda: active, size)
-        rows, weights = rows[0], jnp.ones(batch_size)
+        weights = jnp.ones(batch_size)
         if kind == "coreset":
             rows, weights = select(params, model_state, source.take(rows), rows)
         found.append(np.asarray(gradient(params, model_state, source.take(rows), weights)))
