@@ -1,5 +1,7 @@
 """The strictest settings that JAX has: rank promotion raises, warnings are errors."""
 
+from collections.abc import Iterator
+
 import jax
 import pytest
 
@@ -17,3 +19,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(slow)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs() -> Iterator[None]:
+    """Free the compiled programs of a module: those of all together exhaust a process's memory maps."""
+    yield
+    jax.clear_caches()
