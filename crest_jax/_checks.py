@@ -26,6 +26,14 @@ def positive_int(name: str, value: Any) -> None:
     )
 
 
+def window_count(name: str, value: Any) -> None:
+    """Require None, or an integer from 1 to 127: windows that an excluded example stays out."""
+    require(
+        value is None or (isinstance(value, int) and 1 <= value <= 127),
+        f"{name} is {value!r} but must be None or an integer from 1 to 127; 4 is usual.",
+    )
+
+
 def in_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
     """Require ``low <= value <= high`` (``low < value`` with ``open_low``)."""
     inside = bool((low < value if open_low else low <= value) and value <= high)

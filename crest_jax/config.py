@@ -121,12 +121,7 @@ class CrestConfig:
         if self.beta2 is not None:
             _checks.in_range("beta2", self.beta2, 0.0, 0.999999)
         _checks.in_range("exclude_below", self.exclude_below, 0.0, 1e6)
-        _checks.require(
-            self.exclude_for is None
-            or (isinstance(self.exclude_for, int) and 1 <= self.exclude_for <= 127),
-            f"exclude_for is {self.exclude_for!r} but must be None or an integer from 1 to 127; 4 is "
-            "usual.",
-        )
+        _checks.window_count("exclude_for", self.exclude_for)
         for name, options in (
             ("smoothing", get_args(Smoothing)),
             ("exhausted", get_args(Exhausted)),

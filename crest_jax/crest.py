@@ -18,11 +18,11 @@ from crest_jax.curvature import init_moments
 from crest_jax.data import next_subset, open_stream
 from crest_jax.embeddings import EmbedFn, logit_gradients
 from crest_jax.exclusion import (
-    Exclusion,
     end_window,
     init_exclusion,
     observe_losses,
     rows_needed,
+    turn_over,
 )
 from crest_jax.kernels import (
     make_kernels,
@@ -117,13 +117,11 @@ def crest(
     ones = jnp.ones(config.batch_size, jnp.float32)
     needed = rows_needed(source.labels, num_classes, max(config.subset_size, config.probe_size))
 
-    def close(exclusion: Exclusion) -> tuple[Exclusion, Array]:
-        return end_window(exclusion, classes, needed, config.exclude_below, config.exclude_for)
-
     def init(key: Array, params: Params, model_state: ModelState) -> CrestState:
         stream_key, key = jax.random.split(key)
         # Nothing was seen, so this changes nothing, and compiles now what a later window needs.
-        exclusion, _ = close(init_exclusion(count))
+        below, windows = config.exclude_below, config.exclude_for
+        exclusion, _ = end_window(init_exclusion(count), classes, needed, below, windows)
         region = Region(
             anchor=_copy(params),
             model_state=_copy(model_state),
@@ -271,14 +269,8 @@ def crest(
         return mixed(select(state, params, model_state, min(num_coresets(state, state.interval), left)))
 
     def exclude(state: CrestState) -> CrestState:
-        exclusion, changed = close(state.exclusion)
-        window_end = state.step + config.exclude_window
-        state = state._replace(exclusion=exclusion, window_end=window_end)
-        if not changed:
-            return state
-        key, stream_key = jax.random.split(state.key)
-        stream = open_stream(stream_key, classes, ~exclusion.excluded, num_classes)
-        return state._replace(key=key, stream=stream, excluded=count - stream.in_play)
+        below, windows, window = config.exclude_below, config.exclude_for, config.exclude_window
+        return turn_over(state, classes, needed, below, windows, window)
 
     def selecting(step: int) -> bool:
         return config.select_from <= step < (config.select_until or math.inf)

@@ -1,12 +1,13 @@
 """Examples that are already learned leave the selection pool for a while."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from crest_jax.data import open_stream
 from crest_jax.types import Array
 
 
@@ -97,6 +98,38 @@ def end_window(
     """
     closed = close_window(exclusion, classes, needed, alpha, windows)
     return closed, jnp.any(closed.excluded != exclusion.excluded)
+
+
+def turn_over(
+    state: Any, classes: Array, needed: Array, alpha: float, windows: int | None, window: int
+) -> Any:
+    """Close the window of a method's state and begin the next, of ``window`` steps.
+
+    The state is a named tuple with ``step``, ``window_end``, ``exclusion``, ``excluded``, ``key`` and
+    ``stream``; the stream is opened anew where examples left or returned. Other arguments: see
+    ``close_window``.
+
+    Example:
+      >>> class State(NamedTuple):
+      ...     step: int
+      ...     window_end: int
+      ...     exclusion: Exclusion
+      ...     excluded: int
+      ...     key: Array
+      ...     stream: Any
+      >>> seen = observe(init_exclusion(3), jnp.array([0]), jnp.array([0.05]))
+      >>> state = State(4, 4, seen, 0, jax.random.key(0), None)
+      >>> state = turn_over(state, jnp.zeros(3, int), jnp.array([1]), 0.1, 1, 4)
+      >>> state.excluded, state.window_end, state.stream.in_play
+      (1, 8, 2)
+    """
+    exclusion, changed = end_window(state.exclusion, classes, needed, alpha, windows)
+    state = state._replace(exclusion=exclusion, window_end=state.step + window)
+    if not changed:
+        return state
+    key, stream_key = jax.random.split(state.key)
+    stream = open_stream(stream_key, classes, ~exclusion.excluded, needed.shape[0])
+    return state._replace(key=key, stream=stream, excluded=len(classes) - stream.in_play)
 
 
 def rows_needed(labels: np.ndarray, num_classes: int, size: int) -> Array:

@@ -8,7 +8,14 @@ import numpy as np
 
 from crest_jax import _checks
 from crest_jax.data import RowStream, next_subset, open_stream
-from crest_jax.exclusion import Exclusion, end_window, init_exclusion, observe_losses, rows_needed
+from crest_jax.exclusion import (
+    Exclusion,
+    end_window,
+    init_exclusion,
+    observe_losses,
+    rows_needed,
+    turn_over,
+)
 from crest_jax.types import Array, Batch, ModelState, Params, Selection, Source
 
 
@@ -121,10 +128,7 @@ def unlearned_batches(
     _check_batch(batch_size, count)
     _checks.in_range("below", below, 0.0, 1e6, open_low=True)
     _checks.positive_int("window", window)
-    _checks.require(
-        windows is None or (isinstance(windows, int) and 1 <= windows <= 127),
-        f"windows is {windows!r} but must be None or an integer from 1 to 127; 4 is usual.",
-    )
+    _checks.window_count("windows", windows)
     labels = source.labels if stratified else np.zeros(count, np.int32)
     num_strata = source.num_classes if stratified else 1
     strata = jnp.asarray(labels, jnp.int32)
@@ -150,16 +154,9 @@ def unlearned_batches(
             f"no losses were handed back in {state.step} steps but exclusion needs them; call observe "
             "after every step, or pass losses to fit.",
         )
-        exclusion, changed = end_window(state.exclusion, strata, needed, below, windows)
-        state = state._replace(exclusion=exclusion, window_end=state.step + window)
-        if not changed:
-            return state, None
-        key, stream_key = jax.random.split(state.key)
-        stream = open_stream(stream_key, strata, ~exclusion.excluded, num_strata)
-        return state._replace(key=key, stream=stream, excluded=count - stream.in_play), None
+        return turn_over(state, strata, needed, below, windows, window), None
 
     def next_batch(state: UnlearnedState) -> tuple[UnlearnedState, Batch]:
-
         def active() -> Array:
             return ~state.exclusion.excluded
 

@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from crest_jax import ArraySource, Pilot, Selection, make_evaluate, pilot
+from crest_jax import ArraySource, Pilot, Selection, fit, make_evaluate, pilot
 from experiments.config import TrainConfig, UserError
 from experiments.program import Training, load_data, make_training
 from experiments.run_folder import commit, writable_folder, write_json
@@ -60,7 +60,7 @@ class PilotConfig:
         if self.setting is not None:
             return SETTINGS[self.setting]
         rates: dict[Any, float] = {} if self.crest_rate is None else {"crest": self.crest_rate}
-        return Setting("own", self.run, rates)
+        return Setting(self.run, rates)
 
 
 def split(dataset: Any, seed: int) -> tuple[ArraySource, ArraySource]:
@@ -90,13 +90,15 @@ def ask(setting: Setting, seconds: float, seed: int = 0) -> Pilot:
     def train_at(rate: float, selection: Selection, steps: int, key: jax.Array) -> tuple[Any, Any]:
         init_key, selection_key = jax.random.split(key)
         parts = training(rate, steps)
-        state = parts.init(init_key)
-        selected = selection.init(selection_key, state.params, state.model_state)
-        for _ in range(steps):
-            selected, _ = selection.refresh(selected, state.params, state.model_state)
-            selected, batch = selection.next_batch(selected)
-            state, metrics = parts.train_step(state, batch)
-            selected = selection.observe(selected, batch, metrics.losses)
+        state = fit(
+            selection,
+            parts.train_step,
+            parts.init(init_key),
+            key=selection_key,
+            steps=steps,
+            view=lambda state: (state.params, state.model_state),
+            losses=lambda metrics: metrics.losses,
+        )
         return state.params, state.model_state
 
     apply_fn = training(config.learning_rate, 1).apply_fn

@@ -13,7 +13,6 @@ from experiments.config import Method, TrainConfig
 class Setting:
     """One place of the map."""
 
-    regime: str  # "short", "long" or "redundant"
     run: TrainConfig  # everything but method and seed
     rates: dict[Method, float] = dataclasses.field(default_factory=dict)  # where not the run's own
 
@@ -43,41 +42,39 @@ REDUNDANT_MLP = dataclasses.replace(
 REDUNDANT_RESNET = dataclasses.replace(RESNET, dataset="fashion_mnist_20k_redundant")
 
 MAP: dict[str, Setting] = {
-    "short_resnet": Setting("short", RESNET),
-    "short_resnet_fast": Setting("short", dataclasses.replace(RESNET, learning_rate=0.2)),
-    "short_mlp": Setting("short", dataclasses.replace(MLP, epochs=10)),
-    "long_resnet": Setting("long", dataclasses.replace(RESNET, epochs=200, budget=0.1)),
-    "long_mlp": Setting("long", dataclasses.replace(MLP, learning_rate=0.05)),
-    "redundant_resnet": Setting("redundant", REDUNDANT_RESNET),
-    "redundant_mlp": Setting("redundant", REDUNDANT_MLP),
-    "redundant_long_mlp": Setting("redundant", dataclasses.replace(REDUNDANT_MLP, budget=0.75)),
+    "short_resnet": Setting(RESNET),
+    "short_resnet_fast": Setting(dataclasses.replace(RESNET, learning_rate=0.2)),
+    "short_mlp": Setting(dataclasses.replace(MLP, epochs=10)),
+    "long_resnet": Setting(dataclasses.replace(RESNET, epochs=200, budget=0.1)),
+    "long_mlp": Setting(dataclasses.replace(MLP, learning_rate=0.05)),
+    "redundant_resnet": Setting(REDUNDANT_RESNET),
+    "redundant_mlp": Setting(REDUNDANT_MLP),
+    "redundant_long_mlp": Setting(dataclasses.replace(REDUNDANT_MLP, budget=0.75)),
 }
 
 SMALL_MLP = dataclasses.replace(MLP, width=128)
 TWELVE = dataclasses.replace(MLP, dataset="fashion_mnist_12k")
 # Places that no choice of this project was made on, to check `crest_jax.pilot` against.
 HELD_BACK: dict[str, Setting] = {
-    "mlp_20k": Setting("short", dataclasses.replace(MLP, dataset="fashion_mnist_20k", epochs=20)),
+    "mlp_20k": Setting(dataclasses.replace(MLP, dataset="fashion_mnist_20k", epochs=20)),
     "mlp_20k_long": Setting(
-        "long",
         dataclasses.replace(MLP, dataset="fashion_mnist_20k", epochs=100, learning_rate=0.05),
     ),
-    "mlp_very_short": Setting("short", dataclasses.replace(MLP, epochs=5)),
-    "small_mlp_long": Setting("long", dataclasses.replace(SMALL_MLP, learning_rate=0.05)),
-    "small_mlp_redundant": Setting("redundant", dataclasses.replace(REDUNDANT_MLP, width=128)),
+    "mlp_very_short": Setting(dataclasses.replace(MLP, epochs=5)),
+    "small_mlp_long": Setting(dataclasses.replace(SMALL_MLP, learning_rate=0.05)),
+    "small_mlp_redundant": Setting(dataclasses.replace(REDUNDANT_MLP, width=128)),
     "redundant_small_batches": Setting(
-        "redundant",
         dataclasses.replace(
             REDUNDANT_MLP,
             learning_rate=0.05,
             crest=dataclasses.replace(REDUNDANT_MLP.crest, batch_size=64, subset_size=128),
         ),
     ),
-    "redundant_twice": Setting("redundant", dataclasses.replace(REDUNDANT_MLP, budget=0.3)),
-    "mlp_12k": Setting("short", dataclasses.replace(TWELVE, epochs=10)),
-    "mlp_12k_long": Setting("long", dataclasses.replace(TWELVE, epochs=100, learning_rate=0.05)),
+    "redundant_twice": Setting(dataclasses.replace(REDUNDANT_MLP, budget=0.3)),
+    "mlp_12k": Setting(dataclasses.replace(TWELVE, epochs=10)),
+    "mlp_12k_long": Setting(dataclasses.replace(TWELVE, epochs=100, learning_rate=0.05)),
     "resnet_12k": Setting(
-        "short", dataclasses.replace(RESNET, dataset="fashion_mnist_12k", epochs=10, budget=0.1)
+        dataclasses.replace(RESNET, dataset="fashion_mnist_12k", epochs=10, budget=0.1)
     ),
 }
 SETTINGS = MAP | HELD_BACK

@@ -34,7 +34,7 @@ def test_the_settings_are_those_of_the_protocol():
 
 
 def test_the_map_compares_at_equal_steps_and_at_equal_seconds(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(map, "SETTINGS", {"tiny": settings.Setting("short", RUN)})
+    monkeypatch.setattr(map, "SETTINGS", {"tiny": settings.Setting(RUN)})
     arguments = ["--settings", "tiny", "--seeds", "0", "1", "--full-seeds", "1", "--out", str(tmp_path)]
     map.main(arguments)
     runs = read_lines(tmp_path / "summary.jsonl")
@@ -134,7 +134,7 @@ def test_every_ablation_changes_what_it_says_and_runs(tmp_path, monkeypatch, cap
         assert own not in seen, variant
         seen.add(own)
     assert ablations.options_of(config, "r_4m", 0).crest.subset_size == 4 * 130
-    monkeypatch.setattr(ablations, "SETTINGS", {"redundant_mlp": settings.Setting("short", RUN)})
+    monkeypatch.setattr(ablations, "SETTINGS", {"redundant_mlp": settings.Setting(RUN)})
     variants = ["crest", "stratified", "no_exclusion", "last_layer", "sketch", "reuse_2"]
     ablations.main(["--variants", *variants, "--seeds", "0", "1", "--out", str(tmp_path)])
     runs = read_lines(tmp_path / "summary.jsonl")
