@@ -61,6 +61,10 @@ class CrestConfig:
     exclude_for: int | None = 4
     """Windows that an excluded example stays out before it returns, at most 127. None: until its class
     runs dry, as in the paper; long runs then forget what they no longer see."""
+    exclude_keep: float = 0.25
+    """Share of the excluded examples that stays in play, drawn anew in every pass, each with weight one
+    over the share, so that no example is lost to the mean gradient. 0 leaves all out, as in the paper;
+    trainings of many passes suffer from that."""
     exhausted: Exhausted = "current"
     """When a region outlives its coresets: select more at the current or at the anchor's parameters,
     or begin a new region."""
@@ -122,6 +126,7 @@ class CrestConfig:
             _checks.in_range("beta2", self.beta2, 0.0, 0.999999)
         _checks.in_range("exclude_below", self.exclude_below, 0.0, 1e6)
         _checks.window_count("exclude_for", self.exclude_for)
+        _checks.in_range("exclude_keep", self.exclude_keep, 0.0, 1.0)
         for name, options in (
             ("smoothing", get_args(Smoothing)),
             ("exhausted", get_args(Exhausted)),

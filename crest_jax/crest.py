@@ -6,6 +6,7 @@ numbers, and only when a check is due or a region begins.
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,11 @@ from crest_jax.data import next_subset, open_stream
 from crest_jax.embeddings import EmbedFn, logit_gradients
 from crest_jax.exclusion import (
     end_window,
+    in_play,
     init_exclusion,
     observe_losses,
     rows_needed,
+    stands_for,
     turn_over,
 )
 from crest_jax.kernels import (
@@ -114,18 +117,19 @@ def crest(
     largest_share = float(np.bincount(source.labels).max() / count)
     kernels = make_kernels(config, apply_fn, loss_fn, embed_fn, largest_share)
     classes = jnp.asarray(source.labels, jnp.int32)
-    ones = jnp.ones(config.batch_size, jnp.float32)
+    keep = config.exclude_keep
     needed = rows_needed(source.labels, num_classes, max(config.subset_size, config.probe_size))
 
     def init(key: Array, params: Params, model_state: ModelState) -> CrestState:
         stream_key, key = jax.random.split(key)
         # Nothing was seen, so this changes nothing, and compiles now what a later window needs.
         below, windows = config.exclude_below, config.exclude_for
-        exclusion, _ = end_window(init_exclusion(count), classes, needed, below, windows)
+        exclusion, *_ = end_window(init_exclusion(count), classes, needed, below, windows)
         region = Region(
             anchor=_copy(params),
             model_state=_copy(model_state),
             probe_rows=jnp.zeros(config.probe_size, jnp.int32),
+            probe_weights=jnp.ones(config.probe_size, jnp.float32),
             loss=jnp.zeros((), jnp.float32),
             gradient=optax.tree.zeros_like(params),
             curvature=optax.tree.zeros_like(params),
@@ -147,7 +151,7 @@ def crest(
             work=Work(),
             finite=jnp.ones((), bool),
             key=key,
-            stream=open_stream(stream_key, classes, ~exclusion.excluded, num_classes),
+            stream=open_stream(stream_key, classes, partial(in_play, exclusion, keep), num_classes),
             exclusion=exclusion,
             moments=init_moments(params),
             region=region,
@@ -156,17 +160,17 @@ def crest(
         )
 
     def draw(state: CrestState, size: int) -> tuple[CrestState, Array]:
-        def active() -> Array:
-            return ~state.exclusion.excluded
-
+        active = partial(in_play, state.exclusion, keep)
         stream, rows = next_subset(state.stream, classes, active, size)
         return state._replace(stream=stream), rows
 
     def probe(
-        state: CrestState, params: Params, model_state: ModelState, rows: Array
+        state: CrestState, params: Params, model_state: ModelState
     ) -> tuple[CrestState, Array, float]:
-        """Measure the loss of probe rows, for the device and for the host."""
-        loss = kernels.probe_loss(params, model_state, source.take(rows))
+        """Measure the loss of the probe rows, for the device and for the host."""
+        region = state.region
+        examples = source.take(region.probe_rows)
+        loss = kernels.probe_loss(params, model_state, examples, region.probe_weights)
         return count_work(state, check_forward=config.probe_size), loss, float(loss)
 
     def select(state: CrestState, params: Params, model_state: ModelState, number: int) -> CrestState:
@@ -201,7 +205,7 @@ def crest(
     def check(
         state: CrestState, params: Params, model_state: ModelState
     ) -> tuple[CrestState, float, float]:
-        state, array, loss = probe(state, params, model_state, state.region.probe_rows)
+        state, array, loss = probe(state, params, model_state)
         return state, loss, float(kernels.error(state.region, params, array))
 
     def anchor_curvature(state: CrestState, params: Params, model_state: ModelState) -> CrestState:
@@ -230,14 +234,15 @@ def crest(
         state: CrestState, params: Params, model_state: ModelState
     ) -> tuple[CrestState, float]:
         state, probe_rows = draw(dropped(state), config.probe_size)
-        state, array, loss = phase("check", probe, state, params, model_state, probe_rows)
         region = state.region._replace(
             anchor=_copy(params),
             model_state=_copy(model_state),
             probe_rows=probe_rows,
-            loss=array,
+            probe_weights=stands_for(state.exclusion, probe_rows, keep),
         )
         state = state._replace(region=region)
+        state, array, loss = phase("check", probe, state, params, model_state)
+        state = state._replace(region=state.region._replace(loss=array))
         first = config.curvature_coresets
         state = phase("selection", select, state, params, model_state, first)
         state = phase("curvature", anchor_curvature, state, params, model_state)
@@ -270,7 +275,7 @@ def crest(
 
     def exclude(state: CrestState) -> CrestState:
         below, windows, window = config.exclude_below, config.exclude_for, config.exclude_window
-        return turn_over(state, classes, needed, below, windows, window)
+        return turn_over(state, classes, needed, below, windows, window, keep)
 
     def selecting(step: int) -> bool:
         return config.select_from <= step < (config.select_until or math.inf)
@@ -348,7 +353,8 @@ def crest(
     def next_batch(state: CrestState) -> tuple[CrestState, Batch]:
         if not selecting(state.step):
             state, rows = draw(state, config.batch_size)
-            batch = Batch(*source.take(rows), ones, rows)
+            weights = stands_for(state.exclusion, rows, keep)
+            batch = Batch(*source.take(rows), weights, rows)
             return state._replace(step=state.step + 1), batch
         _checks.require(
             state.cursor < state.held * config.reuse,

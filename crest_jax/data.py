@@ -172,36 +172,37 @@ class RowStream(NamedTuple):
     drawn: int  # rows drawn since the last shuffle
 
 
-def open_stream(key: Array, classes: Array, active: Array, num_classes: int) -> RowStream:
+Active = Callable[[Array], Array]
+"""Key -> the rows in play in the coming pass, [n], bool."""
+
+
+def open_stream(key: Array, classes: Array, active: Active, num_classes: int) -> RowStream:
     """Return a stream of random subsets of the rows in play; see ``shuffle_pool``.
 
     Example:
-      >>> open_stream(jax.random.key(0), jnp.arange(4) % 2, jnp.ones(4, bool), 2).in_play
+      >>> open_stream(jax.random.key(0), jnp.arange(4) % 2, lambda key: jnp.ones(4, bool), 2).in_play
       4
     """
-    key, shuffle_key = jax.random.split(key)
-    pool = _shuffle(shuffle_key, classes, active, num_classes)
+    key, shuffle_key, active_key = jax.random.split(key, 3)
+    pool = _shuffle(shuffle_key, classes, active(active_key), num_classes)
     return RowStream(key, pool, int(jnp.sum(pool.counts)), 0)
 
 
 def next_subset(
-    stream: RowStream, classes: Array, active: Callable[[], Array], size: int
+    stream: RowStream, classes: Array, active: Active, size: int
 ) -> tuple[RowStream, Array]:
-    """Draw rows [size] from a stream, reshuffling first when a pass has ended.
+    """Draw rows [size] from a stream, opening it anew first when a pass has ended.
 
-    ``classes`` [n] are those that the stream was opened with, ``active`` returns the rows in play [n]
-    that it was opened with, and is called for a reshuffle only.
+    ``classes`` [n] and ``active`` are those that the stream was opened with.
 
     Example:
-      >>> classes, active = jnp.arange(4) % 2, jnp.ones(4, bool)
+      >>> classes, active = jnp.arange(4) % 2, lambda key: jnp.ones(4, bool)
       >>> stream = open_stream(jax.random.key(0), classes, active, 2)
-      >>> sorted(next_subset(stream, classes, lambda: active, 4)[1].tolist())
+      >>> sorted(next_subset(stream, classes, active, 4)[1].tolist())
       [0, 1, 2, 3]
     """
     if stream.drawn >= stream.in_play:
-        key, shuffle_key = jax.random.split(stream.key)
-        pool = _shuffle(shuffle_key, classes, active(), stream.pool.counts.shape[0])
-        stream = RowStream(key, pool, stream.in_play, 0)
+        stream = open_stream(stream.key, classes, active, stream.pool.counts.shape[0])
     key, pool, rows = _draw(stream.key, stream.pool, size)
     return RowStream(key, pool, stream.in_play, stream.drawn + size), rows
 

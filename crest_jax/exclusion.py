@@ -1,4 +1,4 @@
-"""Examples that are already learned leave the selection pool for a while."""
+"""Examples that are already learned leave the selection pool for a while, all or most of them."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -50,9 +50,10 @@ def close_window(
 
     An example leaves when it was seen at least once in the window and its loss was below ``alpha`` at
     every sighting (Yang, Kang and Mirzasoleiman, ICML 2023, Section 4). It returns after ``windows``
-    further windows, and must be seen to be learned again before it leaves again: a network forgets
-    what it no longer sees. When fewer than ``needed[c]`` examples of class ``c`` would stay in play,
-    all of class ``c`` return at once. A new window begins with nothing seen.
+    further windows, or when it is seen with a higher loss, and must be seen to be learned again before
+    it leaves again: a network forgets what it no longer sees. When fewer than ``needed[c]`` examples
+    of class ``c`` would stay in play, all of class ``c`` return at once. A new window begins with
+    nothing seen.
 
     Args:
       exclusion: state.
@@ -73,12 +74,52 @@ def close_window(
     seen = exclusion.highest > -jnp.inf
     learned = seen & (exclusion.highest < alpha)
     left = exclusion.rest if windows is None else jnp.maximum(exclusion.rest - 1, 0)
-    rest = jnp.where(learned, jnp.int8(windows or 1), left)
+    rest = jnp.where(learned, jnp.int8(windows or 1), jnp.where(seen, jnp.int8(0), left))
     num_classes = needed.shape[0]
     in_play = jnp.bincount(classes, weights=(rest == 0).astype(jnp.int32), length=num_classes)
     dry = in_play < needed
     rest = jnp.where(dry[classes], jnp.int8(0), rest)
     return init_exclusion(classes.shape[0])._replace(rest=rest)
+
+
+@partial(jax.jit, static_argnames="keep")
+def in_play(exclusion: Exclusion, keep: float, key: Array) -> Array:
+    """Choose the rows of a pass [n], bool: all that are not learned, and a random share of the rest.
+
+    The paper leaves learned examples out, which biases the gradient: a long training forgets them.
+    Kept at a rate, and weighted by one over it (``stands_for``), they cost little and the mean gradient
+    stays that of all examples (Qin et al., "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic
+    Data Pruning", ICLR 2024, Section 3).
+
+    Args:
+      exclusion: state.
+      keep: static, share of the learned examples that stay in play, in [0, 1].
+      key: PRNG key of this pass.
+
+    Example:
+      >>> state = Exclusion(jnp.zeros(4), jnp.array([0, 1, 1, 1], jnp.int8))
+      >>> in_play(state, 0.0, jax.random.key(0)).tolist()
+      [True, False, False, False]
+      >>> in_play(state, 0.5, jax.random.key(0)).tolist()
+      [True, False, True, True]
+    """
+    if keep == 0:
+        return ~exclusion.excluded
+    return ~exclusion.excluded | (jax.random.uniform(key, exclusion.rest.shape) < keep)
+
+
+@partial(jax.jit, static_argnames="keep")
+def stands_for(exclusion: Exclusion, rows: Array, keep: float) -> Array:
+    """Return how many examples each of the rows [b] drawn by ``in_play`` stands for, [b], float32.
+
+    Example:
+      >>> state = Exclusion(jnp.zeros(2), jnp.array([0, 1], jnp.int8))
+      >>> stands_for(state, jnp.array([0, 1]), 0.25).tolist()
+      [1.0, 4.0]
+    """
+    if keep == 0:
+        return jnp.ones(rows.shape, jnp.float32)
+    return jnp.where(exclusion.excluded[rows], 1 / keep, 1.0)
 
 
 observe_losses = jax.jit(observe)
@@ -87,8 +128,8 @@ observe_losses = jax.jit(observe)
 @partial(jax.jit, static_argnames="windows")
 def end_window(
     exclusion: Exclusion, classes: Array, needed: Array, alpha: float, windows: int | None
-) -> tuple[Exclusion, Array]:
-    """Close the window, compiled, and say whether an example left or returned.
+) -> tuple[Exclusion, Array, Array]:
+    """Close the window, compiled; say whether an example left or returned, and how many are out.
 
     Example:
       >>> classes, needed = jnp.zeros(3, int), jnp.array([1])
@@ -97,17 +138,24 @@ def end_window(
       True
     """
     closed = close_window(exclusion, classes, needed, alpha, windows)
-    return closed, jnp.any(closed.excluded != exclusion.excluded)
+    changed = jnp.any(closed.excluded != exclusion.excluded)
+    return closed, changed, jnp.sum(closed.excluded, dtype=jnp.int32)
 
 
 def turn_over(
-    state: Any, classes: Array, needed: Array, alpha: float, windows: int | None, window: int
+    state: Any,
+    classes: Array,
+    needed: Array,
+    alpha: float,
+    windows: int | None,
+    window: int,
+    keep: float,
 ) -> Any:
     """Close the window of a method's state and begin the next, of ``window`` steps.
 
     The state is a named tuple with ``step``, ``window_end``, ``exclusion``, ``excluded``, ``key`` and
     ``stream``; the stream is opened anew where examples left or returned. Other arguments: see
-    ``close_window``.
+    ``close_window`` and ``in_play``.
 
     Example:
       >>> class State(NamedTuple):
@@ -119,17 +167,18 @@ def turn_over(
       ...     stream: Any
       >>> seen = observe(init_exclusion(3), jnp.array([0]), jnp.array([0.05]))
       >>> state = State(4, 4, seen, 0, jax.random.key(0), None)
-      >>> state = turn_over(state, jnp.zeros(3, int), jnp.array([1]), 0.1, 1, 4)
+      >>> state = turn_over(state, jnp.zeros(3, int), jnp.array([1]), 0.1, 1, 4, 0.0)
       >>> state.excluded, state.window_end, state.stream.in_play
       (1, 8, 2)
     """
-    exclusion, changed = end_window(state.exclusion, classes, needed, alpha, windows)
+    exclusion, changed, excluded = end_window(state.exclusion, classes, needed, alpha, windows)
     state = state._replace(exclusion=exclusion, window_end=state.step + window)
     if not changed:
         return state
     key, stream_key = jax.random.split(state.key)
-    stream = open_stream(stream_key, classes, ~exclusion.excluded, needed.shape[0])
-    return state._replace(key=key, stream=stream, excluded=len(classes) - stream.in_play)
+    active = partial(in_play, exclusion, keep)
+    stream = open_stream(stream_key, classes, active, needed.shape[0])
+    return state._replace(key=key, stream=stream, excluded=int(excluded))
 
 
 def rows_needed(labels: np.ndarray, num_classes: int, size: int) -> Array:

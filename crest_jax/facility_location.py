@@ -67,7 +67,14 @@ def largest_remainder(counts: Array, size: int) -> Array:
     return floors + (rank < missing).astype(floors.dtype)
 
 
-def greedy(values: Array, top: Array, classes: Array, quotas: Array, size: int) -> Picks:
+def greedy(
+    values: Array,
+    top: Array,
+    classes: Array,
+    quotas: Array,
+    size: int,
+    masses: Array | None = None,
+) -> Picks:
     """Choose rows greedily, ``quotas[c]`` out of each class ``c``, covering that class.
 
     The similarity is ``top - value``. Every round adds one row in each class that is not yet full: the
@@ -80,6 +87,7 @@ def greedy(values: Array, top: Array, classes: Array, quotas: Array, size: int) 
       classes: [n], int32; all zero covers the pool as one class.
       quotas: [c], int32, at most the size of each class, summing to ``size``.
       size: static number of picks ``m``.
+      masses: [n], float32, how many examples each row stands for; None: one each.
 
     Returns:
       Picks [m] with their gains. ``O(n^2 max(quotas))`` time.
@@ -98,7 +106,8 @@ def greedy(values: Array, top: Array, classes: Array, quotas: Array, size: int) 
 
     def step(round_: Array, state: tuple[Array, Array, Array, Array]) -> tuple[Array, ...]:
         cover, free, indices, gains = state
-        gain = jnp.sum(jnp.maximum(cover[None, :] - within, 0.0), axis=1)
+        nearer = jnp.maximum(cover[None, :] - within, 0.0)
+        gain = jnp.sum(nearer if masses is None else nearer * masses[None, :], axis=1)
         candidates = jnp.where(members & free[None, :], gain[None, :], -1.0)
         picks = first_largest(candidates)
         unfilled = round_ < quotas
@@ -106,8 +115,8 @@ def greedy(values: Array, top: Array, classes: Array, quotas: Array, size: int) 
         indices = indices.at[slots].set(picks, mode="drop")
         gains = gains.at[slots].set(gain[picks], mode="drop")
         free = free.at[jnp.where(unfilled, picks, free.shape[0])].set(False, mode="drop")
-        nearer = within[picks[classes], jnp.arange(free.shape[0])]
-        cover = jnp.where(unfilled[classes], jnp.minimum(cover, nearer), cover)
+        distance = within[picks[classes], jnp.arange(free.shape[0])]
+        cover = jnp.where(unfilled[classes], jnp.minimum(cover, distance), cover)
         return cover, free, indices, gains
 
     n = classes.shape[0]
@@ -120,7 +129,7 @@ def greedy(values: Array, top: Array, classes: Array, quotas: Array, size: int) 
     return Picks(*jax.lax.fori_loop(0, jnp.max(quotas), step, state)[2:])
 
 
-def coverage_counts(values: Array, classes: Array, picks: Array) -> Array:
+def coverage_counts(values: Array, classes: Array, picks: Array, masses: Array | None = None) -> Array:
     """Count the rows that each pick stands for: those of its class to which it is the nearest pick.
 
     A row whose class has no pick goes to the nearest pick of any class; a pick stands for itself;
@@ -130,9 +139,10 @@ def coverage_counts(values: Array, classes: Array, picks: Array) -> Array:
       values: [n, n], float32, dissimilarities.
       classes: [n], int32.
       picks: [m], int32.
+      masses: [n], float32, how many examples each row stands for; None: one each.
 
     Returns:
-      [m], float32, each at least 1.
+      [m], float32, each at least the pick's own mass.
 
     Example:
       >>> points = jnp.array([0.0, 1.0, 10.0])
@@ -145,4 +155,4 @@ def coverage_counts(values: Array, classes: Array, picks: Array) -> Array:
     nearest = jnp.argmin(jnp.where(allowed, values[:, picks], jnp.inf), axis=1)
     slots = jnp.arange(picks.shape[0], dtype=nearest.dtype)
     nearest = nearest.at[picks].set(slots)
-    return jnp.zeros(picks.shape[0], jnp.float32).at[nearest].add(1.0)
+    return jnp.zeros(picks.shape[0], jnp.float32).at[nearest].add(1.0 if masses is None else masses)

@@ -25,7 +25,7 @@ class GroupPicks(NamedTuple):
 
     places: Array  # [g, rounds], int32, places in the group; garbage beyond the quota
     gains: Array  # [g, rounds], float32
-    weights: Array  # [g, rounds], float32, members nearest to the pick, itself included
+    weights: Array  # [g, rounds], float32, total mass of the members nearest to the pick
 
 
 def dissimilarities(metric: Metric, parts: tuple[Array, ...], clients: int) -> Array:
@@ -73,7 +73,12 @@ def _sums(part: Array, clients: int, term: Callable[[Array, Array], Array]) -> A
 
 
 def greedy_in_groups(
-    values: Array, counts: Array, quotas: Array, top: Array, rounds: int
+    values: Array,
+    counts: Array,
+    quotas: Array,
+    top: Array,
+    rounds: int,
+    masses: Array | None = None,
 ) -> GroupPicks:
     """Choose ``quotas[g]`` members of each group, one by one, each with the largest gain.
 
@@ -84,6 +89,7 @@ def greedy_in_groups(
       quotas: [g], int32, at most the counts and at most ``rounds``.
       top: [g], float32, what a member counts as covered with before any pick.
       rounds: static, largest quota.
+      masses: [g, s], float32, how many examples each member stands for; None: one each.
 
     Returns:
       The picks; equal gains go to the lowest place.
@@ -106,7 +112,8 @@ def greedy_in_groups(
         def add(index: Array, gain: Array) -> Array:
             for k in range(_CLIENTS):
                 client = index * _CLIENTS + k
-                gain = gain + jnp.maximum(covers[client][:, None] - values[client], 0.0)
+                nearer = jnp.maximum(covers[client][:, None] - values[client], 0.0)
+                gain = gain + (nearer if masses is None else masses[:, client, None] * nearer)
             return gain
 
         gain = jax.lax.fori_loop(0, clients // _CLIENTS, add, jnp.zeros((groups, size), jnp.float32))
@@ -133,7 +140,10 @@ def greedy_in_groups(
         jnp.zeros((groups, rounds), jnp.float32),
     )
     _, nearest, _, places, gains = jax.lax.fori_loop(0, jnp.max(quotas), step, start)
-    # Counted by a product with ones, which a CPU does much faster than a scatter.
+    # Counted by a product, which a CPU does much faster than a scatter.
     owned = (nearest[:, None, :] == jnp.arange(rounds)[None, :, None]).astype(jnp.float32)
-    weights = jnp.dot(owned.reshape(-1, size), jnp.ones(size), precision="highest")
+    if masses is None:
+        weights = jnp.dot(owned.reshape(-1, size), jnp.ones(size), precision="highest")
+    else:
+        weights = jnp.einsum("grs,gs->gr", owned, masses, precision="highest")
     return GroupPicks(places, gains, weights.reshape(groups, rounds))

@@ -10,7 +10,7 @@ import optax
 from crest_jax.config import CrestConfig
 from crest_jax.curvature import Moments, draw_probes, gradient_and_diagonal, smooth
 from crest_jax.embeddings import EmbedFn, in_chunks
-from crest_jax.exclusion import Exclusion, observe
+from crest_jax.exclusion import Exclusion, observe, stands_for
 from crest_jax.losses import weighted_mean
 from crest_jax.medoids import class_side, medoids
 from crest_jax.region import relative_error
@@ -43,6 +43,7 @@ def make_kernels(
         chunk = CPU_CHUNK if jax.default_backend() == "cpu" else config.subset_size
 
     side = class_side(largest_share, config.subset_size)
+    keep = config.exclude_keep if config.exclude_below > 0 else 0.0
 
     @partial(jax.jit, static_argnames="num_classes")
     def score_and_select(
@@ -60,8 +61,14 @@ def make_kernels(
         """Score a subset and put its coreset in place ``index`` of those held, rows and weights."""
         embeddings, losses = in_chunks(embed_fn, params, model_state, examples, chunk)
         strata = classes[rows]
+        masses = stands_for(exclusion, rows, keep) if keep > 0 else None
         coreset = medoids(
-            embeddings, strata, size=config.batch_size, num_classes=num_classes, side=side
+            embeddings,
+            strata,
+            size=config.batch_size,
+            num_classes=num_classes,
+            side=side,
+            masses=masses,
         )
         picks, weights = coreset.indices, coreset.weights
         weights = weights if config.weighted else jnp.ones_like(weights)
@@ -71,9 +78,11 @@ def make_kernels(
         return held, observe(exclusion, rows, losses), finite
 
     @jax.jit
-    def probe_loss(params: Params, model_state: ModelState, examples: Examples) -> Array:
+    def probe_loss(
+        params: Params, model_state: ModelState, examples: Examples, weights: Array
+    ) -> Array:
         logits, _ = apply_fn(params, model_state, examples.inputs, train=False, rng=None)
-        return jnp.mean(loss_fn(logits, examples.labels))
+        return weighted_mean(loss_fn(logits, examples.labels), weights)
 
     @jax.jit
     def curvature(

@@ -38,6 +38,7 @@ def medoids(
     num_classes: int,
     metric: str = "euclidean",
     side: int | None = None,
+    masses: Array | None = None,
 ) -> Coreset:
     """Choose medoids without any check, for use inside ``jit``.
 
@@ -50,6 +51,8 @@ def medoids(
       side: static, a multiple of 16. Where no class has more examples than this, and each has a pick,
         only rows of the same class are compared, ``O(c side^2)`` for ``c`` classes; otherwise, and with
         None, all pairs are, ``O(n^2)``. The picks are the same up to float32 rounding.
+      masses: [n], float32, how many examples each row stands for, in the objective and in the weights;
+        None: one each.
 
     Returns:
       See ``select_coreset``.
@@ -64,16 +67,18 @@ def medoids(
     quotas = largest_remainder(counts, size)
     rows = labels.shape[0]
     if side is None or metric == "precomputed" or num_classes * side**2 >= rows**2:
-        return _all_pairs(embeddings, labels, quotas, size, metric)
+        return _all_pairs(embeddings, labels, quotas, size, metric, masses)
     fits = (jnp.max(counts) <= side) & jnp.all((quotas > 0) | (counts == 0))
     return jax.lax.cond(
         fits,
-        lambda: _by_class(embeddings, labels, counts, quotas, size, metric, side),
-        lambda: _all_pairs(embeddings, labels, quotas, size, metric),
+        lambda: _by_class(embeddings, labels, counts, quotas, size, metric, side, masses),
+        lambda: _all_pairs(embeddings, labels, quotas, size, metric, masses),
     )
 
 
-def _all_pairs(embeddings: PyTree, labels: Array, quotas: Array, size: int, metric: str) -> Coreset:
+def _all_pairs(
+    embeddings: PyTree, labels: Array, quotas: Array, size: int, metric: str, masses: Array | None
+) -> Coreset:
     if metric == "precomputed":
         values, top = -embeddings.astype(jnp.float32), jnp.float32(0)
     else:
@@ -82,13 +87,20 @@ def _all_pairs(embeddings: PyTree, labels: Array, quotas: Array, size: int, metr
         values = kind.from_squared(squared_distances(parts[0] if len(parts) == 1 else Factored(*parts)))
         same = labels[:, None] == labels[None, :]
         top = kind.top(jnp.max(jnp.where(same, values, 0.0)))
-    indices, gains = greedy(values, top, labels, quotas, size)
-    weights = coverage_counts(values, labels, indices)
+    indices, gains = greedy(values, top, labels, quotas, size, masses)
+    weights = coverage_counts(values, labels, indices, masses)
     return Coreset(indices, weights, gains, jnp.sum(gains))
 
 
 def _by_class(
-    embeddings: PyTree, labels: Array, counts: Array, quotas: Array, size: int, metric: str, side: int
+    embeddings: PyTree,
+    labels: Array,
+    counts: Array,
+    quotas: Array,
+    size: int,
+    metric: str,
+    side: int,
+    masses: Array | None,
 ) -> Coreset:
     kind = metrics.make_metric(metric, embeddings)
     order = jnp.argsort(labels, stable=True)
@@ -103,7 +115,9 @@ def _by_class(
     own = (jnp.arange(side)[None, :] < counts[:, None])[None]
     top = kind.top(jnp.max(jnp.where(own, values, 0.0)))
     rounds = min(size, side)
-    found = greedy_in_groups(values, counts, quotas, jnp.broadcast_to(top, counts.shape), rounds)
+    own_masses = None if masses is None else masses[rows]
+    tops = jnp.broadcast_to(top, counts.shape)
+    found = greedy_in_groups(values, counts, quotas, tops, rounds, own_masses)
     ends = jnp.cumsum(quotas)
     slots = jnp.arange(size, dtype=jnp.int32)
     label = jnp.sum(slots[:, None] >= ends[None, :], axis=1)

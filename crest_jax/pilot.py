@@ -301,21 +301,21 @@ def _state_of(
     """Variance ratio by r, share learned and share covered, at trained parameters, on a pool."""
     classes, num_classes = jnp.asarray(source.labels, jnp.int32), source.num_classes
     everything, m = jnp.ones(len(source), bool), config.batch_size
-    stream = open_stream(key, classes, everything, num_classes)
+    stream = open_stream(key, classes, lambda _: everything, num_classes)
     size = min(POOL, len(source))
-    _, rows = next_subset(stream, classes, lambda: everything, size)
+    _, rows = next_subset(stream, classes, lambda _: everything, size)
     embed_fn = jax.jit(logit_gradients(apply_fn, loss_fn))
     embeddings, losses = embed_rows(embed_fn, *trained, source, np.asarray(rows))
     pool, strata = jnp.asarray(embeddings), classes[rows]
     inside = jnp.ones(size, bool)
-    stream = open_stream(key, strata, inside, num_classes)
+    stream = open_stream(key, strata, lambda _: inside, num_classes)
     centre = pool.mean(0)
 
     def spread(count: int, coresets: bool) -> tuple[float, float]:
         nonlocal stream
         squares, shares = [], []
         for _ in range(DRAWS):
-            stream, drawn = next_subset(stream, strata, lambda: inside, count)
+            stream, drawn = next_subset(stream, strata, lambda _: inside, count)
             if not coresets:
                 squares.append(float(jnp.sum(jnp.square(pool[drawn].mean(0) - centre))))
                 continue

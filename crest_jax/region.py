@@ -20,7 +20,8 @@ class Region(NamedTuple):
     anchor: Params  # the parameters at which the region began
     model_state: ModelState  # the model state at the anchor
     probe_rows: Array  # [k], int32: rows on which the loss is measured, then and now
-    loss: Array  # [], float32: mean evaluation-mode loss of the probe rows at the anchor
+    probe_weights: Array  # [k], float32: examples that each of them stands for
+    loss: Array  # [], float32: weighted mean evaluation-mode loss of the probe rows at the anchor
     gradient: Params  # g
     curvature: Params  # h, the Hessian's diagonal
 
@@ -31,7 +32,9 @@ def predict(region: Region, params: Params) -> Array:
     The step is measured as ``params - anchor``, so it is right under any optimizer.
 
     Example:
-      >>> region = Region(jnp.zeros(2), {}, jnp.arange(1), jnp.array(3.0), jnp.ones(2), jnp.ones(2))
+      >>> region = Region(
+      ...     jnp.zeros(2), {}, jnp.arange(1), jnp.ones(1), jnp.array(3.0), jnp.ones(2), jnp.ones(2)
+      ... )
       >>> float(predict(region, jnp.array([1.0, 0.0])))
       4.5
     """
@@ -49,7 +52,9 @@ def relative_error(region: Region, params: Params, loss: Array) -> Array:
     loss, and huge for a loss of 0 that was not predicted.
 
     Example:
-      >>> region = Region(jnp.zeros(2), {}, jnp.arange(1), jnp.array(3.0), jnp.ones(2), jnp.ones(2))
+      >>> region = Region(
+      ...     jnp.zeros(2), {}, jnp.arange(1), jnp.ones(1), jnp.array(3.0), jnp.ones(2), jnp.ones(2)
+      ... )
       >>> float(relative_error(region, jnp.array([1.0, 0.0]), jnp.array(4.0)))
       0.125
     """

@@ -70,8 +70,8 @@ def fixed_subset(source: Source, batch_size: int, size: int, *, phase: PhaseFn =
 
     def choose(key: Array, params: Params, model_state: ModelState) -> Subset:
         del params, model_state
-        stream = open_stream(key, classes, everything, source.num_classes)
-        rows = next_subset(stream, classes, lambda: everything, size)[1]
+        stream = open_stream(key, classes, lambda _: everything, source.num_classes)
+        rows = next_subset(stream, classes, lambda _: everything, size)[1]
         return Subset(rows, np.ones(size))
 
     return subset_batches(source, batch_size, size, choose, phase=phase)
@@ -284,8 +284,8 @@ def glister(
     everything = jnp.ones(count, bool)
 
     def choose(key: Array, params: Params, model_state: ModelState) -> Subset:
-        stream = open_stream(key, classes, everything, source.num_classes)
-        judges = np.asarray(next_subset(stream, classes, lambda: everything, held)[1])
+        stream = open_stream(key, classes, lambda _: everything, source.num_classes)
+        judges = np.asarray(next_subset(stream, classes, lambda _: everything, held)[1])
         pool = np.setdiff1d(np.arange(count), judges, assume_unique=True)
         gradients = _on_device(embed_rows(embed, params, model_state, source, pool)[0])
         (features, logits), _ = embed_rows(read, params, model_state, source, judges)
@@ -498,11 +498,11 @@ def hardest_batches(
 
     def init(key: Array, params: Params, model_state: ModelState) -> HardestState:
         del params, model_state
-        stream = open_stream(key, classes, active, source.num_classes)
+        stream = open_stream(key, classes, lambda _: active, source.num_classes)
         return HardestState(0, 0, Work(), stream, jnp.zeros(batch_size, jnp.int32))
 
     def select(state: HardestState, params: Params, model_state: ModelState) -> HardestState:
-        stream, rows = next_subset(state.stream, classes, lambda: active, pool_size)
+        stream, rows = next_subset(state.stream, classes, lambda _: active, pool_size)
         picked = hardest(params, model_state, source.take(rows), rows)
         work = state.work._replace(selection_forward=state.work.selection_forward + pool_size)
         return state._replace(chosen=state.chosen + 1, stream=stream, rows=picked, work=work)

@@ -1,5 +1,6 @@
 """The baselines: random mini-batches, plain or stratified by class, of all or of unlearned examples."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +12,11 @@ from crest_jax.data import RowStream, next_subset, open_stream
 from crest_jax.exclusion import (
     Exclusion,
     end_window,
+    in_play,
     init_exclusion,
     observe_losses,
     rows_needed,
+    stands_for,
     turn_over,
 )
 from crest_jax.types import Array, Batch, ModelState, Params, Selection, Source
@@ -92,9 +95,10 @@ def unlearned_batches(
     below: float = 0.02,
     window: int = 100,
     windows: int | None = 4,
+    keep: float = 0.25,
     stratified: bool = True,
 ) -> Selection:
-    """Choose random mini-batches among the examples that are not learned, at no cost.
+    """Choose random mini-batches that hold few of the examples already learned, at no cost.
 
     CREST's exclusion alone (Yang, Kang and Mirzasoleiman, ICML 2023, Section 4): nothing is scored.
     The losses are those of the training steps, which the loop hands back through ``observe``
@@ -106,6 +110,8 @@ def unlearned_batches(
       below: alpha, the loss under which an example counts as learned.
       window: steps of a window.
       windows: windows that a learned example stays out, 1 to 127; None: until its class runs dry.
+      keep: share of the learned examples that stay in play with weight ``1 / keep``; 0 leaves them
+        out. See ``exclusion.in_play``.
       stratified: draw by class, in proportion to the classes in play.
 
     Raises:
@@ -115,7 +121,7 @@ def unlearned_batches(
     Example:
       >>> from crest_jax.data import ArraySource
       >>> source = ArraySource(np.eye(4), np.zeros(4, int), 1)
-      >>> selection = unlearned_batches(source, 2, window=2, windows=1)
+      >>> selection = unlearned_batches(source, 2, window=2, windows=1, keep=0.0)
       >>> state = selection.init(jax.random.key(0), None, None)
       >>> for _ in range(2):
       ...     state, batch = selection.next_batch(state)
@@ -129,18 +135,18 @@ def unlearned_batches(
     _checks.in_range("below", below, 0.0, 1e6, open_low=True)
     _checks.positive_int("window", window)
     _checks.window_count("windows", windows)
+    _checks.in_range("keep", keep, 0.0, 1.0)
     labels = source.labels if stratified else np.zeros(count, np.int32)
     num_strata = source.num_classes if stratified else 1
     strata = jnp.asarray(labels, jnp.int32)
     needed = rows_needed(labels, num_strata, batch_size)
-    weights = jnp.ones(batch_size, jnp.float32)
 
     def init(key: Array, params: Params, model_state: ModelState) -> UnlearnedState:
         del params, model_state
         key, stream_key = jax.random.split(key)
         # Nothing was seen, so this changes nothing, and compiles now what a later window needs.
-        exclusion, _ = end_window(init_exclusion(count), strata, needed, below, windows)
-        stream = open_stream(stream_key, strata, ~exclusion.excluded, num_strata)
+        exclusion, *_ = end_window(init_exclusion(count), strata, needed, below, windows)
+        stream = open_stream(stream_key, strata, partial(in_play, exclusion, keep), num_strata)
         return UnlearnedState(0, window, 0, 0, key, stream, exclusion)
 
     def refresh(
@@ -154,15 +160,14 @@ def unlearned_batches(
             f"no losses were handed back in {state.step} steps but exclusion needs them; call observe "
             "after every step, or pass losses to fit.",
         )
-        return turn_over(state, strata, needed, below, windows, window), None
+        return turn_over(state, strata, needed, below, windows, window, keep), None
 
     def next_batch(state: UnlearnedState) -> tuple[UnlearnedState, Batch]:
-        def active() -> Array:
-            return ~state.exclusion.excluded
-
+        active = partial(in_play, state.exclusion, keep)
         stream, rows = next_subset(state.stream, strata, active, batch_size)
-        examples = source.take(rows)
-        return state._replace(step=state.step + 1, stream=stream), Batch(*examples, weights, rows)
+        weights = stands_for(state.exclusion, rows, keep)
+        batch = Batch(*source.take(rows), weights, rows)
+        return state._replace(step=state.step + 1, stream=stream), batch
 
     def look(state: UnlearnedState, batch: Batch, losses: Array) -> UnlearnedState:
         exclusion = observe_losses(state.exclusion, batch.rows, losses)
@@ -187,14 +192,14 @@ def _batches(source: Source, batch_size: int, strata: Array, num_strata: int) ->
 
     def init(key: Array, params: Params, model_state: ModelState) -> SamplingState:
         del params, model_state
-        return SamplingState(0, open_stream(key, strata, active, num_strata))
+        return SamplingState(0, open_stream(key, strata, lambda _: active, num_strata))
 
     def refresh(state: SamplingState, params: Params, model_state: ModelState) -> tuple[Any, None]:
         del params, model_state
         return state, None
 
     def next_batch(state: SamplingState) -> tuple[SamplingState, Batch]:
-        stream, rows = next_subset(state.stream, strata, lambda: active, batch_size)
+        stream, rows = next_subset(state.stream, strata, lambda _: active, batch_size)
         examples = source.take(rows)
         return SamplingState(state.step + 1, stream), Batch(*examples, weights, rows)
 

@@ -109,7 +109,7 @@ def subset_batches(
         del params, model_state
         key, stream_key = jax.random.split(key)
         active = jnp.ones(count, bool)
-        stream = open_stream(stream_key, classes, active, num_classes)
+        stream = open_stream(stream_key, classes, lambda _: active, num_classes)
         return SubsetState(0, 0, 0, Work(), key, active, jnp.ones(count, jnp.float32), stream)
 
     def select(
@@ -128,7 +128,7 @@ def subset_batches(
             key=key,
             active=active,
             weights=full,
-            stream=open_stream(stream_key, classes, active, num_classes),
+            stream=open_stream(stream_key, classes, lambda _: active, num_classes),
         ), float(weights.std() / weights.mean())
 
     def refresh(
@@ -141,7 +141,7 @@ def subset_batches(
         return state, SubsetEvent(state.step, reason, state.selected, spread, state.work)
 
     def next_batch(state: SubsetState) -> tuple[SubsetState, Batch]:
-        stream, rows = next_subset(state.stream, classes, lambda: state.active, batch_size)
+        stream, rows = next_subset(state.stream, classes, lambda _: state.active, batch_size)
         examples = source.take(rows)
         batch = Batch(examples.inputs, examples.labels, state.weights[rows], rows)
         return state._replace(step=state.step + 1, stream=stream), batch

@@ -118,8 +118,8 @@ class Bench:
             self.batches = [*self.batches[-(SCANNED - 1) :], batch]
         labels = jnp.asarray(self.source.labels)
         self.strata, everything = labels, jnp.ones(len(labels), bool)
-        self.everything = lambda: everything
-        self.stream = open_stream(jax.random.key(2), labels, everything, self.classes)
+        self.everything = lambda _: everything
+        self.stream = open_stream(jax.random.key(2), labels, self.everything, self.classes)
         self.embed_fn = logit_gradients(self.training.apply_fn)
 
     def draw(self, size: int) -> Examples:
@@ -234,9 +234,9 @@ class Bench:
         inside = jnp.ones(len(inner), bool)
 
         def spread(size: int, seen: Any, again: bool, coresets: bool) -> float:
-            stream, squares = open_stream(jax.random.key(4), strata, inside, self.classes), []
+            stream, squares = open_stream(jax.random.key(4), strata, lambda _: inside, self.classes), []
             for _ in range(draws):
-                stream, rows = next_subset(stream, strata, lambda: inside, size)
+                stream, rows = next_subset(stream, strata, lambda _: inside, size)
                 mean = exact[rows].mean(0)
                 if coresets:
                     chosen = medoids(seen[rows], strata[rows], size=m, num_classes=self.classes)

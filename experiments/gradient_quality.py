@@ -138,8 +138,8 @@ def batch_gradients(
     found = []
     for index in tqdm(range(config.count), desc=kind, leave=False):
         # A stream of its own for each draw: within one stream, draws are not independent.
-        stream = open_stream(jax.random.fold_in(key, index), strata, active, number)
-        _, rows = next_subset(stream, strata, lambda: active, size)
+        stream = open_stream(jax.random.fold_in(key, index), strata, lambda _: active, number)
+        _, rows = next_subset(stream, strata, lambda _: active, size)
         weights = jnp.ones(batch_size)
         if kind == "coreset":
             rows, weights = select(params, model_state, source.take(rows), rows)

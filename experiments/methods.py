@@ -72,6 +72,7 @@ def make_selection(
                 below=config.crest.exclude_below,
                 window=config.crest.exclude_window,
                 windows=config.crest.exclude_for,
+                keep=config.crest.exclude_keep,
                 stratified=config.method == "unlearned",
             )
         case "fixed":

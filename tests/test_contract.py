@@ -15,7 +15,7 @@ N, BATCH, SUBSET, CLASSES = 60, 6, 12, 3
 METHODS = {
     "random": (lambda source: cj.random_batches(source, BATCH), False),
     "stratified": (lambda source: cj.stratified_batches(source, BATCH), False),
-    "unlearned": (lambda source: cj.unlearned_batches(source, BATCH, window=3, below=0.5), False),
+    "unlearned": (lambda source: cj.unlearned_batches(source, BATCH, window=3, below=0.5), True),
     "crest": (
         lambda source: cj.crest(
             mlp,

@@ -229,7 +229,7 @@ def test_learned_examples_leave_the_draws_and_return_when_a_class_runs_dry() -> 
     source = ArraySource(logits.astype(np.float32), labels, CLASSES)
     config = CrestConfig(
         batch_size=12, subset_size=36, probe_size=30, max_interval=2, exclude_window=40,
-        exclude_below=0.1, exclude_for=1,
+        exclude_below=0.1, exclude_for=1, exclude_keep=0.0,
     )  # fmt: skip
     selection = crest(fixed, source, config)
     params = jnp.zeros(())
@@ -250,6 +250,42 @@ def test_learned_examples_leave_the_draws_and_return_when_a_class_runs_dry() -> 
     assert {row for row in seen[1] if labels[row] == 0}
     assert excluded[79] == len(learned)
     assert excluded[119] == 0
+
+
+def test_learned_examples_kept_in_play_count_for_those_left_out() -> None:
+    labels = np.repeat(np.arange(CLASSES), [48, 24, 24])
+    learned = np.arange(COUNT) % 2 == 0
+
+    def fixed(params: Any, model_state: Any, inputs: Any, *, train: bool, rng: Any) -> Any:
+        return inputs + 0 * params, model_state
+
+    margin = np.where(learned, 9.0, 0.5) + np.random.default_rng(0).random(COUNT)
+    logits = margin[:, None] * np.eye(CLASSES)[labels]
+    source = ArraySource(logits.astype(np.float32), labels, CLASSES)
+    config = CrestConfig(
+        batch_size=12, subset_size=24, probe_size=30, max_interval=2, exclude_window=20,
+        exclude_below=0.1, exclude_for=None, exclude_keep=0.25, select_until=100,
+    )  # fmt: skip
+    selection = crest(fixed, source, config)
+    params = jnp.zeros(())
+    state = selection.init(jax.random.key(0), params, {})
+    total = {"coreset": [], "random": []}
+    for step in range(200):
+        state, _ = selection.refresh(state, params, {})
+        state, batch = selection.next_batch(state)
+        rows, weights = np.asarray(batch.rows), np.asarray(batch.weights)
+        if step >= 24:
+            assert state.excluded == learned.sum()
+            total["coreset" if step < 100 else "random"].append((weights, learned[rows]))
+    for weights, out in total["random"]:
+        assert weights.tolist() == np.where(out, 4.0, 1.0).tolist()
+    for kind in total.values():
+        weight = np.sum([w.sum() for w, _ in kind])
+        share = np.sum([w[out].sum() for w, out in kind]) / weight
+        assert share == pytest.approx(learned.mean(), abs=0.06), "learned examples keep their share"
+        assert np.mean([out.mean() for _, out in kind]) < 0.4
+    # A subset of 24 holds about 24 / 60 of the 60 rows in play, which stand for all 96.
+    assert np.mean([w.sum() for w, _ in total["coreset"]]) == pytest.approx(24 * 96 / 60, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -345,8 +381,9 @@ def test_after_select_until_batches_are_random_and_nothing_is_scored() -> None:
     labels = np.repeat(np.arange(CLASSES), [48, 24, 24])
     source = make_source(labels=labels)
     config = dataclasses.replace(
-        CONFIG, select_until=11, max_interval=4, exclude_below=0.2, exclude_window=10, exclude_for=1
-    )
+        CONFIG, select_until=11, max_interval=4, exclude_below=0.2, exclude_window=10, exclude_for=1,
+        exclude_keep=0.0,
+    )  # fmt: skip
     selection = crest(linear, source, config)
     state = selection.init(jax.random.key(0), make_params(), STATE)
     events, batches, work = [], [], []

@@ -128,7 +128,7 @@ def test_fit_hands_the_losses_of_every_step_back():
 def test_unlearned_batches_leave_out_what_the_steps_have_learned_and_take_it_back():
     source = make_source(40)
     learned = np.arange(40) % 5 == 0  # rows whose loss is always low
-    selection = unlearned_batches(source, 10, below=0.1, window=12, windows=2)
+    selection = unlearned_batches(source, 10, below=0.1, window=12, windows=2, keep=0.0)
     state = selection.init(jax.random.key(0), None, None)
     seen = []
     for step in range(60):
@@ -149,6 +149,26 @@ def test_unlearned_batches_leave_out_what_the_steps_have_learned_and_take_it_bac
     shares = np.bincount(source.labels[np.concatenate(seen[12:36])], minlength=3) / 240
     active = np.bincount(source.labels[~learned], minlength=3) / (~learned).sum()
     np.testing.assert_allclose(shares, active, atol=0.02)
+
+
+def test_unlearned_batches_keep_some_of_the_learned_for_all_of_them():
+    learned = np.arange(200) % 2 == 0
+    selection = unlearned_batches(make_source(200), 10, below=0.1, window=30, windows=None, keep=0.25)
+    state = selection.init(jax.random.key(0), None, None)
+    weights, out = [], []
+    for step in range(240):
+        state, _ = selection.refresh(state, None, None)
+        state, batch = selection.next_batch(state)
+        rows = np.asarray(batch.rows)
+        state = selection.observe(state, batch, jnp.where(learned[rows], 0.05, 0.5))
+        if step >= 60:
+            assert state.excluded == 100
+            weights.append(np.asarray(batch.weights))
+            out.append(learned[rows])
+    weights, out = np.concatenate(weights), np.concatenate(out)
+    assert weights.tolist() == np.where(out, 4.0, 1.0).tolist()
+    assert out.mean() == pytest.approx(25 / 125, abs=0.03)
+    assert weights[out].sum() / weights.sum() == pytest.approx(0.5, abs=0.04)
 
 
 def test_unlearned_batches_of_all_classes_alike_and_without_losses():

@@ -11,8 +11,9 @@ from crest_jax.medoids import class_side, medoids
 SIZE, CLASSES = 24, 4
 
 
-def brute_force(points, labels, size):
+def brute_force(points, labels, size, masses=None):
     """Picks and weights by greedy facility location in every class, in float64."""
+    mass = np.ones(len(labels)) if masses is None else masses
     counts = np.bincount(labels, minlength=CLASSES)
     exact = counts * size / counts.sum()
     quotas = np.floor(exact).astype(int)
@@ -25,13 +26,13 @@ def brute_force(points, labels, size):
         rows, own = np.flatnonzero(labels == c), []
         cover = np.full(len(rows), top)
         for _ in range(quota):
-            gains = np.maximum(cover[None] - distances[np.ix_(rows, rows)], 0).sum(1)
+            gains = np.maximum(cover[None] - distances[np.ix_(rows, rows)], 0) @ mass[rows]
             gains[own] = -1
             own.append(int(gains.argmax()))
             cover = np.minimum(cover, distances[rows[own[-1]], rows])
         nearest = distances[np.ix_(rows, rows[own])].argmin(1)
         picks += rows[own].tolist()
-        weights += np.bincount(nearest, minlength=quota).tolist()
+        weights += np.bincount(nearest, mass[rows], quota).tolist()
     return picks, weights
 
 
@@ -45,6 +46,22 @@ def test_class_blocks_give_the_picks_of_brute_force(sizes, seed):
     picks, weights = brute_force(points.astype(np.float64), labels, SIZE)
     assert found.indices.tolist() == picks
     assert found.weights.tolist() == weights
+
+
+@pytest.mark.parametrize("side", [48, None])
+def test_rows_that_stand_for_several_examples_count_so_often(side):
+    rng = np.random.default_rng(5)
+    labels = rng.permutation(np.repeat(np.arange(CLASSES), 25))
+    points = np.float32(rng.normal(size=(100, 5)))
+    masses = rng.choice([1.0, 4.0], 100)
+    found = medoids(
+        points, jnp.asarray(labels), size=SIZE, num_classes=CLASSES, side=side,
+        masses=jnp.asarray(masses, jnp.float32),
+    )  # fmt: skip
+    picks, weights = brute_force(points.astype(np.float64), labels, SIZE, masses)
+    assert found.indices.tolist() == picks
+    assert found.weights.tolist() == weights
+    assert picks != brute_force(points.astype(np.float64), labels, SIZE)[0]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ def random_region(rng, dtype):
         anchor=tree(anchor),
         model_state={},
         probe_rows=jnp.arange(4),
+        probe_weights=jnp.ones(4),
         loss=jnp.asarray(loss, dtype),
         gradient=tree(gradient),
         curvature=tree(curvature),

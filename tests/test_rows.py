@@ -146,7 +146,7 @@ def test_every_active_row_is_equally_likely():
 def walk(stream, classes, active, batches, size):
     drawn = []
     for _ in range(batches):
-        stream, rows = next_subset(stream, classes, lambda: active, size)
+        stream, rows = next_subset(stream, classes, lambda _: active, size)
         drawn.append(rows.tolist())
     return drawn
 
@@ -155,7 +155,7 @@ def walk(stream, classes, active, batches, size):
 def test_a_stream_gives_every_row_once_per_pass_and_a_new_order_each_pass(class_sizes):
     classes = jnp.asarray(np.repeat(np.arange(len(class_sizes)), class_sizes)[::-1].copy())
     active = jnp.ones(24, bool)
-    stream = open_stream(jax.random.key(3), classes, active, len(class_sizes))
+    stream = open_stream(jax.random.key(3), classes, lambda _: active, len(class_sizes))
     assert stream.in_play == 24
     drawn = walk(stream, classes, active, 12, 6)
     passes = [drawn[0:4], drawn[4:8], drawn[8:12]]
@@ -164,13 +164,13 @@ def test_a_stream_gives_every_row_once_per_pass_and_a_new_order_each_pass(class_
     assert passes[0] != passes[1]
     assert passes[1] != passes[2]
     assert walk(stream, classes, active, 12, 6) == drawn
-    other = open_stream(jax.random.key(4), classes, active, len(class_sizes))
+    other = open_stream(jax.random.key(4), classes, lambda _: active, len(class_sizes))
     assert walk(other, classes, active, 12, 6) != drawn
 
 
 def test_a_stream_whose_size_does_not_divide_the_rows_leaves_none_out():
     classes, active = jnp.zeros(24, int), jnp.ones(24, bool)
-    stream = open_stream(jax.random.key(5), classes, active, 1)
+    stream = open_stream(jax.random.key(5), classes, lambda _: active, 1)
     drawn = walk(stream, classes, active, 10, 5)  # a pass is 5 draws, the last one wraps by 1
     for one in (drawn[:5], drawn[5:]):
         times = Counter(chain(*one))
@@ -182,7 +182,7 @@ def test_a_stream_whose_size_does_not_divide_the_rows_leaves_none_out():
 def test_a_stream_never_gives_inactive_rows_across_passes():
     rng = np.random.default_rng(6)
     classes, active = rng.integers(0, 3, 30), rng.random(30) < 0.5
-    stream = open_stream(jax.random.key(6), jnp.asarray(classes), jnp.asarray(active), 3)
+    stream = open_stream(jax.random.key(6), jnp.asarray(classes), lambda _: jnp.asarray(active), 3)
     drawn = walk(stream, jnp.asarray(classes), jnp.asarray(active), 20, 4)
     assert set(chain(*drawn)) == set(np.flatnonzero(active).tolist())
 
