@@ -1,6 +1,6 @@
 """CREST: coresets for data-efficient training of deep networks, in JAX."""
 
-from crest_jax.adapters import from_linen, from_nnx, linen_features
+from crest_jax.adapters import WeightedBatchNorm, from_linen, from_nnx, linen_features
 from crest_jax.config import CrestConfig
 from crest_jax.crest import crest
 from crest_jax.curvature import (
@@ -60,6 +60,7 @@ __all__ = [
     "Selection",
     "Source",
     "Subset",
+    "WeightedBatchNorm",
     "Work",
     "craig",
     "crest",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
@@ -24,7 +25,8 @@ def from_linen(module: nn.Module, *, rngs: Sequence[str] = ("dropout",)) -> Appl
     ``module.init`` returns, ``params`` is the collection of that name and ``model_state`` the dict
     of all others (``{"batch_stats": ...}``, or ``{}``). With ``train=True`` the collections of
     ``model_state`` are mutable and their new values are returned; with ``train=False`` the same
-    object comes back.
+    object comes back. Weights [b], if the function is called with any, go to a training module that
+    takes ``weights`` (see `WeightedBatchNorm`).
 
     Args:
         module: maps inputs [b, ...] to logits [b, c].
@@ -51,19 +53,88 @@ def from_linen(module: nn.Module, *, rngs: Sequence[str] = ("dropout",)) -> Appl
     _check_train_argument(module, "__call__")
 
     def apply_fn(
-        params: Params, model_state: ModelState, inputs: Array, *, train: bool, rng: Array | None
+        params: Params,
+        model_state: ModelState,
+        inputs: Array,
+        *,
+        train: bool,
+        rng: Array | None,
+        weights: Array | None = None,
     ) -> tuple[Array, ModelState]:
         variables = {"params": params, **model_state}
+        more: dict[str, Any] = {} if weights is None else {"weights": weights}
         if not train:
             logits: Any = module.apply(variables, inputs, train=False)
             return logits, model_state
         keys = {}
         if rng is not None:
             keys = dict(zip(rngs, jax.random.split(rng, len(rngs)), strict=True))
-        result: Any = module.apply(variables, inputs, train=True, rngs=keys, mutable=list(model_state))
+        result: Any = module.apply(
+            variables, inputs, train=True, rngs=keys, mutable=list(model_state), **more
+        )
         return result
 
     return apply_fn
+
+
+class WeightedBatchNorm(nn.Module):
+    """Batch normalisation whose statistics count each example by its weight.
+
+    A weighted mini-batch stands for more examples than it holds. Plain BatchNorm ignores the weights,
+    so its mean and variance are those of the wrong examples, in training and, through the running
+    statistics, in evaluation. With weights of 1, or none, this is ``flax.linen.BatchNorm``, with the
+    same parameters and statistics under the same names (Ioffe and Szegedy, ICML 2015, Algorithm 1,
+    with ``sum(w x) / sum(w)`` for the means).
+
+    ``momentum`` is the share of the old value in the running statistics, ``dtype`` that of the result;
+    statistics are float32. The parameters are ``scale`` and ``bias`` [c], the collection
+    ``batch_stats`` holds ``mean`` and ``var`` [c].
+
+    >>> norm = WeightedBatchNorm()
+    >>> x, weights = jnp.array([[0.0], [4.0]]), jnp.array([3.0, 1.0])
+    >>> variables = norm.init(jax.random.key(0), x, use_running_average=True)
+    >>> y, _ = norm.apply(
+    ...     variables, x, use_running_average=False, weights=weights, mutable=["batch_stats"]
+    ... )
+    >>> bool(abs(3 * y[0, 0] + y[1, 0]) < 1e-5)
+    True
+    """
+
+    momentum: float = 0.99
+    epsilon: float = 1e-5
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, use_running_average: bool, weights: Array | None = None) -> Array:
+        """Normalise ``x`` [b, ..., c] over all axes but the last; ``weights`` [b] are positive."""
+        shape, dtype = x.shape[-1:], self.dtype or x.dtype
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        if use_running_average:
+            centre, spread = mean.value, var.value
+        else:
+            centre, spread = _weighted_moments(x.astype(jnp.float32), weights)
+            if not self.is_initializing():
+                old = self.momentum
+                mean.value = old * mean.value + (1 - old) * centre
+                var.value = old * var.value + (1 - old) * spread
+        wide = (None,) * (x.ndim - 1)
+        factor = jax.lax.rsqrt(spread + self.epsilon) * scale
+        return ((x - centre[wide]) * factor[wide] + bias[wide]).astype(dtype)
+
+
+def _weighted_moments(x: Array, weights: Array | None) -> tuple[Array, Array]:
+    """Mean and variance [c] of x [b, ..., c], float32, each example counted by its weight [b]."""
+    inner = tuple(range(1, x.ndim - 1))
+    first, second = jnp.mean(x, inner), jnp.mean(jnp.square(x), inner)
+    if weights is None:
+        mean, square = jnp.mean(first, 0), jnp.mean(second, 0)
+    else:
+        shares = weights / jnp.sum(weights)
+        mean, square = (jnp.dot(shares, m, precision="highest") for m in (first, second))
+    return mean, jnp.maximum(square - jnp.square(mean), 0.0)
 
 
 def linen_features(module: nn.Module, method: str = "features") -> FeaturesFn:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from crest_jax import WeightedBatchNorm
+
 Array = jax.Array
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -44,7 +46,7 @@ def pad_shortcut(x: Array, channels: int, stride: int) -> Array:
 
 
 class ConvNorm(nn.Module):
-    """A convolution without bias, padded by ``kernel // 2``, then BatchNorm."""
+    """A convolution without bias, padded by ``kernel // 2``, then BatchNorm that heeds weights."""
 
     channels: int
     kernel: int
@@ -53,7 +55,7 @@ class ConvNorm(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, weights: Array | None = None) -> Array:
         """Map ``x`` [b, h, w, c] to [b, ceil(h / stride), ceil(w / stride), channels]."""
         pad = self.kernel // 2
         x = nn.Conv(
@@ -65,12 +67,8 @@ class ConvNorm(nn.Module):
             kernel_init=he_normal,
             dtype=self.dtype,
         )(x)
-        return nn.BatchNorm(
-            use_running_average=not train,
-            momentum=self.norm_decay,
-            epsilon=1e-5,
-            dtype=self.dtype,
-        )(x)
+        norm = WeightedBatchNorm(self.norm_decay, dtype=self.dtype, name="BatchNorm_0")
+        return norm(x, use_running_average=not train, weights=weights)
 
 
 class ResidualBlock(nn.Module):
@@ -88,12 +86,12 @@ class ResidualBlock(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, weights: Array | None = None) -> Array:
         """Map ``x`` [b, h, w, c] to [b, ceil(h / stride), ceil(w / stride), width or 4 width]."""
 
         def conv(y: Array, channels: int, kernel: int, stride: int) -> Array:
             layer = ConvNorm(channels, kernel, stride, self.norm_decay, self.dtype)
-            return layer(y, train)
+            return layer(y, train, weights)
 
         if self.bottleneck:
             channels = 4 * self.width
@@ -134,11 +132,14 @@ class ResNet(nn.Module):
     std: tuple[float, ...] = (1.0,)
 
     @nn.compact
-    def features(self, x: Array, train: bool = False) -> tuple[Array, Array]:
+    def features(
+        self, x: Array, train: bool = False, weights: Array | None = None
+    ) -> tuple[Array, Array]:
         """Return the features [b, d] that the last layer reads, and the logits [b, c], float32."""
         x = standardise(x, self.mean, self.std, self.dtype)
         kernel, stride = (7, 2) if self.imagenet_stem else (3, 1)
-        x = nn.relu(ConvNorm(self.width, kernel, stride, self.norm_decay, self.dtype)(x, train))
+        stem = ConvNorm(self.width, kernel, stride, self.norm_decay, self.dtype)
+        x = nn.relu(stem(x, train, weights))
         if self.imagenet_stem:
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for stage, size in enumerate(self.stage_sizes):
@@ -150,13 +151,13 @@ class ResNet(nn.Module):
                     projection=self.projection,
                     norm_decay=self.norm_decay,
                     dtype=self.dtype,
-                )(x, train)
+                )(x, train, weights)
         x = x.mean(axis=(1, 2)).astype(jnp.float32)
         return x, nn.Dense(self.num_classes, kernel_init=he_normal)(x)
 
-    def __call__(self, x: Array, train: bool) -> Array:
-        """Return the logits [b, c] of ``x`` [b, h, w, channels]."""
-        return self.features(x, train)[1]
+    def __call__(self, x: Array, train: bool, weights: Array | None = None) -> Array:
+        """Return the logits [b, c] of ``x`` [b, h, w, channels]; ``weights`` [b] go to BatchNorm."""
+        return self.features(x, train, weights)[1]
 
 
 class MLP(nn.Module):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,6 +128,11 @@ def make_training(config: TrainConfig, dataset: data.Dataset, steps: int) -> Tra
         params = variables.pop("params")
         return TrainState(params, dict(variables), optimizer.init(params), state_key)
 
+    takes_weights = "weights" in inspect.signature(type(network).__call__).parameters
+
+    def norm_weights(batch: Batch) -> dict[str, jax.Array]:
+        return {"weights": batch.weights} if takes_weights else {}
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key, augment_key, dropout_key = jax.random.split(state.key, 3)
         inputs = batch.inputs
@@ -135,7 +141,7 @@ def make_training(config: TrainConfig, dataset: data.Dataset, steps: int) -> Tra
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
             logits, model_state = apply_fn(
-                params, state.model_state, inputs, train=True, rng=dropout_key
+                params, state.model_state, inputs, train=True, rng=dropout_key, **norm_weights(batch)
             )
             losses = cross_entropy(logits, batch.labels)
             return weighted_mean(losses, batch.weights), (model_state, losses)

@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
-from crest_jax.adapters import from_linen, from_nnx, linen_features
+from crest_jax.adapters import WeightedBatchNorm, from_linen, from_nnx, linen_features
 from crest_jax.types import ApplyFn
 
 INPUTS = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
@@ -226,3 +226,56 @@ def test_errors_are_sentences() -> None:
     apply_fn, params, state = from_nnx(NNXModel(nnx.Rngs(0)))
     with pytest.raises(ValueError, match="rng is None, but this model draws random numbers"):
         apply_fn(params, state, INPUTS, train=True, rng=None)
+
+
+@pytest.mark.parametrize("weights", [None, [1, 3, 2, 1]])
+@pytest.mark.parametrize("train", [True, False])
+def test_weighted_batch_norm_is_batch_norm_on_rows_so_often_repeated(weights, train):
+    rng = np.random.default_rng(1)
+    x, direction = np.float32(rng.normal(2.0, 3.0, (2, 4, 5, 2, 3)))
+    times = np.ones(4, int) if weights is None else np.array(weights)
+    rows = np.repeat(np.arange(4), times)
+    params = {name: np.float32(rng.uniform(0.5, 1.5, 3)) for name in ("scale", "bias")}
+    stats = {name: np.float32(rng.uniform(0.5, 1.5, 3)) for name in ("mean", "var")}
+    given = {} if weights is None else {"weights": jnp.asarray(weights, jnp.float32)}
+
+    def run(norm, params, x, **options):
+        variables = {"params": params, "batch_stats": stats}
+        return norm.apply(variables, x, mutable=["batch_stats"], **options)
+
+    def mine(params, x):
+        norm = WeightedBatchNorm(momentum=0.7)
+        y, state = run(norm, params, x, use_running_average=not train, **given)
+        return jnp.sum(jnp.asarray(times)[:, None, None, None] * y * direction), (y, state)
+
+    def flax(params, x):
+        norm = nn.BatchNorm(momentum=0.7, use_fast_variance=False)
+        y, state = run(norm, params, x[rows], use_running_average=not train)
+        return jnp.sum(y * direction[rows]), (y, state)
+
+    found, (y, state) = jax.grad(mine, (0, 1), has_aux=True)(params, x)
+    expected, (all_y, all_state) = jax.grad(flax, (0, 1), has_aux=True)(params, x)
+    np.testing.assert_allclose(y[rows], all_y, rtol=1e-4, atol=1e-5)
+    for one, other in ((found, expected), (state, all_state)):
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    moved = not np.allclose(state["batch_stats"]["mean"], stats["mean"])
+    assert moved == train
+
+
+def test_weights_reach_the_norms_of_a_module_and_are_refused_where_none_takes_them():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x, train, weights=None):
+            return WeightedBatchNorm()(x, use_running_average=not train, weights=weights)
+
+    model, weights = Model(), jnp.array([5.0, 1, 1, 1, 1, 1])
+    variables = model.init(jax.random.key(0), INPUTS, train=False)
+    params, apply_fn = variables.pop("params"), from_linen(model)
+    plain, _ = apply_fn(params, variables, INPUTS, train=True, rng=None)
+    weighted, _ = apply_fn(params, variables, INPUTS, train=True, rng=None, weights=weights)
+    np.testing.assert_allclose(np.average(weighted, axis=0, weights=weights), 0, atol=1e-5)
+    assert np.abs(np.average(plain, axis=0, weights=weights)).max() > 0.05
+    other, params, state = linen_parts()
+    with pytest.raises(TypeError, match="weights"):
+        other(params, state, INPUTS, train=True, rng=None, weights=weights)
