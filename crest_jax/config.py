@@ -76,9 +76,10 @@ class CrestConfig:
     """Step from which on coresets are selected. Before it mini-batches are random, stratified by class,
     out of the examples in play, and nothing is scored: noise early in training is forgotten."""
     select_until: int | None = None
-    """Step from which on mini-batches are random again: once the learning rate has dropped, less
-    variance buys nothing. None: coresets to the end, as in the paper. (The training script selects
-    from 35 % to 50 % of the steps, up to the first drop.)"""
+    """Step from which on mini-batches are random ones of all examples: once the learning rate has
+    dropped, less variance buys nothing, and leaving out what is learned overfits the rest. None:
+    coresets and exclusion to the end, as in the paper. (The training script selects from 35 % to 50 %
+    of the steps, up to the first drop.)"""
     reshuffle: bool = False
     """Cut the shuffled union of the coresets selected together into mini-batches, as the public code
     does (an ablation: a mini-batch is no coreset then)."""

@@ -25,6 +25,7 @@ from crest_jax.exclusion import (
     observe_losses,
     rows_needed,
     stands_for,
+    take_all_back,
     turn_over,
 )
 from crest_jax.kernels import (
@@ -70,9 +71,9 @@ def crest(
     drawn, scored, and one coreset of ``m`` is selected from each, and the gradient and the Hessian's
     diagonal are taken on the first coresets. Each coreset is one mini-batch, trained on whole. After
     ``T1`` steps the loss of the probe rows is compared with the quadratic model; the region ends when
-    the relative error exceeds ``tau``. Outside the steps ``select_from`` to ``select_until``,
-    mini-batches are random ones of the examples in play, and exclusion goes on with the losses that
-    the loop hands back through ``observe``.
+    the relative error exceeds ``tau``. Before step ``select_from`` mini-batches are random ones of the
+    examples in play, and exclusion lives on the losses that the loop hands back through ``observe``;
+    from ``select_until`` on they are random ones of all examples.
 
     Args:
       apply_fn: the model. Everything here calls it in evaluation mode.
@@ -118,6 +119,7 @@ def crest(
     kernels = make_kernels(config, apply_fn, loss_fn, embed_fn, largest_share)
     classes = jnp.asarray(source.labels, jnp.int32)
     keep = config.exclude_keep
+    until = math.inf if config.select_until is None else config.select_until
     needed = rows_needed(source.labels, num_classes, max(config.subset_size, config.probe_size))
 
     def init(key: Array, params: Params, model_state: ModelState) -> CrestState:
@@ -262,7 +264,7 @@ def crest(
 
     def num_coresets(state: CrestState, interval: int) -> int:
         wanted = config.coresets_per_interval * interval / config.reuse
-        left = math.inf if config.select_until is None else config.select_until - state.step
+        left = until - state.step
         return min(config.max_coresets, math.ceil(min(wanted, left / config.reuse)))
 
     def extend(state: CrestState, params: Params, model_state: ModelState) -> CrestState:
@@ -278,7 +280,10 @@ def crest(
         return turn_over(state, classes, needed, below, windows, window, keep)
 
     def selecting(step: int) -> bool:
-        return config.select_from <= step < (config.select_until or math.inf)
+        return config.select_from <= step < until
+
+    def excluding(step: int) -> bool:
+        return config.exclude_below > 0 and step < until
 
     def event(
         state: CrestState, reason: str, rho: float | None, loss: float | None, coresets: int
@@ -300,7 +305,9 @@ def crest(
 
     def refresh_random(state: CrestState) -> tuple[CrestState, Event | None]:
         before = state.excluded
-        if config.exclude_below > 0 and state.step >= state.window_end:
+        if not excluding(state.step) and state.excluded > 0:
+            state = phase("selection", take_all_back, state, classes, num_classes)
+        elif excluding(state.step) and state.step >= state.window_end:
             state = phase("selection", exclude, state)
         if state.held > 0:
             state = dropped(state)
@@ -318,7 +325,7 @@ def crest(
         empty = state.cursor == state.held * config.reuse
         if not (due or empty):
             return state, None
-        if config.exclude_below > 0 and due and state.step >= state.window_end:
+        if excluding(state.step) and due and state.step >= state.window_end:
             state = phase("selection", exclude, state)
         selected = state.selected
         reason, rho, loss = "held", None, None
@@ -368,7 +375,7 @@ def crest(
         return state._replace(step=state.step + 1, cursor=state.cursor + 1), batch
 
     def observe(state: CrestState, batch: Batch, losses: Array) -> CrestState:
-        if config.exclude_below == 0 or selecting(state.step - 1):
+        if not excluding(state.step) or selecting(state.step - 1):
             return state
         return state._replace(exclusion=observe_losses(state.exclusion, batch.rows, losses))
 

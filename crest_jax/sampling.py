@@ -17,6 +17,7 @@ from crest_jax.exclusion import (
     observe_losses,
     rows_needed,
     stands_for,
+    take_all_back,
     turn_over,
 )
 from crest_jax.types import Array, Batch, ModelState, Params, Selection, Source
@@ -96,6 +97,7 @@ def unlearned_batches(
     window: int = 100,
     windows: int | None = 4,
     keep: float = 0.25,
+    until: int | None = None,
     stratified: bool = True,
 ) -> Selection:
     """Choose random mini-batches that hold few of the examples already learned, at no cost.
@@ -112,6 +114,8 @@ def unlearned_batches(
       windows: windows that a learned example stays out, 1 to 127; None: until its class runs dry.
       keep: share of the learned examples that stay in play with weight ``1 / keep``; 0 leaves them
         out. See ``exclusion.in_play``.
+      until: step from which on batches are of all examples: that of the learning rate's first drop.
+        None: exclusion to the end.
       stratified: draw by class, in proportion to the classes in play.
 
     Raises:
@@ -136,6 +140,8 @@ def unlearned_batches(
     _checks.positive_int("window", window)
     _checks.window_count("windows", windows)
     _checks.in_range("keep", keep, 0.0, 1.0)
+    if until is not None:
+        _checks.positive_int("until", until)
     labels = source.labels if stratified else np.zeros(count, np.int32)
     num_strata = source.num_classes if stratified else 1
     strata = jnp.asarray(labels, jnp.int32)
@@ -153,6 +159,9 @@ def unlearned_batches(
         state: UnlearnedState, params: Params, model_state: ModelState
     ) -> tuple[UnlearnedState, None]:
         del params, model_state
+        if until is not None and state.step >= until:
+            over = state.excluded == 0
+            return (state if over else take_all_back(state, strata, num_strata)), None
         if state.step < state.window_end:
             return state, None
         _checks.require(

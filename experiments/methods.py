@@ -58,8 +58,7 @@ def make_selection(
             if settings.reference_step is None:
                 settings = dataclasses.replace(settings, reference_step=round(config.warmup * steps))
             if settings.select_until is None and settings.select_from == 0:
-                low, high = (round(share * steps) for share in config.select_span)
-                until = None if high >= steps else max(high, low + 1)
+                low, until = select_span(config, steps)
                 settings = dataclasses.replace(settings, select_from=low, select_until=until)
             embed_fn = _embedding(config, apply_fn, features_fn)
             return crest(apply_fn, train, settings, embed_fn=embed_fn, phase=timer)
@@ -73,6 +72,7 @@ def make_selection(
                 window=config.crest.exclude_window,
                 windows=config.crest.exclude_for,
                 keep=config.crest.exclude_keep,
+                until=select_span(config, steps)[1],
                 stratified=config.method == "unlearned",
             )
         case "fixed":
@@ -92,6 +92,12 @@ def make_selection(
         case "forgetting":
             return _forgetting(config, apply_fn, train, size, timer, train_network)
     return random_batches(train, batch)  # "random", "full" and "truncated"
+
+
+def select_span(config: TrainConfig, steps: int) -> tuple[int, int | None]:
+    """Return the steps at which crest begins and ends, None for the last step."""
+    low, high = (round(share * steps) for share in config.select_span)
+    return low, None if high >= steps else max(high, low + 1)
 
 
 def _embedding(config: TrainConfig, apply_fn: ApplyFn, features_fn: FeaturesFn) -> EmbedFn | None:

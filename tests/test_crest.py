@@ -264,7 +264,7 @@ def test_learned_examples_kept_in_play_count_for_those_left_out() -> None:
     source = ArraySource(logits.astype(np.float32), labels, CLASSES)
     config = CrestConfig(
         batch_size=12, subset_size=24, probe_size=30, max_interval=2, exclude_window=20,
-        exclude_below=0.1, exclude_for=None, exclude_keep=0.25, select_until=100,
+        exclude_below=0.1, exclude_for=None, exclude_keep=0.25, select_from=100,
     )  # fmt: skip
     selection = crest(fixed, source, config)
     params = jnp.zeros(())
@@ -274,9 +274,10 @@ def test_learned_examples_kept_in_play_count_for_those_left_out() -> None:
         state, _ = selection.refresh(state, params, {})
         state, batch = selection.next_batch(state)
         rows, weights = np.asarray(batch.rows), np.asarray(batch.weights)
+        state = selection.observe(state, batch, jnp.where(learned[rows], 0.0, 1.0))
         if step >= 24:
             assert state.excluded == learned.sum()
-            total["coreset" if step < 100 else "random"].append((weights, learned[rows]))
+            total["random" if step < 100 else "coreset"].append((weights, learned[rows]))
     for weights, out in total["random"]:
         assert weights.tolist() == np.where(out, 4.0, 1.0).tolist()
     for kind in total.values():
@@ -377,42 +378,65 @@ def test_unweighted_batches_have_weight_one() -> None:
     np.testing.assert_array_equal(batch.weights, np.ones(12))
 
 
-def test_after_select_until_batches_are_random_and_nothing_is_scored() -> None:
+def test_after_select_until_batches_are_random_ones_of_all_examples_and_nothing_is_scored() -> None:
     labels = np.repeat(np.arange(CLASSES), [48, 24, 24])
     source = make_source(labels=labels)
     config = dataclasses.replace(
-        CONFIG, select_until=11, max_interval=4, exclude_below=0.2, exclude_window=10, exclude_for=1,
-        exclude_keep=0.0,
-    )  # fmt: skip
+        CONFIG, select_until=25, max_interval=2, exclude_below=1.0, exclude_window=10, exclude_keep=0.0
+    )
     selection = crest(linear, source, config)
-    state = selection.init(jax.random.key(0), make_params(), STATE)
-    events, batches, work = [], [], []
-    learned = np.arange(COUNT) % 4 == 0
-    for _ in range(45):
-        state, event = selection.refresh(state, make_params(), STATE)
-        again, second = selection.refresh(state, make_params(), STATE)
-        if state.step >= 11:
+    params = make_params()
+    state = selection.init(jax.random.key(0), params, STATE)
+    events, batches, work, excluded = [], [], [], []
+    for _ in range(49):
+        state, event = selection.refresh(state, params, STATE)
+        again, second = selection.refresh(state, params, STATE)
+        if state.step >= 25:
             assert second is None
             assert again.held == 0
+        events += [event] if event is not None else []
+        state, batch = selection.next_batch(state)
+        state = selection.observe(state, batch, jnp.zeros(12))
+        batches.append(batch)
+        work.append(state.work)
+        excluded.append(state.excluded)
+    assert [(e.step, e.excluded) for e in events if e.reason == "random"] == [(25, 0)]
+    assert excluded[24] > 0
+    assert set(excluded[25:]) == {0}
+    assert events[-1].reason == "random", "windows are over, though all losses are low"
+    assert work[24] == work[-1] != work[0], "nothing passes the model any more"
+    assert state.unused == sum(e.coresets for e in events) - 25
+    for step, batch in enumerate(batches):
+        assert (np.ptp(np.asarray(batch.weights)) == 0) == (step >= 25)
+        assert len(set(np.asarray(batch.rows).tolist())) == 12
+    for batch in batches[25:]:
+        assert np.bincount(batch.labels).tolist() == [6, 3, 3]
+    rows = np.concatenate([batch.rows for batch in batches[25:33]])
+    assert sorted(rows.tolist()) == list(range(COUNT)), "a pass over all examples"
+
+
+def test_before_select_from_batches_are_random_and_losses_of_the_steps_exclude() -> None:
+    config = dataclasses.replace(
+        CONFIG, select_from=40, exclude_below=0.2, exclude_window=10, exclude_for=1, exclude_keep=0.0
+    )
+    selection = crest(linear, make_source(), config)
+    state = selection.init(jax.random.key(0), make_params(), STATE)
+    events, batches, learned = [], [], np.arange(COUNT) % 4 == 0
+    for _ in range(42):
+        state, event = selection.refresh(state, make_params(), STATE)
         events += [event] if event is not None else []
         state, batch = selection.next_batch(state)
         losses = jnp.where(learned[np.asarray(batch.rows)], 0.1, 1.0)
         state = selection.observe(state, batch, losses)
         batches.append(batch)
-        work.append(state.work)
-    assert [e.step for e in events if e.reason == "random"] == [11]
     windows = [(e.step, e.excluded) for e in events if e.reason == "window"]
-    assert windows[0][0] > 11
-    assert windows[-1][1] == state.excluded
-    assert work[10] == work[-1] != work[0], "nothing passes the model any more"
-    assert state.unused == sum(e.coresets for e in events) - 11
-    for step, batch in enumerate(batches):
-        assert (np.ptp(np.asarray(batch.weights)) == 0) == (step >= 11)
-        assert len(set(np.asarray(batch.rows).tolist())) == 12
-    assert np.bincount(batches[12].labels).tolist() == [6, 3, 3]
-    assert state.excluded == learned.sum(), "losses of the training steps take examples out"
-    late = np.concatenate([batch.rows for batch in batches[31:40]])
-    assert learned[late].any() != learned[np.concatenate([b.rows for b in batches[21:30]])].any()
+    assert windows[0] == (10, learned.sum())
+    assert [step for step, _ in windows] == [10, 20, 30]
+    assert next(e.reason for e in events if e.step >= 40) == "start"
+    late = np.concatenate([batch.rows for batch in batches[20:30]])
+    assert learned[late].any() != learned[np.concatenate([b.rows for b in batches[10:20]])].any()
+    assert all(np.ptp(np.asarray(batch.weights)) == 0 for batch in batches[:40])
+    assert state.work.selection_forward > 0
 
 
 def test_before_select_from_batches_are_random_and_the_first_region_begins_there() -> None:

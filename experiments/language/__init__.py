@@ -1,0 +1,1 @@
+"""Text: encoders, their weights, and data sets of one or two texts with a label."""
