@@ -30,6 +30,7 @@ CONFIG = TrainConfig(
         exclude_below=0.1,
         exclude_window=400,
         exclude_for=None,
+        exclude_keep=0.0,
     ),
     out=Path("runs/cifar100_resnet18"),
 )
