@@ -65,6 +65,10 @@ class CrestConfig:
     """Share of the excluded examples that stays in play, drawn anew in every pass, each with weight one
     over the share, so that no example is lost to the mean gradient. 0 leaves all out, as in the paper;
     trainings of many passes suffer from that."""
+    exclude_until: int | None = None
+    """Step from which on all examples are in play: in trainings of many passes, leaving out what is
+    learned overfits the rest once the learning rate has dropped. None: exclusion to the end. (The
+    training script excludes to the end in up to 10 passes, else to the first drop.)"""
     exhausted: Exhausted = "current"
     """When a region outlives its coresets: select more at the current or at the anchor's parameters,
     or begin a new region."""
@@ -76,10 +80,9 @@ class CrestConfig:
     """Step from which on coresets are selected. Before it mini-batches are random, stratified by class,
     out of the examples in play, and nothing is scored: noise early in training is forgotten."""
     select_until: int | None = None
-    """Step from which on mini-batches are random ones of all examples: once the learning rate has
-    dropped, less variance buys nothing, and leaving out what is learned overfits the rest. None:
-    coresets and exclusion to the end, as in the paper. (The training script selects from 35 % to 50 %
-    of the steps, up to the first drop.)"""
+    """Step from which on mini-batches are random again: once the learning rate has dropped, less
+    variance buys nothing. None: coresets to the end, as in the paper. (The training script selects
+    from 35 % to 50 % of the steps, up to the first drop.)"""
     reshuffle: bool = False
     """Cut the shuffled union of the coresets selected together into mini-batches, as the public code
     does (an ablation: a mini-batch is no coreset then)."""
@@ -128,6 +131,8 @@ class CrestConfig:
         _checks.in_range("exclude_below", self.exclude_below, 0.0, 1e6)
         _checks.window_count("exclude_for", self.exclude_for)
         _checks.in_range("exclude_keep", self.exclude_keep, 0.0, 1.0)
+        if self.exclude_until is not None:
+            _checks.positive_int("exclude_until", self.exclude_until)
         for name, options in (
             ("smoothing", get_args(Smoothing)),
             ("exhausted", get_args(Exhausted)),

@@ -71,9 +71,9 @@ def crest(
     drawn, scored, and one coreset of ``m`` is selected from each, and the gradient and the Hessian's
     diagonal are taken on the first coresets. Each coreset is one mini-batch, trained on whole. After
     ``T1`` steps the loss of the probe rows is compared with the quadratic model; the region ends when
-    the relative error exceeds ``tau``. Before step ``select_from`` mini-batches are random ones of the
-    examples in play, and exclusion lives on the losses that the loop hands back through ``observe``;
-    from ``select_until`` on they are random ones of all examples.
+    the relative error exceeds ``tau``. Outside the steps ``select_from`` to ``select_until``,
+    mini-batches are random ones of the examples in play, and exclusion lives on the losses that the
+    loop hands back through ``observe``.
 
     Args:
       apply_fn: the model. Everything here calls it in evaluation mode.
@@ -279,11 +279,20 @@ def crest(
         below, windows, window = config.exclude_below, config.exclude_for, config.exclude_window
         return turn_over(state, classes, needed, below, windows, window, keep)
 
+    def turned_over(state: CrestState) -> CrestState:
+        """Close the exclusion window where it is over, and all windows where exclusion is."""
+        if not excluding(state.step):
+            over = state.excluded == 0
+            return state if over else phase("selection", take_all_back, state, classes, num_classes)
+        if state.step < state.window_end:
+            return state
+        return phase("selection", exclude, state)
+
     def selecting(step: int) -> bool:
         return config.select_from <= step < until
 
     def excluding(step: int) -> bool:
-        return config.exclude_below > 0 and step < until
+        return config.exclude_below > 0 and step < (config.exclude_until or math.inf)
 
     def event(
         state: CrestState, reason: str, rho: float | None, loss: float | None, coresets: int
@@ -305,10 +314,7 @@ def crest(
 
     def refresh_random(state: CrestState) -> tuple[CrestState, Event | None]:
         before = state.excluded
-        if not excluding(state.step) and state.excluded > 0:
-            state = phase("selection", take_all_back, state, classes, num_classes)
-        elif excluding(state.step) and state.step >= state.window_end:
-            state = phase("selection", exclude, state)
+        state = turned_over(state)
         if state.held > 0:
             state = dropped(state)
             return state, event(state, "random", None, None, 0)
@@ -325,8 +331,8 @@ def crest(
         empty = state.cursor == state.held * config.reuse
         if not (due or empty):
             return state, None
-        if excluding(state.step) and due and state.step >= state.window_end:
-            state = phase("selection", exclude, state)
+        if due:
+            state = turned_over(state)
         selected = state.selected
         reason, rho, loss = "held", None, None
         if state.regions == 0:

@@ -50,10 +50,9 @@ def close_window(
 
     An example leaves when it was seen at least once in the window and its loss was below ``alpha`` at
     every sighting (Yang, Kang and Mirzasoleiman, ICML 2023, Section 4). It returns after ``windows``
-    further windows, or when it is seen with a higher loss, and must be seen to be learned again before
-    it leaves again: a network forgets what it no longer sees. When fewer than ``needed[c]`` examples
-    of class ``c`` would stay in play, all of class ``c`` return at once. A new window begins with
-    nothing seen.
+    further windows, and must be seen to be learned again before it leaves again: a network forgets
+    what it no longer sees. When fewer than ``needed[c]`` examples of class ``c`` would stay in play,
+    all of class ``c`` return at once. A new window begins with nothing seen.
 
     Args:
       exclusion: state.
@@ -74,7 +73,7 @@ def close_window(
     seen = exclusion.highest > -jnp.inf
     learned = seen & (exclusion.highest < alpha)
     left = exclusion.rest if windows is None else jnp.maximum(exclusion.rest - 1, 0)
-    rest = jnp.where(learned, jnp.int8(windows or 1), jnp.where(seen, jnp.int8(0), left))
+    rest = jnp.where(learned, jnp.int8(windows or 1), left)
     num_classes = needed.shape[0]
     in_play = jnp.bincount(classes, weights=(rest == 0).astype(jnp.int32), length=num_classes)
     dry = in_play < needed

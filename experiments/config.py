@@ -81,7 +81,7 @@ class TrainConfig:
     select_span: tuple[float, float] = (0.35, 0.5)
     """Shares of the steps between which crest selects coresets; sets --select-from and --select-until.
     The default ends with the first drop of the rate, after which they gain nothing, and begins where
-    their gain begins; 0 1 is the paper's way. Exclusion ends there too, that of "unlearned" as well."""
+    their gain begins; 0 1 is the paper's way."""
     embedding: Literal["logits", "last_layer", "sketch"] = "logits"
     """What crest compares examples by: the gradient with respect to the logits, to the last layer, or
     to all parameters, randomly projected to 64 numbers (an ablation: one backward pass an example)."""

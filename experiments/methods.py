@@ -35,6 +35,8 @@ from experiments.config import TrainConfig
 from experiments.timing import PhaseTimer
 
 SKETCH = 64  # numbers that a sketched gradient has
+MANY_PASSES = 10  # over the data: in more, exclusion ends where the learning rate first drops
+FIRST_DROP = 0.5  # of the steps
 # (method, key, on_batch) -> the trained state of another network of the same kind
 TrainNetwork = Callable[..., Any]
 
@@ -58,8 +60,10 @@ def make_selection(
             if settings.reference_step is None:
                 settings = dataclasses.replace(settings, reference_step=round(config.warmup * steps))
             if settings.select_until is None and settings.select_from == 0:
-                low, until = select_span(config, steps)
+                low, high = (round(share * steps) for share in config.select_span)
+                until = None if high >= steps else max(high, low + 1)
                 settings = dataclasses.replace(settings, select_from=low, select_until=until)
+            settings = dataclasses.replace(settings, exclude_until=exclude_until(config, steps, train))
             embed_fn = _embedding(config, apply_fn, features_fn)
             return crest(apply_fn, train, settings, embed_fn=embed_fn, phase=timer)
         case "stratified":
@@ -72,7 +76,7 @@ def make_selection(
                 window=config.crest.exclude_window,
                 windows=config.crest.exclude_for,
                 keep=config.crest.exclude_keep,
-                until=select_span(config, steps)[1],
+                until=exclude_until(config, steps, train),
                 stratified=config.method == "unlearned",
             )
         case "fixed":
@@ -94,10 +98,10 @@ def make_selection(
     return random_batches(train, batch)  # "random", "full" and "truncated"
 
 
-def select_span(config: TrainConfig, steps: int) -> tuple[int, int | None]:
-    """Return the steps at which crest begins and ends, None for the last step."""
-    low, high = (round(share * steps) for share in config.select_span)
-    return low, None if high >= steps else max(high, low + 1)
+def exclude_until(config: TrainConfig, steps: int, train: ArraySource) -> int | None:
+    """Return the step at which exclusion ends, None for the last: see ``--exclude-until``."""
+    many = steps * config.crest.batch_size > MANY_PASSES * len(train)
+    return config.crest.exclude_until or (round(FIRST_DROP * steps) if many else None)
 
 
 def _embedding(config: TrainConfig, apply_fn: ApplyFn, features_fn: FeaturesFn) -> EmbedFn | None:

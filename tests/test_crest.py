@@ -378,12 +378,13 @@ def test_unweighted_batches_have_weight_one() -> None:
     np.testing.assert_array_equal(batch.weights, np.ones(12))
 
 
-def test_after_select_until_batches_are_random_ones_of_all_examples_and_nothing_is_scored() -> None:
+def test_after_both_ends_batches_are_random_ones_of_all_examples_and_nothing_is_scored() -> None:
     labels = np.repeat(np.arange(CLASSES), [48, 24, 24])
     source = make_source(labels=labels)
     config = dataclasses.replace(
-        CONFIG, select_until=25, max_interval=2, exclude_below=1.0, exclude_window=10, exclude_keep=0.0
-    )
+        CONFIG, select_until=25, max_interval=2, exclude_below=1.0, exclude_window=10, exclude_keep=0.0,
+        exclude_until=25,
+    )  # fmt: skip
     selection = crest(linear, source, config)
     params = make_params()
     state = selection.init(jax.random.key(0), params, STATE)
