@@ -15,7 +15,7 @@ import optax
 
 from crest_jax import _checks
 from crest_jax.config import CrestConfig
-from crest_jax.curvature import init_moments
+from crest_jax.curvature import covered, init_moments, restrict
 from crest_jax.data import next_subset, open_stream
 from crest_jax.embeddings import EmbedFn, logit_gradients
 from crest_jax.exclusion import (
@@ -127,6 +127,7 @@ def crest(
         # Nothing was seen, so this changes nothing, and compiles now what a later window needs.
         below, windows = config.exclude_below, config.exclude_for
         exclusion, *_ = end_window(init_exclusion(count), classes, needed, below, windows)
+        part = covered(params, config.curvature_of)
         region = Region(
             anchor=_copy(params),
             model_state=_copy(model_state),
@@ -134,7 +135,7 @@ def crest(
             probe_weights=jnp.ones(config.probe_size, jnp.float32),
             loss=jnp.zeros((), jnp.float32),
             gradient=optax.tree.zeros_like(params),
-            curvature=optax.tree.zeros_like(params),
+            curvature=optax.tree.zeros_like(part),
         )
         shape = (config.max_coresets, config.batch_size)
         return CrestState(
@@ -155,7 +156,7 @@ def crest(
             key=key,
             stream=open_stream(stream_key, classes, partial(in_play, exclusion, keep), num_classes),
             exclusion=exclusion,
-            moments=init_moments(params),
+            moments=init_moments(params, part),
             region=region,
             rows=jnp.zeros(shape, jnp.int32),
             weights=jnp.zeros(shape, jnp.float32),
@@ -215,7 +216,8 @@ def crest(
         key, probe_key = jax.random.split(state.key)
         rows = state.rows[: config.curvature_coresets].ravel()
         weights = state.weights[: config.curvature_coresets].ravel()
-        probes = new_probes(probe_key, params, config.hutchinson_probes)
+        part = restrict(params, state.region.curvature)
+        probes = new_probes(probe_key, part, config.hutchinson_probes)
         moments, gradient, curvature, norm = kernels.curvature(
             probes, params, model_state, source.take(rows), weights, state.moments
         )

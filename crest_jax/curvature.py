@@ -2,15 +2,16 @@
 
 import itertools
 import math
+import re
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from crest_jax import _checks
-from crest_jax.types import Array, Params
+from crest_jax.types import Array, Params, PyTree
 
 Loss = Callable[[Params], Array]  # params -> []
 Smoothing = Literal["none", "signed", "paper"]
@@ -80,6 +81,9 @@ def draw_probes(key: Array, params: Params, num_probes: int) -> Params:
 def gradient_and_diagonal(probes: Params, loss_fn: Loss, params: Params) -> tuple[Params, Params]:
     """Return the gradient and Hutchinson's estimate of the Hessian's diagonal, sharing their work.
 
+    Probes of a part of the parameters (see ``covered``) give the diagonal of that part, and the
+    gradient of all.
+
     Takes the probes as an argument, and unrolls them: on a CPU, XLA compiles a Hessian-vector product
     several times slower when its vector is drawn in the same program, and runs the gradient of a
     convolution an order of magnitude slower inside a loop.
@@ -94,13 +98,66 @@ def gradient_and_diagonal(probes: Params, loss_fn: Loss, params: Params) -> tupl
       >>> [x.tolist() for x in gradient_and_diagonal(probes, lambda p: jnp.sum(p**3), jnp.ones(2))]
       [[3.0, 3.0], [6.0, 6.0]]
     """
-    gradient, product = jax.linearize(jax.grad(loss_fn), params)
+    part = restrict(params, probes)
+    whole = len(jax.tree.leaves(part)) == len(jax.tree.leaves(params))
+
+    def loss_of_part(part: Params) -> Array:
+        return loss_fn(_with_part(params, part))
+
+    gradient, product = jax.linearize(jax.grad(loss_of_part), part)
+    if not whole:
+        gradient = jax.grad(loss_fn)(params)
     num_probes = jax.tree.leaves(probes)[0].shape[0]
-    total = optax.tree.zeros_like(params)
+    total = optax.tree.zeros_like(part)
     for index in range(num_probes):
         vector = jax.tree.map(lambda x, index=index: x[index], probes)
         total = jax.tree.map(lambda t, v, h: t + v * h, total, vector, product(vector))
     return gradient, jax.tree.map(lambda t: t / num_probes, total)
+
+
+def covered(params: Params, pattern: str | None) -> Params:
+    """Return the parameters whose path a regular expression finds, and None in place of the others.
+
+    Raises:
+      ValueError: when it finds none, or is no regular expression.
+
+    Example:
+      >>> covered({"body": {"w": 1.0}, "head": {"w": 2.0}}, "head")
+      {'body': {'w': None}, 'head': {'w': 2.0}}
+    """
+    if pattern is None:
+        return params
+    paths = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+    _checks.require(
+        any(re.search(pattern, path) for path in paths),
+        f"curvature_of is {pattern!r} but must be found in the path of a parameter, such as "
+        f"{paths[-1] if paths else 'none'}; use a part of such a path.",
+    )
+    return jax.tree.map_with_path(
+        lambda path, leaf: leaf if re.search(pattern, _name(path)) else None, params
+    )
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def restrict(tree: PyTree, part: PyTree) -> PyTree:
+    """Return a tree like ``tree`` with None where ``part`` has None.
+
+    Example:
+      >>> restrict({"a": 1, "b": 2}, {"a": None, "b": 0})
+      {'a': None, 'b': 2}
+    """
+    return jax.tree.map(lambda p, x: None if p is None else x, part, tree, is_leaf=_is_none)
+
+
+def _with_part(tree: PyTree, part: PyTree) -> PyTree:
+    return jax.tree.map(lambda p, x: x if p is None else p, part, tree, is_leaf=_is_none)
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
 
 
 class Moments(NamedTuple):
@@ -111,15 +168,16 @@ class Moments(NamedTuple):
     updates: Array  # [], int32
 
 
-def init_moments(params: Params) -> Moments:
-    """Return zero moments for parameters of this shape.
+def init_moments(params: Params, part: Params | None = None) -> Moments:
+    """Return zero moments for parameters of this shape, and for the curvature of a part of them.
 
     Example:
       >>> init_moments(jnp.ones(2)).gradient.tolist()
       [0.0, 0.0]
     """
-    zeros = optax.tree.zeros_like(params)
-    return Moments(zeros, zeros, jnp.zeros((), jnp.int32))
+    part = params if part is None else part
+    zeros = optax.tree.zeros_like
+    return Moments(zeros(params), zeros(part), jnp.zeros((), jnp.int32))
 
 
 def smooth(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from crest_jax.curvature import restrict
 from crest_jax.types import Array, ModelState, Params
 
 
@@ -23,7 +24,7 @@ class Region(NamedTuple):
     probe_weights: Array  # [k], float32: examples that each of them stands for
     loss: Array  # [], float32: weighted mean evaluation-mode loss of the probe rows at the anchor
     gradient: Params  # g
-    curvature: Params  # h, the Hessian's diagonal
+    curvature: Params  # h, the Hessian's diagonal; None where it is not taken
 
 
 def predict(region: Region, params: Params) -> Array:
@@ -41,6 +42,7 @@ def predict(region: Region, params: Params) -> Array:
     chex.assert_trees_all_equal_shapes(params, region.anchor)
     delta = jax.tree.map(jnp.subtract, params, region.anchor)
     linear = optax.tree.vdot(region.gradient, delta)
+    delta = restrict(delta, region.curvature)
     quadratic = optax.tree.vdot(delta, jax.tree.map(jnp.multiply, region.curvature, delta))
     return region.loss + linear + 0.5 * quadratic
 

@@ -40,7 +40,7 @@ from crest_jax.medoids import class_side, medoids
 from crest_jax.report import append_line, table
 from experiments import models
 from experiments.config import TrainConfig, UserError
-from experiments.program import Training, load_sources, make_training
+from experiments.program import Training, load_data, load_sources, make_training
 from experiments.run_folder import commit, new_folder
 from experiments.train import one_sentence
 
@@ -104,7 +104,8 @@ class Bench:
     def __init__(self, config: CostConfig) -> None:
         """Train the network a little."""
         self.run = run = config.run
-        self.dataset, self.source, _ = load_sources(run.dataset, run.data_dir, "test")
+        self.dataset = load_data(run.dataset, run.data_dir)
+        self.source = load_sources(run)[1]
         self.training: Training = make_training(run, self.dataset, max(1000, 10 * config.warm_steps))
         self.size, self.classes = run.crest.batch_size, self.dataset.num_classes
         self.probe = run.crest.probe_size

@@ -18,8 +18,38 @@ Method = Literal[
 ]  # fmt: skip
 
 
+TEXT_DATASETS = ("rotten_tomatoes", "imdb", "snli", "texts")
+ENCODERS = ("minilm", "bert", "roberta")
+
+
 class UserError(Exception):
     """A mistake of the user's, told in one sentence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Options of runs on text."""
+
+    checkpoint: Path | None = None
+    """Folder of the pretrained encoder in the Hugging Face layout; "minilm" finds its package."""
+    max_tokens: int = 128
+    """Longer texts are cut to so many tokens."""
+    pooling: Literal["cls", "mean"] | None = None
+    """Summary of a text that the classifier reads; None: "mean" for minilm, else "cls"."""
+    dropout: float | None = None
+    """Dropout everywhere in the encoder; None: as its config.json says."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the encoder's activations; parameters stay float32."""
+    remat: bool = False
+    """Compute each layer's activations again in the backward pass: less memory, a third more time."""
+    train_file: Path | None = None
+    """Training texts of --dataset texts, .csv or .jsonl."""
+    test_file: Path | None = None
+    """Test texts; None splits them off the training file."""
+    text_columns: tuple[str, ...] = ("text",)
+    """Column of the text, or the two columns of a pair."""
+    label_column: str = "label"
+    """Column of the label."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +60,11 @@ class TrainConfig:
     """How mini-batches are chosen. "full" takes all steps; the others take the budget, "truncated" with
     the schedule of full training. "unlearned" and "random_unlearned" are "stratified" and "random" of
     the examples that CREST's exclusion would leave in play."""
-    dataset: Literal[DATASETS] = "fashion_mnist_12k"  # type: ignore[valid-type]
+    dataset: Literal[DATASETS + TEXT_DATASETS] = "fashion_mnist_12k"  # type: ignore[valid-type]
     """Data set."""
     data_dir: Path | None = None
     """Folder of the data; by default where the system's package or the preparation puts them."""
-    model: Literal[MODELS] = "resnet8"  # type: ignore[valid-type]
+    model: Literal[MODELS + ENCODERS] = "resnet8"  # type: ignore[valid-type]
     """Network."""
     width: int | None = None
     """Width of the network's first stage (resnet) or of its hidden layers (mlp); None: the usual."""
@@ -54,8 +84,8 @@ class TrainConfig:
     """Nesterov's form of the momentum (sgd)."""
     weight_decay: float = 1e-4
     """Weight decay."""
-    schedule: Literal["step", "cosine"] = "step"
-    """Decay of the rate: tenfold drops at half and three quarters of the steps, or a cosine."""
+    schedule: Literal["step", "cosine", "linear"] = "step"
+    """Decay of the rate: tenfold drops at half and three quarters of the steps, a cosine, or linear."""
     warmup: float = 0.1
     """Share of the steps over which the rate rises linearly."""
     seed: int = 0
@@ -87,9 +117,16 @@ class TrainConfig:
     to all parameters, randomly projected to 64 numbers (an ablation: one backward pass an example)."""
     crest: tyro.conf.OmitArgPrefixes[CrestConfig] = dataclasses.field(default_factory=CrestConfig)
     """Settings of CREST; its batch size is that of every method."""
+    text: tyro.conf.OmitArgPrefixes[TextConfig] = dataclasses.field(default_factory=TextConfig)
+    """Options of runs on text."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any work."""
+        if (self.dataset in TEXT_DATASETS) != (self.model in ENCODERS):
+            raise UserError(
+                f"--dataset is {self.dataset} and --model {self.model} but images go with "
+                f"{', '.join(MODELS)} and texts with {', '.join(ENCODERS)}; choose a pair."
+            )
         if not (math.isfinite(self.budget) and 0 < self.budget <= 1):
             raise UserError(f"--budget is {self.budget} but must lie in (0, 1]; 0.1 is usual.")
         low, high = self.select_span
@@ -134,3 +171,26 @@ class TrainConfig:
         for name in ("out", "resume", "tensorboard"):
             del values[name]
         return json.loads(json.dumps(values, default=str))
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "TrainConfig":
+        """Return the options that ``as_json`` gave.
+
+        >>> TrainConfig.from_json(TrainConfig(seed=3).as_json()) == TrainConfig(seed=3)
+        True
+        """
+        nested = {"crest": CrestConfig, "text": TextConfig}
+        parts = {name: made(**_typed(values[name])) for name, made in nested.items()}
+        return cls(**{**_typed(values), **parts})
+
+
+def _typed(values: dict[str, Any]) -> dict[str, Any]:
+    """Give JSON values the types that options have: tuples and paths."""
+
+    def typed(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(value)
+        is_path = name in ("data_dir", "checkpoint", "train_file", "test_file")
+        return Path(value) if is_path and value is not None else value
+
+    return {name: typed(name, value) for name, value in values.items()}

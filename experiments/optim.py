@@ -7,7 +7,7 @@ import optax
 
 
 def schedule(
-    kind: Literal["step", "cosine"],
+    kind: Literal["step", "cosine", "linear"],
     peak: float,
     steps: int,
     *,
@@ -19,9 +19,10 @@ def schedule(
 
     The first ``W = round(warmup_fraction * steps)`` steps warm up, step ``t`` at the rate
     ``peak * (t + 1) / (W + 1)``, so that no step is spent at rate 0. Then ``"step"`` gives ``peak``,
-    times ``drop_factor`` from step ``round(share * steps)`` on for every share in ``drops``, and
-    ``"cosine"`` gives ``peak * (1 + cos(pi * (t - W) / (steps - W))) / 2``. All positions are shares
-    of ``steps``: a smaller budget compresses the whole schedule.
+    times ``drop_factor`` from step ``round(share * steps)`` on for every share in ``drops``,
+    ``"linear"`` gives ``peak * (steps - t) / (steps - W)``, and ``"cosine"`` gives
+    ``peak * (1 + cos(pi * (t - W) / (steps - W))) / 2``. All positions are shares of ``steps``: a
+    smaller budget compresses the whole schedule.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -30,14 +31,16 @@ def schedule(
     >>> [round(float(rate(t)), 4) for t in (0, 31, 32, 159, 160, 240)]
     [0.003, 0.097, 0.1, 0.1, 0.01, 0.001]
     """
-    if kind not in ("step", "cosine"):
-        raise ValueError(f"kind is {kind!r}, but must be 'step' or 'cosine'.")
+    if kind not in ("step", "cosine", "linear"):
+        raise ValueError(f"kind is {kind!r}, but must be 'step', 'cosine' or 'linear'.")
     _check("peak", peak, 0.0, math.inf)
     _check("steps", steps, 0.0, math.inf)
     _check("warmup_fraction", warmup_fraction, 0.0, 1.0, low_allowed=True)
     warmup = round(warmup_fraction * steps)
     if kind == "cosine":
         after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
+    elif kind == "linear":
+        after = optax.linear_schedule(peak, 0.0, max(steps - warmup, 1))
     else:
         _check("drop_factor", drop_factor, 0.0, 1.0)
         for share in drops:

@@ -1,4 +1,4 @@
-"""Download a CIFAR set and write it as ``array_record`` files, which need no TensorFlow to read.
+"""Download CIFAR or SNLI and write it as ``array_record`` files, which need no TensorFlow to read.
 
     python -m experiments.prepare cifar10 [--data-dir DIR]
 
@@ -18,8 +18,10 @@ from pathlib import Path
 
 from experiments.data.dataset import DataError, default_data_dir, one_line
 from experiments.data.prepared import NUM_CLASSES, find_version, load_prepared
+from experiments.language.texts import load_snli
 
-HOST = "https://www.cs.toronto.edu/~kriz/cifar.html"
+CIFAR = "https://www.cs.toronto.edu/~kriz/cifar.html"
+HOSTS = {**dict.fromkeys(NUM_CLASSES, CIFAR), "snli": "https://nlp.stanford.edu/projects/snli/"}
 TIMEOUT = 20  # seconds
 REQUIRED = ("tensorflow", "tensorflow_datasets", "array_record")
 
@@ -47,7 +49,7 @@ def prepare(name: str, data_dir: Path) -> Path:
     staging = Path(tempfile.mkdtemp(prefix=f".{name}.part-", dir=data_dir))
     try:
         _download(name, staging)
-        load_prepared(name, staging)
+        _read_back(name, staging)
         made = find_version(name, staging)
         target = data_dir / name / made.name
         target.parent.mkdir(exist_ok=True)
@@ -57,16 +59,23 @@ def prepare(name: str, data_dir: Path) -> Path:
     return target
 
 
+def _read_back(name: str, folder: Path) -> None:
+    if name == "snli":
+        load_snli(folder)
+    else:
+        load_prepared(name, folder)
+
+
 def _reach(name: str) -> None:
     """Raise if the host does not answer: TFDS would retry for minutes before it said so."""
     try:
-        request = urllib.request.Request(HOST, method="HEAD")
+        request = urllib.request.Request(HOSTS[name], method="HEAD")
         urllib.request.urlopen(request, timeout=TIMEOUT).close()
     except urllib.error.HTTPError:
         return  # it answers
     except OSError as error:
         raise DataError(
-            f"{name} cannot be downloaded, because {HOST} does not answer ({error}); connect to "
+            f"{name} cannot be downloaded, because {HOSTS[name]} does not answer ({error}); connect to "
             "the network, or copy a prepared folder from another machine."
         ) from error
 
@@ -87,7 +96,7 @@ def _download(name: str, folder: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("name", choices=tuple(NUM_CLASSES))
+    parser.add_argument("name", choices=tuple(HOSTS))
     parser.add_argument("--data-dir", type=Path, default=default_data_dir())
     options = parser.parse_args(arguments)
     try:

@@ -5,11 +5,12 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
+from tqdm import tqdm
 
 from crest_jax import (
     ApplyFn,
@@ -25,8 +26,13 @@ from crest_jax import (
 )
 from experiments import data, methods, models, optim
 from experiments.augment import pad_crop_flip
-from experiments.config import Method, TrainConfig, UserError
+from experiments.config import TEXT_DATASETS, Method, TrainConfig, UserError
 from experiments.timing import PhaseTimer
+
+if TYPE_CHECKING:
+    from experiments.language.problem import TextProblem
+
+AnyDataset: TypeAlias = "data.Dataset | TextProblem"
 
 
 class TrainState(NamedTuple):
@@ -59,19 +65,44 @@ class Program(NamedTuple):
     selection: Selection
     timer: PhaseTimer
     batch_size: int
+    class_names: tuple[str, ...]
 
 
 @functools.lru_cache(maxsize=2)
 def load_data(name: str, data_dir: Path | None) -> data.Dataset:
-    """Read a data set once per process."""
+    """Read a set of images once per process."""
+    if name in TEXT_DATASETS:
+        raise UserError(f"--dataset is {name} but must be one of images here; choose such a one.")
     return data.load(name, data_dir)
 
 
+def load_sources(config: TrainConfig) -> tuple[AnyDataset, ArraySource, ArraySource]:
+    """Put train and held-out rows on the device once per process."""
+    if config.dataset in TEXT_DATASETS:
+        return _text_sources(
+            TrainConfig(
+                dataset=config.dataset,
+                data_dir=config.data_dir,
+                model=config.model,
+                evaluate_on=config.evaluate_on,
+                text=config.text,
+            )
+        )
+    return _image_sources(config.dataset, config.data_dir, config.evaluate_on)
+
+
 @functools.lru_cache(maxsize=2)
-def load_sources(
+def _text_sources(config: TrainConfig) -> tuple[TextProblem, ArraySource, ArraySource]:
+    from experiments.language import problem as language  # of the extra `text`
+
+    problem = language.load_problem(config, tqdm.write)
+    return problem, *language.sources(problem, config.evaluate_on)
+
+
+@functools.lru_cache(maxsize=2)
+def _image_sources(
     name: str, data_dir: Path | None, evaluate_on: str
 ) -> tuple[data.Dataset, ArraySource, ArraySource]:
-    """Put train and held-out rows on the device once per process."""
     dataset = load_data(name, data_dir)
     held_out = (dataset.test_inputs, dataset.test_labels)
     if evaluate_on == "validation":
@@ -94,18 +125,45 @@ class Training(NamedTuple):
     train_step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 
 
-def make_training(config: TrainConfig, dataset: data.Dataset, steps: int) -> Training:
-    """Build the network and its compiled training step, the schedule compressed to ``steps``."""
-    shape = dataset.train_inputs.shape[1:]
-    network = models.build(
+class Network(NamedTuple):
+    """A network with what makes its parameters."""
+
+    module: Any
+    init: Callable[[jax.Array], dict[str, Any]]  # key -> variables
+
+
+def _image_network(config: TrainConfig, dataset: data.Dataset) -> Network:
+    module = models.build(
         config.model,
         dataset.num_classes,
         width=config.width,
-        input_shape=shape,
+        input_shape=dataset.train_inputs.shape[1:],
         mean=dataset.mean,
         std=dataset.std,
         **({"imagenet_stem": True} if config.imagenet_stem else {}),
     )
+    example = jnp.zeros((1, *dataset.train_inputs.shape[1:]), dataset.train_inputs.dtype)
+    return Network(module, jax.jit(lambda key: module.init(key, example, train=False)))
+
+
+def _text_network(config: TrainConfig, problem: TextProblem) -> Network:
+    from experiments.language import problem as language
+
+    module = language.build(config, problem.encoder, problem.num_classes)
+    example = jnp.zeros((1, 8, 2), jnp.int32)
+    fresh = jax.jit(lambda key: module.init(key, example, train=False)["params"])
+    filled = language.pretrained(module, problem, fresh)
+    return Network(module, lambda key: {"params": filled(key)})
+
+
+def make_training(config: TrainConfig, dataset: AnyDataset, steps: int) -> Training:
+    """Build the network and its compiled training step, the schedule compressed to ``steps``."""
+    if isinstance(dataset, data.Dataset):
+        network, variables_of = _image_network(config, dataset)
+        augment = dataset.augment
+    else:
+        network, variables_of = _text_network(config, dataset)
+        augment = False
     apply_fn = from_linen(network)
     optimizer = optim.optimizer(
         config.optimizer,
@@ -122,11 +180,9 @@ def make_training(config: TrainConfig, dataset: data.Dataset, steps: int) -> Tra
 
     def init(key: jax.Array) -> TrainState:
         init_key, state_key = jax.random.split(key)
-        variables = network.init(
-            init_key, jnp.zeros((1, *shape), dataset.train_inputs.dtype), train=False
-        )
+        variables = dict(variables_of(init_key))
         params = variables.pop("params")
-        return TrainState(params, dict(variables), optimizer.init(params), state_key)
+        return TrainState(params, variables, optimizer.init(params), state_key)
 
     takes_weights = "weights" in inspect.signature(type(network).__call__).parameters
 
@@ -136,7 +192,7 @@ def make_training(config: TrainConfig, dataset: data.Dataset, steps: int) -> Tra
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key, augment_key, dropout_key = jax.random.split(state.key, 3)
         inputs = batch.inputs
-        if dataset.augment:
+        if augment:
             inputs = pad_crop_flip(augment_key, inputs)
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
@@ -151,13 +207,13 @@ def make_training(config: TrainConfig, dataset: data.Dataset, steps: int) -> Tra
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, model_state, opt_state, key), StepMetrics(value, losses)
 
-    return Training(network, apply_fn, jax.jit(init), jax.jit(train_step))
+    return Training(network, apply_fn, init, jax.jit(train_step))
 
 
 @functools.lru_cache(maxsize=32)
 def make_program(config: TrainConfig) -> Program:
     """Build data, network, optimizer and compiled functions for all seeds of one configuration."""
-    dataset, train, held_out = load_sources(config.dataset, config.data_dir, config.evaluate_on)
+    dataset, train, held_out = load_sources(config)
     steps, full_steps = config.steps(len(train)), config.full_steps(len(train))
     scheduled = full_steps if config.method == "truncated" else steps
     network, apply_fn, init, train_step = make_training(config, dataset, scheduled)
@@ -167,7 +223,7 @@ def make_program(config: TrainConfig) -> Program:
         init=init,
         train_step=train_step,
         apply_fn=apply_fn,
-        evaluate=make_evaluate(apply_fn),
+        evaluate=make_evaluate(apply_fn, chunk_size=100 if config.dataset in TEXT_DATASETS else 500),
         train=train,
         held_out=held_out,
         steps=steps,
@@ -177,6 +233,7 @@ def make_program(config: TrainConfig) -> Program:
         ),
         timer=timer,
         batch_size=config.crest.batch_size,
+        class_names=dataset.class_names,
     )
 
 

@@ -23,7 +23,7 @@ from scipy import stats
 
 from crest_jax.report import read_lines
 from experiments.compare import SPLIT, paired, with_interval, work_in_steps
-from experiments.config import UserError
+from experiments.config import TEXT_DATASETS, UserError
 from experiments.plots import COLOURS
 from experiments.program import load_data
 from experiments.run_folder import writable_folder
@@ -500,7 +500,6 @@ def build(config: ReportConfig) -> None:
         caption = f"Seed {crest[0]['seed']}."
         page.picture("regions", region_figure(crest[0], settings["crest"]["tau"]), caption)
         page.table(region_rows(runs))
-        data = load_data(settings["dataset"], _path(settings["data_dir"]))
         shown = by_method([r for r in runs if r["budget"] == crest[0]["budget"]])
         groups = {name: [picks_of(config.runs, r) for r in shown[name]] for name in compared(runs)}
         page.section("What is picked", "Counted in each twentieth of the run.")
@@ -510,12 +509,8 @@ def build(config: ReportConfig) -> None:
                 "difficulty", figure, "Difficulty by a separate full run; band: range over seeds."
             )
             page.table(rows)
-        figure = balance_figure(groups, data.train_labels, data.class_names)
-        page.picture("classes", figure, "Classes of the picks.")
-        figure = contact_figure(
-            np.sum(groups["crest"], axis=0), data.train_inputs, data.train_labels, data.class_names
-        )
-        page.picture("contact", figure, "CREST's picks, all seeds.")
+        if settings["dataset"] not in TEXT_DATASETS:
+            _picture_picks(page, settings, groups)
     if config.quality is not None:
         page.section(
             "Bias and variance of the gradient",
@@ -526,6 +521,17 @@ def build(config: ReportConfig) -> None:
             "quality", quality_figure(read_lines(config.quality)), "Of mini-batches of each kind."
         )
     page.write(config.out)
+
+
+def _picture_picks(page: Page, settings: dict[str, Any], groups: dict[str, list[np.ndarray]]) -> None:
+    """Show classes and images of the picks."""
+    data = load_data(settings["dataset"], _path(settings["data_dir"]))
+    figure = balance_figure(groups, data.train_labels, data.class_names)
+    page.picture("classes", figure, "Classes of the picks.")
+    figure = contact_figure(
+        np.sum(groups["crest"], axis=0), data.train_inputs, data.train_labels, data.class_names
+    )
+    page.picture("contact", figure, "CREST's picks, all seeds.")
 
 
 def _path(value: str | None) -> Path | None:

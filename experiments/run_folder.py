@@ -5,7 +5,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+from flax import serialization
+
 from experiments.config import TrainConfig, UserError
+from experiments.data.dataset import one_line
+
+NETWORK = "network.msgpack"
 
 
 def commit() -> str | None:
@@ -109,6 +116,40 @@ def _difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | No
                 return found
         return None
     return None if old == new else (name, old, new)
+
+
+def write_network(folder: Path, params: Any, model_state: Any) -> None:
+    """Write the trained network, ``network.msgpack``, whole or not at all."""
+    path = folder / NETWORK
+    temporary = path.with_suffix(".tmp")
+    values = {"params": params, "model_state": model_state}
+    temporary.write_bytes(serialization.to_bytes(values))
+    temporary.replace(path)
+
+
+def read_network(folder: Path, params: Any, model_state: Any) -> tuple[Any, Any]:
+    """Read a trained network, shaped like the arguments.
+
+    Raises:
+      UserError: when it is absent, damaged, or of another network.
+    """
+    path = folder / NETWORK
+    like = {"params": params, "model_state": model_state}
+    try:
+        found = serialization.from_bytes(like, path.read_bytes())
+        shapes = [jax.tree.map(np.shape, tree) for tree in (like, found)]
+        if shapes[0] != shapes[1]:
+            raise ValueError("it has other shapes")
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} holds no {NETWORK} but must be a finished run; finish it."
+        ) from error
+    except Exception as error:  # msgpack and flax raise many kinds for damaged files
+        raise UserError(
+            f"{path} cannot be read ({one_line(error)[:120]}) but must be as the run wrote it; train "
+            "again."
+        ) from error
+    return found["params"], found["model_state"]
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

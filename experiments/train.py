@@ -36,6 +36,7 @@ from experiments.run_folder import (
     finished_run,
     open_folder,
     write_json,
+    write_network,
 )
 from experiments.timing import TRAINING, PhaseTimer
 
@@ -150,6 +151,7 @@ def run(config: TrainConfig, say: Callable[[str], None] = tqdm.write) -> dict[st
             bar.update()
     metrics = _metrics(config, program, state, selected, result, evaluated)
     np.savez_compressed(config.out / "picks.npz", counts=np.asarray(picks))
+    write_network(config.out, state.params, state.model_state)
     write_json(config.out / "metrics.json", metrics)
     checkpoints.close()
     return metrics
@@ -221,6 +223,7 @@ def _metrics(
     metrics = {
         f"{config.evaluate_on}_accuracy": result.accuracy,
         f"{config.evaluate_on}_loss": result.loss,
+        "class_names": program.class_names,
         "steps": program.steps,
         "full_steps": program.full_steps,
         "seconds": {name: round(value, 4) for name, value in seconds.items()},

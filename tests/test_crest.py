@@ -289,6 +289,24 @@ def test_learned_examples_kept_in_play_count_for_those_left_out() -> None:
     assert np.mean([w.sum() for w, _ in total["coreset"]]) == pytest.approx(24 * 96 / 60, rel=0.1)
 
 
+def test_curvature_of_a_part_has_no_arrays_elsewhere_and_selects_on() -> None:
+    config = dataclasses.replace(CONFIG, curvature_of="^b$", exclude_below=0.0)
+    events = [event for _, event, *_ in train(config, optax.sgd(0.1), 30) if event is not None]
+    assert events[-1].region > 1
+    selection = crest(linear, make_source(), config)
+    state = selection.init(jax.random.key(0), make_params(), STATE)
+    state, event = selection.refresh(state, make_params(), STATE)
+    assert state.region.curvature["w"] is None
+    assert float(jnp.abs(state.region.gradient["w"]).max()) > 0
+    norm = float(jnp.linalg.norm(state.region.curvature["b"]))
+    assert event is not None
+    assert event.curvature_norm == pytest.approx(norm) != 0
+    with pytest.raises(ValueError, match="curvature_of is 'x'"):
+        crest(linear, make_source(), dataclasses.replace(CONFIG, curvature_of="x")).init(
+            jax.random.key(0), make_params(), STATE
+        )
+
+
 @pytest.mark.parametrize(
     ("smoothing", "exhausted", "more"),
     [

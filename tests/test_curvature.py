@@ -8,6 +8,7 @@ from helpers import init_mlp
 from jax.flatten_util import ravel_pytree
 
 from crest_jax.curvature import (
+    covered,
     draw_probes,
     gradient_and_diagonal,
     hessian_vector_product,
@@ -130,3 +131,24 @@ def test_smoothing_matches_the_weighted_mean_over_all_regions(smoothing, betas, 
             for one, other in zip(found, expected, strict=True):
                 flat = np.concatenate([np.asarray(one["a"]), np.asarray(one["b"]).ravel()])
                 np.testing.assert_allclose(flat, other, rtol=tolerance, atol=tolerance / 10)
+
+
+def test_the_diagonal_of_a_part_is_that_of_its_block_of_the_dense_hessian(dense):
+    loss, params, _, gradient, hessian = dense
+    with jax.enable_x64(True):
+        part = covered(params, "^1/")  # the second layer
+        (w1, b1), (w2, b2) = params
+        inside = np.repeat([False, True], [w1.size + b1.size, w2.size + b2.size])
+        block = hessian[np.ix_(inside, inside)]
+        probes = draw_probes(jax.random.key(0), part, 3)
+        found, diagonal = gradient_and_diagonal(probes, loss, params)
+        z = np.stack([ravel_pytree(jax.tree.map(lambda x, i=i: x[i], probes))[0] for i in range(3)])
+        np.testing.assert_allclose(ravel_pytree(found)[0], gradient, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(ravel_pytree(diagonal)[0], (z * (z @ block)).mean(0), rtol=1e-9)
+        assert jax.tree.structure(diagonal) == jax.tree.structure(part) != jax.tree.structure(params)
+
+
+def test_a_part_that_is_not_there_is_an_error():
+    with pytest.raises(ValueError, match=r"curvature_of is 'tail' .* such as head/w"):
+        covered({"body": {"w": 1.0}, "head": {"w": 2.0}}, "tail")
+    assert covered({"body": 1.0}, None) == {"body": 1.0}

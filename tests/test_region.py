@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from crest_jax.curvature import covered
 from crest_jax.region import Region, check_interval, predict, relative_error
 
 
@@ -88,3 +89,13 @@ def test_intervals_grow_as_curvature_falls():
     ]
     assert intervals == sorted(intervals)
     assert set(intervals) >= {1, 2, 3, 4, 20}
+
+
+def test_curvature_of_a_part_counts_as_zero_elsewhere():
+    region, tree, _ = random_region(np.random.default_rng(3), jnp.float32)
+    part = region._replace(curvature=covered(region.curvature, "a"))
+    zero = {"a": region.curvature["a"], "b": [jnp.zeros((2, 2))]}
+    params = tree(np.random.default_rng(4).normal(size=7))
+    expected = predict(region._replace(curvature=zero), params)
+    np.testing.assert_allclose(predict(part, params), expected, rtol=1e-6)
+    assert abs(expected - predict(region, params)) > 1e-3

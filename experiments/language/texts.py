@@ -151,8 +151,8 @@ def load_snli(data_dir: Path | None = None) -> TextDataset:
             parts[split] = Texts(first, second, np.array([int(r["label"]) for r in kept], np.int32))
     except Exception as error:  # TFDS and array_record share no exception
         raise DataError(
-            f"{folder} cannot be read ({one_line(error)[:120]}); remove it and prepare snli again as "
-            "array_record."
+            f"{folder} cannot be read ({one_line(error)[:120]}); remove it and run "
+            "python -m experiments.prepare snli again."
         ) from error
     return TextDataset("snli", parts["train"], parts["test"], parts["validation"], RELATIONS, dropped)
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -190,8 +189,3 @@ def by_length(tokens: Tokens, labels: np.ndarray) -> tuple[Tokens, np.ndarray]:
     """
     order = np.argsort(tokens.lengths, kind="stable")
     return Tokens(tokens.inputs[order], tokens.lengths[order], tokens.cut), labels[order]
-
-
-def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], longest: int, pad: int) -> np.ndarray:
-    """Return the inputs [n, l, 2] of a few texts, for prediction."""
-    return tokenize(tokenizer, Texts(tuple(texts), None, np.zeros(0)), longest, pad).inputs
