@@ -92,7 +92,7 @@ def load_sources(config: TrainConfig) -> tuple[AnyDataset, ArraySource, ArraySou
 
 
 @functools.lru_cache(maxsize=2)
-def _text_sources(config: TrainConfig) -> tuple[TextProblem, ArraySource, ArraySource]:
+def _text_sources(config: TrainConfig) -> "tuple[TextProblem, ArraySource, ArraySource]":
     from experiments.language import problem as language  # of the extra `text`
 
     problem = language.load_problem(config, tqdm.write)
@@ -146,7 +146,7 @@ def _image_network(config: TrainConfig, dataset: data.Dataset) -> Network:
     return Network(module, jax.jit(lambda key: module.init(key, example, train=False)))
 
 
-def _text_network(config: TrainConfig, problem: TextProblem) -> Network:
+def _text_network(config: TrainConfig, problem: "TextProblem") -> Network:
     from experiments.language import problem as language
 
     module = language.build(config, problem.encoder, problem.num_classes)

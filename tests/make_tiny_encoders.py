@@ -26,12 +26,12 @@ def make(name: str) -> None:
     torch.manual_seed(0)
     if name == "bert":
         config = transformers.BertConfig(**SIZES, type_vocab_size=2, pad_token_id=0)
-        model = transformers.BertModel(config, attn_implementation="eager")
+        model = transformers.BertModel(config)
     else:
         config = transformers.RobertaConfig(
             **SIZES, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5
         )
-        model = transformers.RobertaModel(config, attn_implementation="eager", add_pooling_layer=False)
+        model = transformers.RobertaModel(config, add_pooling_layer=False)
     with torch.no_grad():
         for key, value in model.named_parameters():
             value.copy_(0.3 * torch.randn_like(value) + ("LayerNorm.weight" in key))

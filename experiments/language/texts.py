@@ -53,7 +53,7 @@ def split_by_text(keys: list[str], shares: tuple[float, ...], seed: int) -> np.n
       [n], int, the part of each row; shares hold over distinct texts.
 
     >>> split_by_text(["a", "b", "A ", "c"], (0.34,), seed=1).tolist()
-    [0, 1, 0, 0]
+    [1, 0, 1, 0]
     """
     normal = [" ".join(key.casefold().split()) for key in keys]
     distinct = {key: place for place, key in enumerate(dict.fromkeys(normal))}

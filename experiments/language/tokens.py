@@ -132,7 +132,7 @@ def cached_tokens(
     said = None
     if path.is_file():
         try:
-            with np.load(path) as file:
+            with path.open("rb") as opened, np.load(opened) as file:
                 if str(file["made_of"]) == made_of:
                     return Tokens(file["inputs"], file["lengths"], int(file["cut"])), None
             said = f"{path} was made of other texts or settings; it is made again."
