@@ -182,7 +182,8 @@ def plot_map(runs: list[Run], path: Path) -> None:
         panel.set_xlabel("points by which CREST is ahead (95 % interval)")
     panels[0].set_yticks(range(len(settings)), [name.replace("_", " ") for name in settings])
     panels[0].invert_yaxis()
-    panels[0].legend(fontsize=8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8)
     figure.savefig(path, dpi=130)
 
 

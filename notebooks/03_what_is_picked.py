@@ -96,7 +96,8 @@ config = CrestConfig(batch_size=64, subset_size=256, probe_size=256, exclude_win
 (rows, weights, losses, right), events = follow(crest(apply_fn, train, config))
 (_, _, random_losses, random_right), _ = follow(stratified_batches(train, 64))
 assert rows.shape == (STEPS, 64)
-assert (weights.sum(1) == 256).all(), "each coreset stands for its whole subset"
+# Each coreset stands for its whole subset, in which a learned image counts for four.
+assert (weights.sum(1) >= 256).all()
 
 # %% [markdown]
 # ## Heavy and light picks

@@ -8,6 +8,9 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+collect_ignore = ["make_tiny_encoders.py"]  # needs torch
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
