@@ -72,8 +72,9 @@ class CrestConfig:
     trainings of many passes suffer from that."""
     exclude_until: int | None = None
     """Step from which on all examples are in play: in trainings of many passes, leaving out what is
-    learned overfits the rest once the learning rate has dropped. None: exclusion to the end. (The
-    training script excludes to the end in up to 10 passes, else to the first drop.)"""
+    learned can overfit the rest once the learning rate has dropped. None: exclusion to the end. (The
+    training script ends it at the first drop in runs of more than 10 passes, unless exclude_keep is 0,
+    the paper's way.)"""
     exhausted: Exhausted = "current"
     """When a region outlives its coresets: select more at the current or at the anchor's parameters,
     or begin a new region."""

@@ -100,8 +100,9 @@ def make_selection(
 
 def exclude_until(config: TrainConfig, steps: int, train: ArraySource) -> int | None:
     """Return the step at which exclusion ends, None for the last: see ``--exclude-until``."""
-    many = steps * config.crest.batch_size > MANY_PASSES * len(train)
-    return config.crest.exclude_until or (round(FIRST_DROP * steps) if many else None)
+    crest = config.crest
+    many = crest.exclude_keep > 0 and steps * crest.batch_size > MANY_PASSES * len(train)
+    return crest.exclude_until or (round(FIRST_DROP * steps) if many else None)
 
 
 def _embedding(config: TrainConfig, apply_fn: ApplyFn, features_fn: FeaturesFn) -> EmbedFn | None:

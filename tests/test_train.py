@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crest_jax import Batch, CrestConfig
+from crest_jax import ArraySource, Batch, CrestConfig
 from crest_jax.report import read_lines
-from experiments import compare, nnx_example, program, train
+from experiments import compare, methods, nnx_example, program, train
 from experiments.config import TrainConfig, UserError
 from experiments.data import Dataset
 from experiments.timing import PHASES, TRAINING, PhaseTimer
@@ -399,3 +399,22 @@ def test_compare_refuses_options_without_effect(
 ) -> None:
     with pytest.raises(SystemExit, match=rf"error: {option[0]} has no effect here .*--seeds"):
         compare.main([*options(dataclasses.replace(SMALL, out=tmp_path / "x")), *option])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "crest_options", "expected"),
+    [
+        (10, {}, None),  # 10 passes
+        (11, {}, 126),  # half of 253 steps, as the schedule rounds it
+        (11, {"exclude_keep": 0.0}, None),  # the paper's way
+        (11, {"exclude_until": 40}, 40),
+        (2, {"exclude_until": 40}, 40),
+    ],
+)
+def test_exclusion_ends_at_the_first_drop_in_runs_of_many_passes(
+    epochs: int, crest_options: dict[str, Any], expected: int | None
+) -> None:
+    crest = dataclasses.replace(SMALL.crest, **crest_options)
+    config = dataclasses.replace(SMALL, epochs=epochs, budget=1.0, crest=crest)
+    source = ArraySource(np.zeros((1472, 1)), np.arange(1472) % 2)  # 23 whole mini-batches
+    assert methods.exclude_until(config, config.steps(1472), source) == expected
