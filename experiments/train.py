@@ -223,7 +223,7 @@ def _metrics(
     metrics = {
         f"{config.evaluate_on}_accuracy": result.accuracy,
         f"{config.evaluate_on}_loss": result.loss,
-        "class_names": program.class_names,
+        "class_names": list(program.class_names),
         "steps": program.steps,
         "full_steps": program.full_steps,
         "seconds": {name: round(value, 4) for name, value in seconds.items()},

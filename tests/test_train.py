@@ -21,6 +21,7 @@ from crest_jax.report import read_lines
 from experiments import compare, methods, nnx_example, program, train
 from experiments.config import TrainConfig, UserError
 from experiments.data import Dataset
+from experiments.run_folder import read_network
 from experiments.timing import PHASES, TRAINING, PhaseTimer
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +68,7 @@ def test_run_folder_holds_what_happened(finished: tuple[TrainConfig, dict[str, A
     assert json.loads((config.out / "metrics.json").read_text()) == metrics
     assert metrics["steps"] == STEPS
     assert metrics["test_accuracy"] > 0.5
+    assert metrics["class_names"] == [str(digit) for digit in range(10)]
     assert set(metrics["seconds"]) == set(PHASES)
     events = read_lines(config.out / "events.jsonl")
     evaluations = [row for row in events if row["kind"] == "evaluation"]
@@ -81,6 +83,23 @@ def test_run_folder_holds_what_happened(finished: tuple[TrainConfig, dict[str, A
     assert len(begun) == metrics["regions"] > 1
     assert begun[0]["step"] == round(0.2 * STEPS)
     assert [row["step"] for row in selections if row["reason"] == "random"] == [round(0.8 * STEPS)]
+
+
+def test_a_finished_run_keeps_its_network(finished: tuple[TrainConfig, dict[str, Any]]) -> None:
+    config, metrics = finished
+    made = program.make_program(program.shared(config))
+    state = made.init(jax.random.key(1))
+    params, model_state = read_network(config.out, state.params, state.model_state)
+    assert train.params_sha256(params) == metrics["params_sha256"]
+    assert made.evaluate(params, model_state, made.held_out).accuracy == metrics["test_accuracy"]
+    with pytest.raises(UserError, match=r"holds no network\.msgpack"):
+        read_network(config.out.parent, state.params, state.model_state)
+    damaged = config.out.parent / "damaged"
+    damaged.mkdir()
+    whole = (config.out / "network.msgpack").read_bytes()
+    (damaged / "network.msgpack").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"network\.msgpack cannot be read"):
+        read_network(damaged, state.params, state.model_state)
 
 
 def test_counted_passes_follow_from_the_events(
