@@ -411,6 +411,7 @@ with tfds.core.registered.skip_registration():  # the catalogue has a set of the
                 yield row, {"premise": f"a film {row}", "hypothesis": hypothesis, "label": label}
 
 
+@pytest.mark.slow
 def test_snli_from_its_prepared_files_end_to_end(tmp_path, monkeypatch):
     builder = Snli(data_dir=tmp_path / "data", file_format="array_record")
     builder.download_and_prepare()

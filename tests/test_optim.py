@@ -34,7 +34,14 @@ def test_cosine_schedule(warmup_fraction: float, warmup: int) -> None:
     np.testing.assert_allclose(rates(rate, STEPS), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["step", "cosine"])
+def test_linear_schedule() -> None:
+    rate = schedule("linear", 0.3, 20, warmup_fraction=0.2)
+    warm = [0.3 * (t + 1) / 5 for t in range(4)]
+    down = [0.3 * (20 - t) / 16 for t in range(4, 20)]
+    np.testing.assert_allclose(rates(rate, 20), [*warm, *down], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["step", "cosine", "linear"])
 def test_a_smaller_budget_compresses_the_schedule(kind: str) -> None:
     long = rates(schedule(kind, 0.1, 4000), 4000)[::10]
     short = rates(schedule(kind, 0.1, 400), 400)
@@ -86,7 +93,7 @@ def test_adamw_decays_apart_from_the_gradient() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: schedule("linear", 0.1, 10), "kind is 'linear'"),
+        (lambda: schedule("constant", 0.1, 10), "kind is 'constant'"),
         (lambda: schedule("step", 0.0, 10), r"peak is 0\.0, but must be finite, above 0"),
         (lambda: schedule("step", 0.1, 0), "steps is 0"),
         (lambda: schedule("step", 0.1, 10, warmup_fraction=1.5), "warmup_fraction is 1.5"),
