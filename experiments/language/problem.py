@@ -35,7 +35,6 @@ class TextProblem(NamedTuple):
     test: tuple[Tokens, np.ndarray]
     validation: tuple[Tokens, np.ndarray] | None
     class_names: tuple[str, ...]
-    dropped: int  # rows without a label
     folder: Path  # of the checkpoint
     encoder: EncoderConfig
 
@@ -134,7 +133,6 @@ def load_problem(config: TrainConfig, say: Callable[[str], None]) -> TextProblem
         parts["test"],
         parts.get("validation"),
         found.class_names,
-        found.dropped,
         folder,
         encoder,
     )
