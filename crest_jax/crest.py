@@ -285,7 +285,9 @@ def crest(
         """Close the exclusion window where it is over, and all windows where exclusion is."""
         if not excluding(state.step):
             over = state.excluded == 0
-            return state if over else phase("selection", take_all_back, state, classes, num_classes)
+            return (
+                state if over else phase("selection", take_all_back, state, classes, num_classes, keep)
+            )
         if state.step < state.window_end:
             return state
         return phase("selection", exclude, state)

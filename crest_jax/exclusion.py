@@ -180,7 +180,7 @@ def turn_over(
     return state._replace(key=key, stream=stream, excluded=int(excluded))
 
 
-def take_all_back(state: Any, classes: Array, num_classes: int) -> Any:
+def take_all_back(state: Any, classes: Array, num_classes: int, keep: float) -> Any:
     """Return the state of a method, as for ``turn_over``, with all examples in play and none seen.
 
     Example:
@@ -190,13 +190,13 @@ def take_all_back(state: Any, classes: Array, num_classes: int) -> Any:
       ...     key: Array
       ...     stream: Any
       >>> out = Exclusion(jnp.zeros(3), jnp.array([0, 2, 2], jnp.int8))
-      >>> state = take_all_back(State(out, 2, jax.random.key(0), None), jnp.zeros(3, int), 1)
+      >>> state = take_all_back(State(out, 2, jax.random.key(0), None), jnp.zeros(3, int), 1, 0.0)
       >>> state.excluded, state.stream.in_play
       (0, 3)
     """
     key, stream_key = jax.random.split(state.key)
     exclusion = init_exclusion(len(classes))
-    stream = open_stream(stream_key, classes, partial(in_play, exclusion, 0.0), num_classes)
+    stream = open_stream(stream_key, classes, partial(in_play, exclusion, keep), num_classes)
     return state._replace(key=key, stream=stream, exclusion=exclusion, excluded=0)
 
 

@@ -161,7 +161,7 @@ def unlearned_batches(
         del params, model_state
         if until is not None and state.step >= until:
             over = state.excluded == 0
-            return (state if over else take_all_back(state, strata, num_strata)), None
+            return (state if over else take_all_back(state, strata, num_strata, keep)), None
         if state.step < state.window_end:
             return state, None
         _checks.require(
