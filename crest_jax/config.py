@@ -51,7 +51,7 @@ class CrestConfig:
     curvature_of: str | None = None
     """Regular expression: the Hessian's diagonal is taken of the parameters in whose path it is found
     (``"classifier|layer_5"``), and counts as 0 elsewhere, which saves most of its time and two of the
-    five copies of the parameters that CREST holds. None: of all."""
+    four copies of the parameters that CREST holds. None: of all."""
     smoothing: Smoothing = "signed"
     """How gradient and curvature are smoothed over regions: none, signed, or as in the paper."""
     beta1: float = 0.9

@@ -156,7 +156,7 @@ def crest(
             key=key,
             stream=open_stream(stream_key, classes, partial(in_play, exclusion, keep), num_classes),
             exclusion=exclusion,
-            moments=init_moments(params, part),
+            moments=init_moments(params, part, smoothing=config.smoothing),
             region=region,
             rows=jnp.zeros(shape, jnp.int32),
             weights=jnp.zeros(shape, jnp.float32),

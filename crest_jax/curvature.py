@@ -163,21 +163,32 @@ def _is_none(leaf: Any) -> bool:
 class Moments(NamedTuple):
     """Exponential moving averages over regions."""
 
-    gradient: Params  # of the gradients
-    curvature: Params  # of the diagonals ("signed") or of their squares ("paper")
+    gradient: Params | None  # of the gradients ("paper")
+    curvature: Params | None  # of the diagonals ("signed") or of their squares ("paper")
     updates: Array  # [], int32
 
 
-def init_moments(params: Params, part: Params | None = None) -> Moments:
-    """Return zero moments for parameters of this shape, and for the curvature of a part of them.
+def init_moments(params: Params, part: Params | None = None, *, smoothing: Smoothing) -> Moments:
+    """Return zero moments for parameters of this shape, those that the smoothing reads.
+
+    Args:
+      params: parameters, for the gradient's mean.
+      part: those that the curvature is taken of; None: all.
+      smoothing: see ``smooth``.
 
     Example:
-      >>> init_moments(jnp.ones(2)).gradient.tolist()
+      >>> init_moments(jnp.ones(2), smoothing="paper").gradient.tolist()
       [0.0, 0.0]
+      >>> init_moments(jnp.ones(2), smoothing="signed").gradient is None
+      True
     """
     part = params if part is None else part
     zeros = optax.tree.zeros_like
-    return Moments(zeros(params), zeros(part), jnp.zeros((), jnp.int32))
+    return Moments(
+        zeros(params) if smoothing == "paper" else None,
+        None if smoothing == "none" else zeros(part),
+        jnp.zeros((), jnp.int32),
+    )
 
 
 def smooth(
@@ -199,7 +210,7 @@ def smooth(
       ICML 2023, Section 4; AdaHessian, Yao et al., AAAI 2021).
 
     Args:
-      moments: state.
+      moments: state, of ``init_moments`` for this smoothing.
       gradient: at the new anchor.
       diagonal: at the new anchor.
       smoothing: see above; static.
@@ -210,7 +221,7 @@ def smooth(
       The new state, the gradient and the curvature to use.
 
     Example:
-      >>> state = init_moments(jnp.zeros(1))
+      >>> state = init_moments(jnp.zeros(1), smoothing="paper")
       >>> options = dict(smoothing="paper", beta1=0.9, beta2=0.999)
       >>> _, g, h = smooth(state, jnp.array([1.0]), jnp.array([-2.0]), **options)
       >>> [round(float(x[0]), 3) for x in (g, h)]
@@ -218,12 +229,12 @@ def smooth(
     """
     if smoothing == "none":
         return moments, gradient, diagonal
-    order = 2 if smoothing == "paper" else 1
     updates = moments.updates + 1
-    first = optax.tree.update_moment(gradient, moments.gradient, beta1, 1)
+    order = 2 if smoothing == "paper" else 1
     second = optax.tree.update_moment(diagonal, moments.curvature, beta2, order)
-    moments = Moments(first, second, updates)
     curvature = optax.tree.bias_correction(second, beta2, updates)
     if smoothing == "signed":
-        return moments, gradient, curvature
-    return moments, optax.tree.bias_correction(first, beta1, updates), jax.tree.map(jnp.sqrt, curvature)
+        return Moments(None, second, updates), gradient, curvature
+    first = optax.tree.update_moment(gradient, moments.gradient, beta1, 1)
+    mean = optax.tree.bias_correction(first, beta1, updates)
+    return Moments(first, second, updates), mean, jax.tree.map(jnp.sqrt, curvature)

@@ -68,7 +68,7 @@ class AblationConfig:
     seeds: tuple[int, ...] = (100, 101, 102, 103, 104)
     """Seeds of every run."""
     jobs: int = 1
-    """Runs at a time; above 1 each has one core."""
+    """Runs at a time; above 1 each has its share of the cores."""
     out: Path = Path("runs/ablations")
     """Folder of all runs."""
 

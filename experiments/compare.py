@@ -4,8 +4,8 @@
 
 Runs go one after the other in one process, seed by seed, with the methods alternating, so that they
 see the same machine; a method is compiled in its first run only. ``--jobs 2`` runs two at a time, each
-in a process of its own on one core. A run that is there already is not run again, so an interrupted
-comparison goes on where it was. The folder gets one run folder per method, budget and seed,
+in a process of its own with its share of the cores. A run that is there already is not run again, so an
+interrupted comparison goes on where it was. The folder gets one run folder per method, budget and seed,
 ``summary.md`` (the table), ``summary.jsonl`` (its numbers) and ``accuracy.png``.
 """
 
@@ -34,6 +34,8 @@ from experiments.timing import TRAINING
 from experiments.train import one_sentence, run
 
 SPLIT = (*TRAINING, "other")
+# Workers read these: only the bar over all runs is shown, and no worker takes a whole GPU's memory.
+FOR_WORKERS = {"TQDM_DISABLE": "1", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class CompareConfig:
     budgets: tuple[float, ...] | None = None
     """Several budgets instead of --budget; full training is run once for all of them."""
     jobs: int = 1
-    """Runs at a time; above 1 each has one core."""
+    """Runs at a time; above 1 each has its share of the cores."""
     run: tyro.conf.OmitArgPrefixes[tyro.conf.SuppressFixed[TrainConfig]] = dataclasses.field(
         default_factory=lambda: TrainConfig(out=Path("runs/compare"))
     )
@@ -116,13 +118,13 @@ def _one(options: TrainConfig) -> dict[str, Any]:
 
 
 def _at_once(runs: list[TrainConfig], jobs: int, bar: tqdm) -> list[dict[str, Any]]:
-    """Run several at a time, each worker on a core of its own; the first failure stops the rest."""
+    """Run several at a time, each worker on cores of its own; the first failure stops the rest."""
     context = multiprocessing.get_context("spawn")
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"  # workers read it: only the bar over all runs is shown
+    before = {name: os.environ.get(name) for name in FOR_WORKERS}
+    os.environ.update(FOR_WORKERS)
     cores = context.Queue()
-    for core in _cores(jobs):
-        cores.put(core)
+    for share in _cores(jobs):
+        cores.put(share)
     with concurrent.futures.ProcessPoolExecutor(jobs, context, _settle, (cores,)) as pool:
         waiting = [pool.submit(_one, options) for options in runs]
         try:
@@ -133,21 +135,21 @@ def _at_once(runs: list[TrainConfig], jobs: int, bar: tqdm) -> list[dict[str, An
             pool.shutdown(wait=True, cancel_futures=True)
             raise
         finally:
-            if before is None:
-                del os.environ["TQDM_DISABLE"]
-            else:
-                os.environ["TQDM_DISABLE"] = before
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
         return [one.result() for one in waiting]
 
 
-def _cores(jobs: int) -> Iterator[int]:
+def _cores(jobs: int) -> Iterator[set[int]]:
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     for job in range(jobs):
-        yield usable[job % len(usable)]
+        yield set(usable[job % len(usable) :: jobs])
 
 
 def _settle(cores: Any) -> None:
-    """Pin a worker to its core, and let it end when the program that began it is gone."""
+    """Pin a worker to its cores, and let it end when the program that began it is gone."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -156,9 +158,9 @@ def _settle(cores: Any) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    core = cores.get()
+    own = cores.get()
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {core})
+        os.sched_setaffinity(0, own)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -70,6 +70,8 @@ class TrainConfig:
     """Width of the network's first stage (resnet) or of its hidden layers (mlp); None: the usual."""
     imagenet_stem: bool = False
     """Begin a residual network as on ImageNet: a 7x7 convolution of stride 2 and a pooling."""
+    augment: bool | None = None
+    """Shift and mirror training images at random; None: as is usual for the data, colour sets only."""
     epochs: int = 10
     """Passes over the data in full training."""
     budget: float = 0.1
@@ -126,6 +128,10 @@ class TrainConfig:
             raise UserError(
                 f"--dataset is {self.dataset} and --model {self.model} but images go with "
                 f"{', '.join(MODELS)} and texts with {', '.join(ENCODERS)}; choose a pair."
+            )
+        if self.augment and self.dataset in TEXT_DATASETS:
+            raise UserError(
+                f"--augment is for images but --dataset {self.dataset} is text; leave it out."
             )
         if not (math.isfinite(self.budget) and 0 < self.budget <= 1):
             raise UserError(f"--budget is {self.budget} but must lie in (0, 1]; 0.1 is usual.")

@@ -43,7 +43,7 @@ class MapConfig:
     evaluate_on: Literal["test", "validation"] = "test"
     """Rows that the evaluations take."""
     jobs: int = 1
-    """Runs at a time; above 1 each has one core."""
+    """Runs at a time; above 1 each has its share of the cores."""
     merge: tuple[Path, ...] = ()
     """Run nothing: draw one picture of these maps together."""
     out: Path = Path("runs/map")

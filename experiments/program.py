@@ -160,7 +160,7 @@ def make_training(config: TrainConfig, dataset: AnyDataset, steps: int) -> Train
     """Build the network and its compiled training step, the schedule compressed to ``steps``."""
     if isinstance(dataset, data.Dataset):
         network, variables_of = _image_network(config, dataset)
-        augment = dataset.augment
+        augment = dataset.augment if config.augment is None else config.augment
     else:
         network, variables_of = _text_network(config, dataset)
         augment = False

@@ -46,6 +46,7 @@ MAP: dict[str, Setting] = {
     "short_resnet_fast": Setting(dataclasses.replace(RESNET, learning_rate=0.2)),
     "short_mlp": Setting(dataclasses.replace(MLP, epochs=10)),
     "long_resnet": Setting(dataclasses.replace(RESNET, epochs=200, budget=0.1)),
+    "long_resnet_augmented": Setting(dataclasses.replace(RESNET, epochs=200, budget=0.1, augment=True)),
     "long_mlp": Setting(dataclasses.replace(MLP, learning_rate=0.05)),
     "redundant_resnet": Setting(REDUNDANT_RESNET),
     "redundant_mlp": Setting(REDUNDANT_MLP),

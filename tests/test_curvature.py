@@ -125,7 +125,7 @@ def test_smoothing_matches_the_weighted_mean_over_all_regions(smoothing, betas, 
             return {"a": jnp.asarray(values[:2]), "b": jnp.asarray(values[2:]).reshape(3, 1)}
 
         options = {"smoothing": smoothing, "beta1": betas[0], "beta2": betas[1]}
-        moments = init_moments(tree(pairs[0, 0]))
+        moments = init_moments(tree(pairs[0, 0]), smoothing=smoothing)
         for pair, expected in zip(pairs, numpy_smoothing(pairs, smoothing, *betas), strict=True):
             moments, *found = smooth(moments, tree(pair[0]), tree(pair[1]), **options)
             for one, other in zip(found, expected, strict=True):

