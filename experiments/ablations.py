@@ -9,7 +9,7 @@ and ``summary.md``: accuracies, differences from CREST as it is and from stratif
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -35,6 +35,7 @@ VARIANTS: dict[str, Variant] = {
     "span_0_1_no_exclusion": (
         "coresets throughout, no exclusion", {"select_span": (0.0, 1.0)}, {"exclude_below": 0.0},
     ),
+    "span_0_1_r_4m": ("coresets throughout, r = 4m", {"select_span": (0.0, 1.0)}, {"subset_size": 4}),
     "span_first": (
         "coresets in the first 35 %, no exclusion",
         {"select_span": (0.0, 0.35)}, {"exclude_below": 0.0},
@@ -67,6 +68,8 @@ class AblationConfig:
     """Which; crest and stratified must be among them."""
     seeds: tuple[int, ...] = (100, 101, 102, 103, 104)
     """Seeds of every run."""
+    evaluate_on: Literal["test", "validation"] = "test"
+    """Rows that the evaluations take."""
     jobs: int = 1
     """Runs at a time; above 1 each has its share of the cores."""
     out: Path = Path("runs/ablations")
@@ -98,7 +101,12 @@ def options_of(config: AblationConfig, variant: str, seed: int) -> TrainConfig:
         crest = crest | {"subset_size": crest["subset_size"] * base.crest.batch_size}
     folder = config.out / f"{variant}-seed{seed}"
     return dataclasses.replace(
-        base, **run, crest=dataclasses.replace(base.crest, **crest), out=folder, resume=folder.exists()
+        base,
+        **run,
+        crest=dataclasses.replace(base.crest, **crest),
+        evaluate_on=config.evaluate_on,
+        out=folder,
+        resume=folder.exists(),
     )
 
 
@@ -106,7 +114,8 @@ def summarise(config: AblationConfig, runs: list[dict[str, Any]]) -> str:
     """Return the table."""
 
     def accuracies(variant: str) -> np.ndarray:
-        return np.array([100 * r["test_accuracy"] for r in runs if r["variant"] == variant])
+        name = f"{config.evaluate_on}_accuracy"
+        return np.array([100 * r[name] for r in runs if r["variant"] == variant])
 
     rows = []
     for variant in config.variants:
