@@ -51,6 +51,7 @@ from crest_jax.types import (
 )
 
 
+@jax.jit
 def _copy(tree: PyTree) -> PyTree:
     """Copy arrays, so that a train step that donates its buffers cannot delete the anchor."""
     return jax.tree.map(jnp.copy, tree)

@@ -241,6 +241,13 @@ def test_timer_sets_compilation_apart_and_adds_up() -> None:
     assert sum(totals.values()) == pytest.approx(time.perf_counter() - start, rel=0.05)
     phases = sum(totals[name] for name in TRAINING)
     assert phases < timer.training < phases + 0.1 * elapsed
+    other = timer.totals()["other"]
+    start = time.perf_counter()
+    jax.block_until_ready(work(jnp.ones((5, 3))))  # outside all phases
+    spent = time.perf_counter() - start
+    after = timer.totals()
+    assert after["compile"] - totals["compile"] > 0.5 * spent
+    assert after["other"] - other < 0.5 * spent
 
 
 def test_compare_writes_table_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
