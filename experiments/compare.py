@@ -50,6 +50,8 @@ class CompareConfig:
     """Full training takes only the first so many seeds; None: all."""
     budgets: tuple[float, ...] | None = None
     """Several budgets instead of --budget; full training is run once for all of them."""
+    rates: dict[Method, float] = dataclasses.field(default_factory=dict)
+    """Learning rates by method, "--rates craig 0.05 crest 0.2"; --learning-rate for the others."""
     jobs: int = 1
     """Runs at a time; above 1 each has its share of the cores."""
     run: tyro.conf.OmitArgPrefixes[tyro.conf.SuppressFixed[TrainConfig]] = dataclasses.field(
@@ -70,6 +72,12 @@ class CompareConfig:
             self.run.refuse(("budget",), "--budgets names them all")
             if not self.budgets:
                 raise UserError("--budgets must name at least one; leave it out for --budget.")
+        for method, rate in self.rates.items():
+            if method not in self.methods or not rate > 0:
+                raise UserError(
+                    f"--rates has {method} {rate:g} but must name one of --methods with a positive "
+                    "rate; correct it."
+                )
         if self.jobs < 1:
             raise UserError(f"--jobs is {self.jobs} but must be at least 1; 1 runs one at a time.")
         for name in ("methods", "seeds", "budgets"):
@@ -91,6 +99,7 @@ def plan(config: CompareConfig) -> list[TrainConfig]:
                 folder = config.run.out / f"{method}{own}-seed{seed}"
                 own_options = dataclasses.replace(
                     config.run, method=method, seed=seed, budget=budget, out=folder,
+                    learning_rate=config.rates.get(method, config.run.learning_rate),
                     resume=folder.exists(),
                 )  # fmt: skip
                 runs.append(own_options)

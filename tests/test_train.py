@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
 
 from crest_jax import ArraySource, Batch, CrestConfig
 from crest_jax.report import read_lines
@@ -248,6 +249,17 @@ def test_timer_sets_compilation_apart_and_adds_up() -> None:
     after = timer.totals()
     assert after["compile"] - totals["compile"] > 0.5 * spent
     assert after["other"] - other < 0.5 * spent
+
+
+def test_compare_gives_methods_their_own_learning_rates(tmp_path: Path) -> None:
+    config = tyro.cli(
+        compare.CompareConfig,
+        args=f"--methods random crest --rates crest 0.3 --learning-rate 0.2 --out {tmp_path}".split(),
+    )
+    rates = {options.method: options.learning_rate for options in compare.plan(config)}
+    assert rates == {"random": 0.2, "crest": 0.3}
+    with pytest.raises(UserError, match=r"--rates has full 0\.1 but must name one of --methods"):
+        compare.CompareConfig(methods=("random",), rates={"full": 0.1})
 
 
 def test_compare_writes_table_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
