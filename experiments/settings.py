@@ -40,9 +40,9 @@ REDUNDANT_MLP = dataclasses.replace(
     crest=dataclasses.replace(MLP.crest, exclude_window=50),
 )  # fmt: skip
 REDUNDANT_RESNET = dataclasses.replace(RESNET, dataset="fashion_mnist_20k_redundant")
-# Fine-tuning of a pretrained encoder: film reviews, batches of 32, 80 of 800 steps.
+# Fine-tuning of a pretrained encoder: film reviews, batches of 32, 54 of 536 steps.
 MINILM = TrainConfig(
-    dataset="rotten_tomatoes", model="minilm", epochs=3, budget=0.1, evaluations=10, checkpoints=1,
+    dataset="rotten_tomatoes", model="minilm", epochs=2, budget=0.1, evaluations=10, checkpoints=1,
     optimizer="adamw", learning_rate=2e-4, schedule="linear",
     crest=CrestConfig(batch_size=32, subset_size=64, curvature_of="classifier|layer_5"),
 )  # fmt: skip
