@@ -15,7 +15,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
+SLOW_NOTEBOOKS = {"04_language.ipynb"}  # needs `pip install --no-deps`, as it says
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in SLOW_NOTEBOOKS:
+            item.add_marker(pytest.mark.slow)
     if config.getoption("--slow"):
         return
     slow = pytest.mark.skip(reason="slow: run with --slow")
