@@ -10,8 +10,6 @@ variance of the mean embedding that coresets of each kind leave, over that of st
 
 import dataclasses
 import functools
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +37,7 @@ from crest_jax.embeddings import EmbedFn, in_chunks, logit_gradients
 from crest_jax.medoids import class_side, medoids
 from crest_jax.report import append_line, table
 from experiments import models
+from experiments.compare import command_line
 from experiments.config import TrainConfig, UserError
 from experiments.program import Training, load_data, load_sources, make_training
 from experiments.run_folder import commit, new_folder
@@ -288,9 +287,9 @@ def main() -> None:
                 [line["what"], f"{1e3 * middle:.2f}", f"{1e3 * low:.2f} to {1e3 * high:.2f}",
                  f"{middle / step:.2f}"]
             )  # fmt: skip
-        command = shlex.join(["python", "-m", "experiments.bench_costs", *sys.argv[1:]])
         text = (
-            f"`{command}` at commit {commit()}, on {jax.devices()[0].device_kind}\n\n"
+            f"`{command_line('bench_costs')}` at commit {commit()}, "
+            f"on {jax.devices()[0].device_kind}\n\n"
             + table(["what", "median ms", "quartiles", "steps"], rows)
             + "\n\nVariance of a coreset's mean embedding, over that of a stratified batch of m:\n\n"
             + table(["coresets", "variance"], [[name, f"{v:.3f}"] for name, v in variance.items()])

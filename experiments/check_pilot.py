@@ -10,8 +10,6 @@ judged on test rows. Writes ``pilots.jsonl`` (a setting that is there is not ask
 """
 
 import dataclasses
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from matplotlib.ticker import FixedLocator
 from tqdm import tqdm
 
 from crest_jax.report import append_line, read_lines, table
-from experiments.compare import interval, with_interval
+from experiments.compare import command_line, interval, with_interval
 from experiments.map import gains, read_maps
 from experiments.pilot import ask
 from experiments.run_folder import commit, writable_folder
@@ -135,9 +133,8 @@ def main() -> None:
             append_line(lines, line)
         pilots = [line for line in read_lines(lines) if line["setting"] in leads]
         text = summarise(pilots, leads)
-        command = shlex.join(["python", "-m", "experiments.check_pilot", *sys.argv[1:]])
         commits = ", ".join(sorted({str(line["commit"]) for line in pilots}))
-        made = f"`{command}` at commit {commits}"
+        made = f"`{command_line('check_pilot')}` at commit {commits}"
         (config.out / "pilot_check.md").write_text(f"{made}\n\n{text}\n", encoding="utf-8")
         draw(pilots, leads, config.out / "pilot_check.png")
     print(text)

@@ -269,14 +269,18 @@ def work_in_steps(metrics: dict[str, Any]) -> float:
     return (forward + 2 * backward) / (3 * batch)
 
 
+def command_line(script: str, argv: Sequence[str] | None = None) -> str:
+    """Return the command that the program was started with, or that ``argv`` stands for."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return shlex.join(["python", "-m", f"experiments.{script}", *arguments])
+
+
 def made_by(script: str, argv: Sequence[str] | None, results: list[dict[str, Any]], jobs: int) -> str:
     """Return the line that says how results were made: command, commits and machine."""
-    arguments = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["python", "-m", f"experiments.{script}", *arguments])
     commits = ", ".join(sorted({str(result["commit"]) for result in results}))
     return (
-        f"`{command}` at commit {commits}, on {results[0]['device']}, {os.cpu_count()} cores, {jobs} "
-        "run(s) at a time"
+        f"`{command_line(script, argv)}` at commit {commits}, on {results[0]['device']}, "
+        f"{os.cpu_count()} cores, {jobs} run(s) at a time"
     )
 
 

@@ -32,11 +32,11 @@ from crest_jax import (
 from crest_jax.embeddings import EmbedFn, FeaturesFn
 from crest_jax.state import Work
 from experiments.config import TrainConfig
+from experiments.optim import DROPS
 from experiments.timing import PhaseTimer
 
 SKETCH = 64  # numbers that a sketched gradient has
 MANY_PASSES = 10  # over the data: in more, exclusion ends where the learning rate first drops
-FIRST_DROP = 0.5  # of the steps
 # (method, key, on_batch) -> the trained state of another network of the same kind
 TrainNetwork = Callable[..., Any]
 
@@ -102,7 +102,7 @@ def exclude_until(config: TrainConfig, steps: int, train: ArraySource) -> int | 
     """Return the step at which exclusion ends, None for the last: see ``--exclude-until``."""
     crest = config.crest
     many = crest.exclude_keep > 0 and steps * crest.batch_size > MANY_PASSES * len(train)
-    return crest.exclude_until or (round(FIRST_DROP * steps) if many else None)
+    return crest.exclude_until or (round(DROPS[0] * steps) if many else None)
 
 
 def _embedding(config: TrainConfig, apply_fn: ApplyFn, features_fn: FeaturesFn) -> EmbedFn | None:

@@ -5,6 +5,8 @@ from typing import Literal
 
 import optax
 
+DROPS = (0.5, 0.75)  # shares of the steps at which the rate usually drops
+
 
 def schedule(
     kind: Literal["step", "cosine", "linear"],
@@ -12,7 +14,7 @@ def schedule(
     steps: int,
     *,
     warmup_fraction: float = 0.1,
-    drops: tuple[float, ...] = (0.5, 0.75),
+    drops: tuple[float, ...] = DROPS,
     drop_factor: float = 0.1,
 ) -> optax.Schedule:
     """Return the learning rate of each of ``steps`` steps, numbered from 0.

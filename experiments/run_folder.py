@@ -120,11 +120,8 @@ def _difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | No
 
 def write_network(folder: Path, params: Any, model_state: Any) -> None:
     """Write the trained network, ``network.msgpack``, whole or not at all."""
-    path = folder / NETWORK
-    temporary = path.with_suffix(".tmp")
     values = {"params": params, "model_state": model_state}
-    temporary.write_bytes(serialization.to_bytes(values))
-    temporary.replace(path)
+    _write_atomically(folder / NETWORK, serialization.to_bytes(values))
 
 
 def read_network(folder: Path, params: Any, model_state: Any) -> tuple[Any, Any]:
@@ -154,12 +151,13 @@ def read_network(folder: Path, params: Any, model_state: Any) -> tuple[Any, Any]
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
-    _write_atomically(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+    text = json.dumps(values, indent=1, allow_nan=False) + "\n"
+    _write_atomically(path, text.encode())
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def _write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     temporary.replace(path)
 
 
@@ -176,4 +174,4 @@ def drop_events_after(path: Path, step: int) -> None:
         # An evaluation belongs to the step before it, a selection to the step after it.
         if row["step"] + (row["kind"] == "selection") <= step:
             kept.append(line)
-    _write_atomically(path, "".join(f"{line}\n" for line in kept))
+    _write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
