@@ -101,6 +101,7 @@ def compare_with_reference(folder, kind, remat=False):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch and transformers have their own
 @pytest.mark.parametrize("seed", [1, 2])
 def test_hidden_states_are_those_of_transformers_live(tmp_path, kind, seed):
     pytest.importorskip("transformers", reason="needs the extra `reference`")
@@ -111,6 +112,7 @@ def test_hidden_states_are_those_of_transformers_live(tmp_path, kind, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")
 def test_minilm_is_that_of_transformers_live():
     transformers = pytest.importorskip("transformers", reason="needs the extra `reference`")
     import make_tiny_encoders
