@@ -30,9 +30,10 @@ from crest_jax import ArraySource, Examples, cross_entropy, logit_gradients, wei
 from crest_jax.data import next_subset, open_stream, padded_chunks
 from crest_jax.medoids import medoids
 from crest_jax.report import append_line, table
+from experiments.compare import command_line
 from experiments.config import TrainConfig, UserError
 from experiments.program import Program, make_program, shared
-from experiments.run_folder import new_folder
+from experiments.run_folder import commit, new_folder
 from experiments.train import one_sentence
 
 Kind = Literal["random", "stratified", "coreset"]
@@ -223,7 +224,8 @@ def main() -> None:
         for row in results:
             append_line(config.run.out / "gradient_quality.jsonl", row)
         text = summarise(results)
-        (config.run.out / "gradient_quality.md").write_text(text + "\n", encoding="utf-8")
+        made = f"`{command_line('gradient_quality')}` at commit {commit()}"
+        (config.run.out / "gradient_quality.md").write_text(f"{made}\n\n{text}\n", encoding="utf-8")
         print(text)
 
 

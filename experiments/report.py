@@ -379,6 +379,13 @@ def contact_figure(
     return figure
 
 
+def quality_made(path: Path) -> str:
+    """Return the command that made a measurement of gradients, which the table beside it holds."""
+    table_path = path.with_suffix(".md")
+    first = table_path.read_text(encoding="utf-8").split("\n", 1)[0] if table_path.is_file() else ""
+    return first if first.startswith("`") else "By experiments.gradient_quality."
+
+
 def quality_figure(lines: list[dict[str, Any]]) -> Figure:
     """Variance and bias of the gradients of mini-batches over training."""
     figure = Figure(figsize=(11, 3.8), layout="constrained")
@@ -434,15 +441,16 @@ class Page:
             f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
         )
 
-    def picture(self, name: str, figure: Figure, caption: str) -> None:
-        """Add a picture with what it shows, and write it beside the page."""
+    def picture(self, name: str, figure: Figure, caption: str, made: str | None = None) -> None:
+        """Add a picture with what it shows and how it was made, and write it beside the page."""
+        made = self._made if made is None else made
         path = self._folder / f"{self._stem}-{name}.png"
         figure.savefig(path, dpi=110)
         data = base64.b64encode(path.read_bytes()).decode()
         alt = html.escape(caption, quote=True)
         self._parts.append(
             f'<figure><img alt="{alt}" src="data:image/png;base64,{data}">'
-            f'<figcaption class="made">{html.escape(caption)} {html.escape(self._made)}</figcaption>'
+            f'<figcaption class="made">{html.escape(caption)} {html.escape(made)}</figcaption>'
             "</figure>"
         )
 
@@ -505,9 +513,10 @@ def build(config: ReportConfig) -> None:
         page.section("What is picked", "Counted in each twentieth of the run.")
         if scores is not None:
             figure, rows = difficulty_figure(groups, scores)
-            page.picture(
-                "difficulty", figure, "Difficulty by a separate full run; band: range over seeds."
+            caption = (
+                "Difficulty by a separate full run (experiments.difficulty); band: range over seeds."
             )
+            page.picture("difficulty", figure, caption)
             page.table(rows)
         if settings["dataset"] not in TEXT_DATASETS:
             _picture_picks(page, settings, groups)
@@ -518,7 +527,10 @@ def build(config: ReportConfig) -> None:
             "includes sampling noise.",
         )
         page.picture(
-            "quality", quality_figure(read_lines(config.quality)), "Of mini-batches of each kind."
+            "quality",
+            quality_figure(read_lines(config.quality)),
+            "Of mini-batches of each kind.",
+            made=quality_made(config.quality),
         )
     page.write(config.out)
 

@@ -75,6 +75,7 @@ def test_the_page_holds_all_pictures_and_the_numbers_of_the_runs(
     assert names == {f"report-{name}" for name in expected}
     assert len(pictures) == len(expected)
     assert all(base64.b64decode(picture)[:4] == b"\x89PNG" for picture in pictures)
+    assert "experiments.gradient_quality --dataset" in text
     assert "http" not in re.sub(r"data:[^\"]+", "", text), "the page must need nothing from elsewhere"
     runs = read_lines(compared / "summary.jsonl")
     own = [100 * r["test_accuracy"] for r in runs if r["method"] == "crest" and r["budget"] == 0.75]
