@@ -1,0 +1,46 @@
+"""What the script on curvature's cost counts, against the state that CREST really holds."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import pytest
+
+from crest_jax import CrestConfig
+from experiments import bench_curvature
+from experiments.config import TrainConfig, UserError
+from experiments.program import make_program, shared
+
+RUN = TrainConfig(
+    dataset="digits", model="mlp", width=16, epochs=2,
+    crest=CrestConfig(batch_size=64, subset_size=128, probe_size=64),
+)  # fmt: skip
+
+
+def test_parameters_and_bytes_are_those_that_crest_holds() -> None:
+    lines = bench_curvature.measure(bench_curvature.CurvatureConfig(of=("Dense_1",), rounds=2, run=RUN))
+    assert [line["what"] for line in lines] == ["training step", "Dense_1", "all parameters"]
+    assert all(len(line["seconds"]) == 2 and min(line["seconds"]) > 0 for line in lines)
+    for line, pattern in zip(lines[1:], ("Dense_1", None), strict=True):
+        crest = dataclasses.replace(RUN.crest, curvature_of=pattern)
+        program = make_program(shared(dataclasses.replace(RUN, crest=crest)))
+        params = program.init(jax.random.key(0)).params
+        held = program.selection.init(jax.random.key(1), params, {})
+        region, moments = held.region, held.moments
+        kept = (region.anchor, region.gradient, region.curvature, moments.gradient, moments.curvature)
+        assert line["held_bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(kept))
+        part = jax.tree.leaves(region.curvature)
+        assert line["parameters"] == sum(leaf.size for leaf in part)
+    assert lines[1]["parameters"] < lines[2]["parameters"]
+    text = bench_curvature.as_table(lines)
+    assert f"{lines[2]['parameters']:,}" in text
+
+
+def test_a_part_that_is_not_there_and_options_without_effect_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"curvature_of is 'nowhere' but must be found"):
+        bench_curvature.measure(bench_curvature.CurvatureConfig(of=("nowhere",), run=RUN))
+    with pytest.raises(UserError, match=r"--rounds is 0"):
+        bench_curvature.CurvatureConfig(rounds=0)
+    run = dataclasses.replace(RUN, budget=0.5, out=Path("x"))
+    with pytest.raises(UserError, match=r"--budget has no effect here"):
+        bench_curvature.CurvatureConfig(run=run)
