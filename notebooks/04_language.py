@@ -71,12 +71,13 @@ assert "- snli" in seen
 # data is 27 steps.
 
 # %%
+KEY = jax.random.key(0)
 
 
 def train(method):
     """Train for the budget; return validation accuracy, state and mini-batches."""
     program = make_program(dataclasses.replace(config, method=method))
-    init_key, selection_key = jax.random.split(jax.random.key(0))
+    init_key, selection_key = jax.random.split(KEY)
     state = program.init(init_key)
     selected = program.selection.init(selection_key, state.params, state.model_state)
     batches = []

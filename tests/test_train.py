@@ -307,7 +307,12 @@ def test_every_preset_is_dry_run() -> None:
     assert names == set(PRESETS)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+SLOW_PRESETS = {"tinyimagenet_resnet50"}  # a minute of compilation
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW_PRESETS else n for n in PRESETS]
+)
 def test_preset_takes_two_steps_on_stand_in_arrays(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
