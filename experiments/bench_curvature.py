@@ -62,6 +62,8 @@ class CurvatureConfig:
         self.run.refuse(unused, "nothing is trained")
         if self.rounds < 1:
             raise UserError(f"--rounds is {self.rounds} but must be at least 1; 10 is usual.")
+        for pattern in self.of:
+            dataclasses.replace(self.run.crest, curvature_of=pattern)  # refuses no regular expression
 
 
 def count(params: Any) -> int:

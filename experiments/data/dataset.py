@@ -4,6 +4,7 @@ Imports in this folder point one way: dataset -> idx -> digits, fashion_mnist, p
 tiny_imagenet -> __init__.
 """
 
+import hashlib
 import math
 import os
 from pathlib import Path
@@ -108,3 +109,8 @@ def rows_per_class(labels: np.ndarray, start: int, stop: int) -> np.ndarray:
 def default_data_dir() -> Path:
     """Return the folder of other data sets: ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``."""
     return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+
+
+def is_the_file(path: Path, sha256: str) -> bool:
+    """Return whether a file is there and has this SHA-256."""
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256

