@@ -486,11 +486,10 @@ def test_snli_from_its_prepared_files_end_to_end(tmp_path, monkeypatch):
     shutil.copytree(ASSETS / "tiny_roberta", checkpoint)
     write_tokenizer(checkpoint, "roberta")
     done = command(
-        "train", "--dataset", "snli", "--data-dir", str(tmp_path / "data"), "--model", "roberta",
+        "configs.snli_roberta", "--data-dir", str(tmp_path / "data"),
         "--checkpoint", str(checkpoint), "--max-tokens", "16", "--batch-size", "12",
         "--subset-size", "24", "--probe-size", "24", "--epochs", "4", "--budget", "0.5",
-        "--optimizer", "adamw", "--learning-rate", "0.003", "--evaluations", "1",
-        "--out", str(tmp_path / "run"),
+        "--learning-rate", "0.003", "--evaluations", "1", "--out", str(tmp_path / "run"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "55 rows without a label were dropped" in done.stderr + done.stdout
