@@ -41,7 +41,8 @@ class TextConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the encoder's activations; parameters stay float32."""
     remat: bool = False
-    """Compute each layer's activations again in the backward pass: less memory, a third more time."""
+    """Compute each layer's activations again in the backward pass: less memory on an accelerator (XLA
+    on a CPU saves next to nothing), for more time."""
     train_file: Path | None = None
     """Training texts of --dataset texts, .csv or .jsonl."""
     test_file: Path | None = None
