@@ -305,6 +305,8 @@ PRESETS = {
 def test_every_preset_is_dry_run() -> None:
     names = {path.stem for path in (ROOT / "experiments" / "configs").glob("[a-z]*.py")}
     assert names == set(PRESETS) | {"snli_roberta"}  # which test_language runs on SNLI's files
+    snli = importlib.import_module("experiments.configs.snli_roberta").CONFIG
+    assert (snli.dataset, snli.model, snli.budget) == ("snli", "roberta", 0.1)
 
 
 SLOW_PRESETS = {"tinyimagenet_resnet50"}  # a minute of compilation

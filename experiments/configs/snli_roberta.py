@@ -14,7 +14,7 @@ nor weights are on a package registry, so no result of its own stands here.
 from pathlib import Path
 
 from crest_jax import CrestConfig
-from experiments.config import TextConfig, TrainConfig
+from experiments.config import TrainConfig
 from experiments.train import main
 
 CONFIG = TrainConfig(
@@ -37,7 +37,6 @@ CONFIG = TrainConfig(
         exclude_keep=0.0,
         curvature_of="classifier|layer_11",
     ),
-    text=TextConfig(max_tokens=128),
     out=Path("runs/snli_roberta"),
 )
 
