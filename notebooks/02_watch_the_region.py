@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -123,12 +125,9 @@ plt.show()
 # %%
 lengths = np.diff([*starts, STEPS])
 half = np.array(starts) < STEPS // 2
-print(
-    f"median length: {np.median(lengths[half]):.0f} steps before the rate drops, "
-    f"{np.median(lengths[~half]) if (~half).any() else lengths[-1]:.0f} after"
-)
-after = lengths[~half] if (~half).any() else lengths[-1:]
-assert np.median(after) > np.median(lengths[half])
+for when, part in (("before", lengths[half]), ("after", lengths[~half])):
+    print(f"{len(part)} regions begin {when} the rate drops: {part} steps long")
+assert (~half).sum() < half.sum()
 norms = [event.curvature_norm for event in events if event.reason != "held"]
 figure, panels = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 panels[0].step(starts, lengths, where="post")
