@@ -10,6 +10,7 @@ from crest_jax.curvature import (
     hutchinson_diagonal,
 )
 from crest_jax.data import ArraySource
+from crest_jax.devices import place
 from crest_jax.embeddings import (
     Factored,
     embed_rows,
@@ -17,6 +18,7 @@ from crest_jax.embeddings import (
     logit_gradients,
     sketched_gradients,
 )
+from crest_jax.host import HostSource, read_records
 from crest_jax.loop import Evaluation, fit, make_evaluate
 from crest_jax.losses import cross_entropy, weighted_mean
 from crest_jax.partitioned import select_coreset_stream
@@ -38,6 +40,7 @@ from crest_jax.rivals import (
 )
 from crest_jax.sampling import random_batches, stratified_batches, unlearned_batches
 from crest_jax.selection import plan_coreset, select_coreset
+from crest_jax.sharded import select_coreset_sharded
 from crest_jax.state import CrestState, Event, Work
 from crest_jax.subset import Subset, subset_batches
 from crest_jax.types import ApplyFn, Batch, Coreset, Examples, Selection, Source
@@ -54,6 +57,7 @@ __all__ = [
     "Examples",
     "Factored",
     "Forgetting",
+    "HostSource",
     "Pilot",
     "Plan",
     "Region",
@@ -86,12 +90,15 @@ __all__ = [
     "make_evaluate",
     "observe_predictions",
     "pilot",
+    "place",
     "plan_coreset",
     "predict",
     "pruned",
     "random_batches",
+    "read_records",
     "relative_error",
     "select_coreset",
+    "select_coreset_sharded",
     "select_coreset_stream",
     "sketched_gradients",
     "stratified_batches",

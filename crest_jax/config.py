@@ -8,6 +8,7 @@ from crest_jax import _checks
 from crest_jax.curvature import Smoothing
 
 Exhausted = Literal["current", "anchor", "reanchor"]
+Nonfinite = Literal["stop", "skip"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ class CrestConfig:
     """alpha: an example whose loss stays below it for a window is excluded; 0 excludes none. The
     paper's 0.1 suits long training; in runs of few passes it takes examples out too early."""
     exclude_window: int = 100
-    """T2, optimizer steps in a window."""
+    """T2, optimizer steps in a window. Of a very long one the newest 16 million sightings count."""
     exclude_for: int | None = 4
     """Windows that an excluded example stays out before it returns, at most 127. None: until its class
     runs dry, as in the paper; long runs then forget what they no longer see."""
@@ -92,6 +93,12 @@ class CrestConfig:
     reshuffle: bool = False
     """Cut the shuffled union of the coresets selected together into mini-batches, as the public code
     does (an ablation: a mini-batch is no coreset then)."""
+    nonfinite: Nonfinite = "stop"
+    """What a NaN or infinite loss, embedding or curvature does: "stop" raises. "skip" begins a region
+    whose loss or curvature is bad anew with other examples, and raises when three in a row are; one in
+    which a scored example was bad begins anew at its next check, until when a bad embedding counts as
+    zero. (With "skip" the training script also leaves out each step whose gradient is bad, and stops at
+    the sixth in a row.)"""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -149,6 +156,7 @@ class CrestConfig:
         for name, options in (
             ("smoothing", get_args(Smoothing)),
             ("exhausted", get_args(Exhausted)),
+            ("nonfinite", get_args(Nonfinite)),
         ):
             _checks.require(
                 getattr(self, name) in options,

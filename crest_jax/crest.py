@@ -6,7 +6,6 @@ numbers, and only when a check is due or a region begins.
 """
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +15,10 @@ import optax
 from crest_jax import _checks
 from crest_jax.config import CrestConfig
 from crest_jax.curvature import covered, init_moments, restrict
-from crest_jax.data import next_subset, open_stream
+from crest_jax.devices import num_devices, place
 from crest_jax.embeddings import EmbedFn, logit_gradients
 from crest_jax.exclusion import (
     end_window,
-    in_play,
     init_exclusion,
     observe_losses,
     rows_needed,
@@ -31,12 +29,12 @@ from crest_jax.exclusion import (
 from crest_jax.kernels import (
     make_kernels,
     new_probes,
-    nth_coreset,
     shuffle_held,
 )
 from crest_jax.losses import cross_entropy
 from crest_jax.region import Region, check_interval
 from crest_jax.state import CrestState, Event, Work, call, count_work
+from crest_jax.streams import Lookahead, make_strata, next_subset, open_stream
 from crest_jax.types import (
     ApplyFn,
     Array,
@@ -50,11 +48,20 @@ from crest_jax.types import (
     Source,
 )
 
+MOST_SIGHTINGS = 2**24  # held of an exclusion window, 64 MB
+TRIES = 3  # anchors that are tried before bad numbers stop the run
+
 
 @jax.jit
 def _copy(tree: PyTree) -> PyTree:
     """Copy arrays, so that a train step that donates its buffers cannot delete the anchor."""
     return jax.tree.map(jnp.copy, tree)
+
+
+@jax.jit
+def stacked(rows: list[Array]) -> Array:
+    """Stack rows [r] to [g, r]."""
+    return jnp.stack(rows)
 
 
 def crest(
@@ -89,7 +96,8 @@ def crest(
 
     Raises:
       ValueError: when the source is smaller than a subset or the probe.
-      FloatingPointError: from ``refresh``, when the loss on the probe rows is NaN or infinite.
+      FloatingPointError: from ``refresh``, on a NaN or infinite loss, embedding or curvature; see
+        ``CrestConfig.nonfinite``.
 
     Example:
       >>> import numpy as np
@@ -117,17 +125,29 @@ def crest(
     embed_fn = embed_fn or logit_gradients(apply_fn, loss_fn)
     backward_passes = getattr(embed_fn, "backward_passes", 0)
     largest_share = float(np.bincount(source.labels).max() / count)
-    kernels = make_kernels(config, apply_fn, loss_fn, embed_fn, largest_share)
-    classes = jnp.asarray(source.labels, jnp.int32)
+    mesh = getattr(source, "mesh", None)
+    group = num_devices(mesh)
+    ahead = Lookahead(source)
+    kernels = make_kernels(config, apply_fn, loss_fn, embed_fn, largest_share, mesh)
+    strata = make_strata(source.labels, num_classes, mesh=mesh)
+    classes = strata.classes
     keep = config.exclude_keep
     until = math.inf if config.select_until is None else config.select_until
+    skipping, sound = config.nonfinite == "skip", place(jnp.ones((), bool), mesh)
+    # Twice what a window sees when every region ends at its first check, and those at both its ends.
+    each_step = max(1, math.ceil(config.coresets_per_interval), config.curvature_coresets)
+    subsets = each_step * max(config.exclude_window, config.max_interval) + config.max_coresets
+    capacity = min(2 * subsets * max(config.batch_size, config.subset_size), MOST_SIGHTINGS)
+    capacity = capacity if config.exclude_below > 0 else 1
     needed = rows_needed(source.labels, num_classes, max(config.subset_size, config.probe_size))
 
     def init(key: Array, params: Params, model_state: ModelState) -> CrestState:
-        stream_key, key = jax.random.split(key)
+        stream_key, key = jax.random.split(place(key, mesh))
         # Nothing was seen, so this changes nothing, and compiles now what a later window needs.
-        below, windows = config.exclude_below, config.exclude_for
-        exclusion, *_ = end_window(init_exclusion(count), classes, needed, below, windows)
+        fresh = init_exclusion(count, num_classes, capacity=capacity, windows=config.exclude_for)
+        exclusion, *_ = end_window(
+            place(fresh, mesh), classes, strata.sizes, needed, config.exclude_for
+        )
         part = covered(params, config.curvature_of)
         region = Region(
             anchor=_copy(params),
@@ -139,7 +159,7 @@ def crest(
             curvature=optax.tree.zeros_like(part),
         )
         shape = (config.max_coresets, config.batch_size)
-        return CrestState(
+        state = CrestState(
             step=0,
             cursor=0,
             held=0,
@@ -153,20 +173,29 @@ def crest(
             unused=0,
             excluded=0,
             work=Work(),
-            finite=jnp.ones((), bool),
+            finite=sound,
             key=key,
-            stream=open_stream(stream_key, classes, partial(in_play, exclusion, keep), num_classes),
+            stream=open_stream(stream_key, num_classes),
             exclusion=exclusion,
             moments=init_moments(params, part, smoothing=config.smoothing),
             region=region,
             rows=jnp.zeros(shape, jnp.int32),
             weights=jnp.zeros(shape, jnp.float32),
         )
+        return place(state, mesh)
 
     def draw(state: CrestState, size: int) -> tuple[CrestState, Array]:
-        active = partial(in_play, state.exclusion, keep)
-        stream, rows = next_subset(state.stream, classes, active, size)
+        stream, rows = next_subset(state.stream, strata, size, state.exclusion, keep)
         return state._replace(stream=stream), rows
+
+    def groups(state: CrestState, number: int) -> tuple[CrestState, list[Array]]:
+        """Draw subsets, rows [g, r] for each turn of all devices; the first fills the last turn."""
+        drawn = []
+        for _ in range(number):
+            state, rows = draw(state, config.subset_size)
+            drawn.append(rows)
+        turns = range(0, number, group)
+        return state, [stacked((drawn[i : i + group] + drawn[:1] * group)[:group]) for i in turns]
 
     def probe(
         state: CrestState, params: Params, model_state: ModelState
@@ -179,20 +208,27 @@ def crest(
 
     def select(state: CrestState, params: Params, model_state: ModelState, number: int) -> CrestState:
         """Append coresets selected at these parameters."""
-        for index in range(state.held, state.held + number):
-            state, rows = draw(state, config.subset_size)
-            held, exclusion, finite = kernels.score_and_select(
+        state, turns = groups(state, number)
+        flat = [rows.ravel() for rows in turns]
+        ahead.fetch(flat[0])
+        for turn, rows in enumerate(turns):
+            if turn + 1 < len(turns):
+                ahead.fetch(flat[turn + 1])
+            slots = state.held + turn * group + np.arange(group, dtype=np.int32)
+            slots = np.where(slots < state.held + number, slots, config.max_coresets).astype(np.int32)
+            held, (log, logged), finite = kernels.score_and_select(
                 params,
                 model_state,
-                source.take(rows),
+                source.take(flat[turn]),
                 rows,
                 classes,
                 (state.rows, state.weights),
-                np.int32(index),
+                slots,
                 state.exclusion,
                 state.finite,
                 num_classes,
             )
+            exclusion = state.exclusion._replace(log=log, logged=logged)
             state = state._replace(rows=held[0], weights=held[1], exclusion=exclusion, finite=finite)
         scored = number * config.subset_size
         state = count_work(state, selection_forward=scored, selection_backward=scored * backward_passes)
@@ -226,9 +262,24 @@ def crest(
         state = count_work(state, curvature_forward=passes, curvature_backward=passes)
         region = state.region._replace(gradient=gradient, curvature=curvature)
         state = state._replace(key=key, moments=moments, region=region, norm=float(norm))
-        if math.isnan(state.reference_norm) and state.step >= (config.reference_step or 0):
+        taken = not math.isnan(state.reference_norm) or not math.isfinite(state.norm)
+        if not taken and state.step >= (config.reference_step or 0):
             state = state._replace(reference_norm=state.norm)
         return state
+
+    def begin_sound_region(
+        state: CrestState, params: Params, model_state: ModelState
+    ) -> tuple[CrestState, float]:
+        """Begin a region, on other examples where those drawn first are bad and may be skipped."""
+        state = state._replace(finite=sound) if skipping else state
+        found, loss = begin_region(state, params, model_state)
+        names = ("moments", "reference_norm", "regions", "finite")
+        for _ in range(TRIES - 1 if skipping else 0):
+            if math.isfinite(loss) and math.isfinite(found.norm):
+                break
+            kept = {name: getattr(state, name) for name in names}
+            found, loss = begin_region(found._replace(**kept), params, model_state)
+        return found, loss
 
     def dropped(state: CrestState) -> CrestState:
         """Throw away the coresets held; those that no step used are counted."""
@@ -243,7 +294,7 @@ def crest(
             anchor=_copy(params),
             model_state=_copy(model_state),
             probe_rows=probe_rows,
-            probe_weights=stands_for(state.exclusion, probe_rows, keep),
+            probe_weights=stands_for(state.exclusion.rest, probe_rows, keep),
         )
         state = state._replace(region=region)
         state, array, loss = phase("check", probe, state, params, model_state)
@@ -279,16 +330,14 @@ def crest(
         return mixed(select(state, params, model_state, min(num_coresets(state, state.interval), left)))
 
     def exclude(state: CrestState) -> CrestState:
-        below, windows, window = config.exclude_below, config.exclude_for, config.exclude_window
-        return turn_over(state, classes, needed, below, windows, window, keep)
+        windows, window = config.exclude_for, config.exclude_window
+        return turn_over(state, classes, strata.sizes, needed, windows, window)
 
     def turned_over(state: CrestState) -> CrestState:
         """Close the exclusion window where it is over, and all windows where exclusion is."""
         if not excluding(state.step):
             over = state.excluded == 0
-            return (
-                state if over else phase("selection", take_all_back, state, classes, num_classes, keep)
-            )
+            return state if over else phase("selection", take_all_back, state)
         if state.step < state.window_end:
             return state
         return phase("selection", exclude, state)
@@ -344,14 +393,16 @@ def crest(
             reason = "start"
         elif due:
             state, loss, rho = phase("check", check, state, params, model_state)
-            if not rho <= config.tau:
+            if skipping and not (state.finite and math.isfinite(loss)):
+                reason = "nonfinite"
+            elif not rho <= config.tau:
                 reason = "error"
             else:
                 state = state._replace(next_check=state.step + state.interval)
         if reason == "held" and empty and config.exhausted == "reanchor":
             reason = "exhausted"
         if reason != "held":
-            state, loss = begin_region(state, params, model_state)
+            state, loss = begin_sound_region(state, params, model_state)
         elif empty:
             state = phase("selection", extend, state, params, model_state)
         for name, value in (("loss on the probe rows", loss), ("curvature's norm", state.norm)):
@@ -360,7 +411,7 @@ def crest(
                     f"the {name} is {value} at step {state.step} (region {state.regions}) but must be "
                     "finite; lower the learning rate or look for bad inputs."
                 )
-        if due and not state.finite:
+        if due and not skipping and not state.finite:
             raise FloatingPointError(
                 "a loss or an embedding of the scored examples was NaN or infinite before step "
                 f"{state.step} (region {state.regions}) but all must be finite; lower the learning "
@@ -370,17 +421,18 @@ def crest(
 
     def next_batch(state: CrestState) -> tuple[CrestState, Batch]:
         if not selecting(state.step):
-            state, rows = draw(state, config.batch_size)
-            weights = stands_for(state.exclusion, rows, keep)
+            size, exclusion = config.batch_size, state.exclusion
+            stream, rows = ahead.next_subset(state.stream, strata, size, exclusion, keep)
+            weights = stands_for(exclusion.rest, rows, keep)
             batch = Batch(*source.take(rows), weights, rows)
-            return state._replace(step=state.step + 1), batch
+            return state._replace(step=state.step + 1, stream=stream), batch
         _checks.require(
             state.cursor < state.held * config.reuse,
             f"next_batch was called with {state.cursor} of {state.held} coresets used but needs an "
             "unused one; call refresh before every next_batch.",
         )
-        index = np.int32(state.cursor % state.held)
-        rows, weights = nth_coreset(state.rows, state.weights, index)
+        index, last = state.cursor % state.held, state.held - 1
+        rows, weights = ahead.nth_coreset(state.rows, state.weights, index, last)
         examples = source.take(rows)
         batch = Batch(examples.inputs, examples.labels, weights, rows)
         return state._replace(step=state.step + 1, cursor=state.cursor + 1), batch
@@ -388,6 +440,7 @@ def crest(
     def observe(state: CrestState, batch: Batch, losses: Array) -> CrestState:
         if not excluding(state.step) or selecting(state.step - 1):
             return state
-        return state._replace(exclusion=observe_losses(state.exclusion, batch.rows, losses))
+        below = config.exclude_below
+        return state._replace(exclusion=observe_losses(state.exclusion, batch.rows, losses, below))
 
     return Selection(init, refresh, next_batch, observe)

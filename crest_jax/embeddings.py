@@ -15,6 +15,7 @@ import numpy as np
 
 from crest_jax import _checks
 from crest_jax.data import padded_chunks
+from crest_jax.devices import to_host
 from crest_jax.losses import cross_entropy
 from crest_jax.types import (
     ApplyFn,
@@ -305,7 +306,7 @@ def embed_rows(
     parts = []
     for positions, mask in padded_chunks(len(rows), chunk_size):
         out = embed_fn(params, model_state, source.take(jnp.asarray(rows[positions])))
-        parts.append(jax.tree.map(lambda x, mask=mask: np.asarray(x)[mask], out))
+        parts.append(jax.tree.map(lambda x, mask=mask: to_host(x)[mask], out))
     found = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
         raise FloatingPointError(

@@ -7,15 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crest_jax.data import open_stream
+from crest_jax.streams import new_pass
 from crest_jax.types import Array
+
+_EMPTY = np.uint32(2**32 - 1)
 
 
 class Exclusion(NamedTuple):
-    """What is known of each example's loss in the current window: 5 bytes an example."""
+    """Who is out of play, and what was seen in the current window: one byte an example.
 
-    highest: Array  # [n], float32: highest loss seen in this window, -inf where not seen
-    rest: Array  # [n], int8: windows that the example still stays out, 0 in play
+    What is seen goes into a list of fixed length, not into arrays of all examples, so that a step costs
+    the same for any number of them.
+    """
+
+    log: Array  # [k], uint32: twice the row, plus one where its loss was low; the newest k sightings
+    logged: Array  # [], int32: sightings in this window
+    slot: Array  # [], int32: windows closed so far, modulo the windows that an example stays out
+    rest: Array  # [n], int8: 0 in play, else one plus the slot at which the example left
+    returning: Array  # [w, c], int32: examples of each class that left at each slot and are out
+    out: Array  # [c], int32: examples of each class that are out of play
 
     @property
     def excluded(self) -> Array:
@@ -23,138 +33,179 @@ class Exclusion(NamedTuple):
         return self.rest > 0
 
 
-def init_exclusion(count: int) -> Exclusion:
+def init_exclusion(
+    count: int, num_classes: int, *, capacity: int, windows: int | None = None
+) -> Exclusion:
     """Return the state for ``count`` examples, all in play.
 
+    Args:
+      count: n, at most ``2**31 - 1``.
+      num_classes: c.
+      capacity: sightings in a window that are remembered; of more, the oldest are forgotten.
+      windows: windows that an example stays out, 1 to 127; None: until its class runs dry.
+
     Example:
-      >>> init_exclusion(2).excluded.tolist()
+      >>> init_exclusion(2, 1, capacity=4).excluded.tolist()
       [False, False]
     """
-    return Exclusion(jnp.full(count, -jnp.inf, jnp.float32), jnp.zeros(count, jnp.int8))
+    return Exclusion(
+        jnp.full(capacity, _EMPTY, jnp.uint32),
+        jnp.zeros((), jnp.int32),
+        jnp.zeros((), jnp.int32),
+        jnp.zeros(count, jnp.int8),
+        jnp.zeros((windows or 1, num_classes), jnp.int32),
+        jnp.zeros(num_classes, jnp.int32),
+    )
 
 
-def observe(exclusion: Exclusion, rows: Array, losses: Array) -> Exclusion:
-    """Record the losses [b] seen at ``rows`` [b]; rows may repeat.
+def observe(
+    log: Array,
+    logged: Array,
+    rows: Array,
+    losses: Array,
+    alpha: float,
+    number: Array | int | None = None,
+) -> tuple[Array, Array]:
+    """Note in ``log`` [k] whether the losses [b] at ``rows`` [b] are below ``alpha``.
+
+    Rows may repeat; only the first ``number`` count, where it is given. Returns the log, and ``logged``
+    [] plus the number.
 
     Example:
-      >>> observe(init_exclusion(2), jnp.array([1]), jnp.array([0.5])).highest.tolist()
-      [-inf, 0.5]
+      >>> state = init_exclusion(3, 1, capacity=4)
+      >>> log, _ = observe(state.log, state.logged, jnp.array([0, 2]), jnp.array([0.5, 0.05]), 0.1)
+      >>> log[:2].tolist()
+      [0, 5]
     """
-    return exclusion._replace(highest=exclusion.highest.at[rows].max(losses))
+    low = losses.astype(jnp.float32) < alpha
+    size, turn = log.shape[0], jnp.arange(rows.shape[0])
+    number = rows.shape[0] if number is None else number
+    places = jnp.where(turn < number, (logged + turn) % size, size)
+    noted = 2 * rows.astype(jnp.uint32) + low.astype(jnp.uint32)
+    return log.at[places].set(noted, mode="drop"), logged + number
 
 
 def close_window(
-    exclusion: Exclusion, classes: Array, needed: Array, alpha: float, windows: int | None = None
+    exclusion: Exclusion, classes: Array, sizes: Array, needed: Array, windows: int | None = None
 ) -> Exclusion:
     """End a window: learned examples leave; those whose time is over or class runs dry return.
 
-    An example leaves when it was seen at least once in the window and its loss was below ``alpha`` at
-    every sighting (Yang, Kang and Mirzasoleiman, ICML 2023, Section 4). It returns after ``windows``
+    An example leaves when it was seen at least once in the window and its loss was low at every
+    sighting (Yang, Kang and Mirzasoleiman, ICML 2023, Section 4). It returns after ``windows``
     further windows, and must be seen to be learned again before it leaves again: a network forgets
     what it no longer sees. When fewer than ``needed[c]`` examples of class ``c`` would stay in play,
     all of class ``c`` return at once. A new window begins with nothing seen.
 
     Args:
       exclusion: state.
-      classes: [n], int32.
+      classes: [n], integers.
+      sizes: [c], int32, examples of each class.
       needed: [c], int32, examples of each class that a stratified draw needs.
-      alpha: threshold on the loss.
-      windows: static, 1 to 127; None keeps examples out until their class runs dry, as in the paper.
+      windows: static, as in ``init_exclusion``.
 
     Example:
-      >>> classes, needed = jnp.zeros(3, int), jnp.array([1])
-      >>> state = observe(init_exclusion(3), jnp.array([0, 1]), jnp.array([0.05, 0.5]))
-      >>> state = close_window(state, classes, needed, 0.1, windows=1)
-      >>> state.excluded.tolist()
-      [True, False, False]
-      >>> close_window(state, classes, needed, 0.1, windows=1).excluded.tolist()
+      >>> classes, sizes, needed = jnp.zeros(3, int), jnp.array([3]), jnp.array([1])
+      >>> state = init_exclusion(3, 1, capacity=4, windows=1)
+      >>> state = observe_losses(state, jnp.array([0, 1]), jnp.array([0.05, 0.5]), 0.1)
+      >>> state = close_window(state, classes, sizes, needed, windows=1)
+      >>> state.excluded.tolist(), state.out.tolist()
+      ([True, False, False], [1])
+      >>> close_window(state, classes, sizes, needed, windows=1).excluded.tolist()
       [False, False, False]
     """
-    seen = exclusion.highest > -jnp.inf
-    learned = seen & (exclusion.highest < alpha)
-    left = exclusion.rest if windows is None else jnp.maximum(exclusion.rest - 1, 0)
-    rest = jnp.where(learned, jnp.int8(windows or 1), left)
-    num_classes = needed.shape[0]
-    in_play = jnp.bincount(classes, weights=(rest == 0).astype(jnp.int32), length=num_classes)
-    dry = in_play < needed
-    rest = jnp.where(dry[classes], jnp.int8(0), rest)
-    return init_exclusion(classes.shape[0])._replace(rest=rest)
+    count = exclusion.rest.shape[0]
+    rest, returning, out, slot = exclusion.rest, exclusion.returning, exclusion.out, exclusion.slot
+    stamp = (slot + 1).astype(jnp.int8)
+    if windows is not None:
+        rest = jnp.where(rest == stamp, jnp.int8(0), rest)
+        out = out - returning[slot]
+        returning = returning.at[slot].set(0)
+    noted = jnp.sort(exclusion.log)  # sightings of a row together, those of a high loss first
+    rows = noted >> 1
+    first = jnp.concatenate([jnp.ones(1, bool), rows[1:] != rows[:-1]])
+    learned = first & (noted & 1 == 1) & (noted != _EMPTY)
+    rows = jnp.where(learned, rows, count).astype(jnp.int32)
+    before = rest.at[rows].get(mode="clip").astype(jnp.int32)
+    own = classes.at[rows].get(mode="clip").astype(jnp.int32)
+    ones = learned.astype(jnp.int32)
+    was_out = ones * (before > 0)
+    out = out.at[own].add(ones - was_out)
+    returning = returning.at[jnp.maximum(before - 1, 0), own].add(-was_out)
+    returning = returning.at[slot, own].add(ones)
+    rest = rest.at[rows].set(stamp, mode="drop")
+    dry = sizes - out < needed
+    rest = jax.lax.cond(jnp.any(dry), lambda: jnp.where(dry[classes], jnp.int8(0), rest), lambda: rest)
+    return Exclusion(
+        log=jnp.full_like(exclusion.log, _EMPTY),
+        logged=jnp.zeros_like(exclusion.logged),
+        slot=(slot + 1) % returning.shape[0],
+        rest=rest,
+        returning=jnp.where(dry[None, :], 0, returning),
+        out=jnp.where(dry, 0, out),
+    )
 
 
 @partial(jax.jit, static_argnames="keep")
-def in_play(exclusion: Exclusion, keep: float, key: Array) -> Array:
-    """Choose the rows of a pass [n], bool: all that are not learned, and a random share of the rest.
+def stands_for(rest: Array, rows: Array, keep: float) -> Array:
+    """Return how many examples each of the rows [...] drawn stands for, float32.
 
     The paper leaves learned examples out, which biases the gradient: a long training forgets them.
-    Kept at a rate, and weighted by one over it (``stands_for``), they cost little and the mean gradient
-    stays that of all examples (Qin et al., "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic
-    Data Pruning", ICLR 2024, Section 3).
+    Kept at a rate (``streams.next_subset``), and weighted by one over it, they cost little and the mean
+    gradient stays that of all examples (Qin et al., "InfoBatch: Lossless Training Speed Up by Unbiased
+    Dynamic Data Pruning", ICLR 2024, Section 3).
 
     Args:
-      exclusion: state.
-      keep: static, share of the learned examples that stay in play, in [0, 1].
-      key: PRNG key of this pass.
+      rest: [n], above 0 where an example is out of play.
+      rows: positions in the data set.
+      keep: static, share of the learned examples that are drawn all the same, in [0, 1].
 
     Example:
-      >>> state = Exclusion(jnp.zeros(4), jnp.array([0, 1, 1, 1], jnp.int8))
-      >>> in_play(state, 0.0, jax.random.key(0)).tolist()
-      [True, False, False, False]
-      >>> in_play(state, 0.5, jax.random.key(0)).tolist()
-      [True, False, True, True]
-    """
-    if keep == 0:
-        return ~exclusion.excluded
-    return ~exclusion.excluded | (jax.random.uniform(key, exclusion.rest.shape) < keep)
-
-
-@partial(jax.jit, static_argnames="keep")
-def stands_for(exclusion: Exclusion, rows: Array, keep: float) -> Array:
-    """Return how many examples each of the rows [b] drawn by ``in_play`` stands for, [b], float32.
-
-    Example:
-      >>> state = Exclusion(jnp.zeros(2), jnp.array([0, 1], jnp.int8))
-      >>> stands_for(state, jnp.array([0, 1]), 0.25).tolist()
+      >>> stands_for(jnp.array([0, 1], jnp.int8), jnp.array([0, 1]), 0.25).tolist()
       [1.0, 4.0]
     """
     if keep == 0:
         return jnp.ones(rows.shape, jnp.float32)
-    return jnp.where(exclusion.excluded[rows], 1 / keep, 1.0)
+    return jnp.where(rest[rows] > 0, 1 / keep, 1.0)
 
 
-observe_losses = jax.jit(observe)
+_observe = jax.jit(observe)
+
+
+def observe_losses(exclusion: Exclusion, rows: Array, losses: Array, alpha: float) -> Exclusion:
+    """Note the losses [b] seen at ``rows`` [b], compiled; see ``observe``.
+
+    Example:
+      >>> state = init_exclusion(2, 1, capacity=2)
+      >>> int(observe_losses(state, jnp.array([1]), jnp.array([0.5]), 0.1).logged)
+      1
+    """
+    log, logged = _observe(exclusion.log, exclusion.logged, rows, losses, alpha)
+    return exclusion._replace(log=log, logged=logged)
 
 
 @partial(jax.jit, static_argnames="windows")
 def end_window(
-    exclusion: Exclusion, classes: Array, needed: Array, alpha: float, windows: int | None
-) -> tuple[Exclusion, Array, Array]:
-    """Close the window, compiled; say whether an example left or returned, and how many are out.
+    exclusion: Exclusion, classes: Array, sizes: Array, needed: Array, windows: int | None
+) -> tuple[Exclusion, Array]:
+    """Close the window, compiled, and say how many are out.
 
     Example:
-      >>> classes, needed = jnp.zeros(3, int), jnp.array([1])
-      >>> state = observe(init_exclusion(3), jnp.array([0]), jnp.array([0.05]))
-      >>> bool(end_window(state, classes, needed, 0.1, 1)[1])
-      True
+      >>> state = init_exclusion(3, 1, capacity=2, windows=1)
+      >>> state = observe_losses(state, jnp.array([0]), jnp.array([0.05]), 0.1)
+      >>> int(end_window(state, jnp.zeros(3, int), jnp.array([3]), jnp.array([1]), 1)[1])
+      1
     """
-    closed = close_window(exclusion, classes, needed, alpha, windows)
-    changed = jnp.any(closed.excluded != exclusion.excluded)
-    return closed, changed, jnp.sum(closed.excluded, dtype=jnp.int32)
+    closed = close_window(exclusion, classes, sizes, needed, windows)
+    return closed, jnp.sum(closed.out)
 
 
 def turn_over(
-    state: Any,
-    classes: Array,
-    needed: Array,
-    alpha: float,
-    windows: int | None,
-    window: int,
-    keep: float,
+    state: Any, classes: Array, sizes: Array, needed: Array, windows: int | None, window: int
 ) -> Any:
     """Close the window of a method's state and begin the next, of ``window`` steps.
 
-    The state is a named tuple with ``step``, ``window_end``, ``exclusion``, ``excluded``, ``key`` and
-    ``stream``; the stream is opened anew where examples left or returned. Other arguments: see
-    ``close_window`` and ``in_play``.
+    The state is a named tuple with ``step``, ``window_end``, ``exclusion`` and ``excluded``. Other
+    arguments: see ``close_window``.
 
     Example:
       >>> class State(NamedTuple):
@@ -162,42 +213,40 @@ def turn_over(
       ...     window_end: int
       ...     exclusion: Exclusion
       ...     excluded: int
-      ...     key: Array
-      ...     stream: Any
-      >>> seen = observe(init_exclusion(3), jnp.array([0]), jnp.array([0.05]))
-      >>> state = State(4, 4, seen, 0, jax.random.key(0), None)
-      >>> state = turn_over(state, jnp.zeros(3, int), jnp.array([1]), 0.1, 1, 4, 0.0)
-      >>> state.excluded, state.window_end, state.stream.in_play
-      (1, 8, 2)
+      >>> exclusion = init_exclusion(3, 1, capacity=2, windows=1)
+      >>> exclusion = observe_losses(exclusion, jnp.array([0]), jnp.array([0.05]), 0.1)
+      >>> sizes, needed = jnp.array([3]), jnp.array([1])
+      >>> state = turn_over(State(4, 4, exclusion, 0), jnp.zeros(3, int), sizes, needed, 1, 4)
+      >>> state.excluded, state.window_end
+      (1, 8)
     """
-    exclusion, changed, excluded = end_window(state.exclusion, classes, needed, alpha, windows)
-    state = state._replace(exclusion=exclusion, window_end=state.step + window)
-    if not changed:
-        return state
-    key, stream_key = jax.random.split(state.key)
-    active = partial(in_play, exclusion, keep)
-    stream = open_stream(stream_key, classes, active, needed.shape[0])
-    return state._replace(key=key, stream=stream, excluded=int(excluded))
+    exclusion, excluded = end_window(state.exclusion, classes, sizes, needed, windows)
+    end = state.step + window
+    return state._replace(exclusion=exclusion, window_end=end, excluded=int(excluded))
 
 
-def take_all_back(state: Any, classes: Array, num_classes: int, keep: float) -> Any:
+@jax.jit
+def _all_in_play(exclusion: Exclusion) -> Exclusion:
+    return jax.tree.map(jnp.zeros_like, exclusion)._replace(log=jnp.full_like(exclusion.log, _EMPTY))
+
+
+def take_all_back(state: Any) -> Any:
     """Return the state of a method, as for ``turn_over``, with all examples in play and none seen.
+
+    Its stream begins a new pass, in which all of them come.
 
     Example:
       >>> class State(NamedTuple):
       ...     exclusion: Exclusion
       ...     excluded: int
-      ...     key: Array
       ...     stream: Any
-      >>> out = Exclusion(jnp.zeros(3), jnp.array([0, 2, 2], jnp.int8))
-      >>> state = take_all_back(State(out, 2, jax.random.key(0), None), jnp.zeros(3, int), 1, 0.0)
-      >>> state.excluded, state.stream.in_play
-      (0, 3)
+      >>> from crest_jax.streams import open_stream
+      >>> some = init_exclusion(3, 1, capacity=2)._replace(out=jnp.array([2]))
+      >>> take_all_back(State(some, 2, open_stream(jax.random.key(0), 1))).exclusion.out.tolist()
+      [0]
     """
-    key, stream_key = jax.random.split(state.key)
-    exclusion = init_exclusion(len(classes))
-    stream = open_stream(stream_key, classes, partial(in_play, exclusion, keep), num_classes)
-    return state._replace(key=key, stream=stream, exclusion=exclusion, excluded=0)
+    exclusion = _all_in_play(state.exclusion)
+    return state._replace(exclusion=exclusion, excluded=0, stream=new_pass(state.stream))
 
 
 def rows_needed(labels: np.ndarray, num_classes: int, size: int) -> Array:

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
 from crest_jax.config import CrestConfig
 from crest_jax.curvature import Moments, draw_probes, gradient_and_diagonal, smooth
+from crest_jax.devices import whole
 from crest_jax.embeddings import EmbedFn, in_chunks
 from crest_jax.exclusion import Exclusion, observe, stands_for
 from crest_jax.losses import weighted_mean
@@ -29,11 +31,17 @@ class Kernels(NamedTuple):
 
 
 def make_kernels(
-    config: CrestConfig, apply_fn: ApplyFn, loss_fn: LossFn, embed_fn: EmbedFn, largest_share: float
+    config: CrestConfig,
+    apply_fn: ApplyFn,
+    loss_fn: LossFn,
+    embed_fn: EmbedFn,
+    largest_share: float,
+    mesh: Mesh | None,
 ) -> Kernels:
     """Compile-once functions; none closes over data, so that all data are arguments.
 
-    ``largest_share`` is that of the largest class among the examples.
+    ``largest_share`` is that of the largest class among the examples. Over a mesh each device scores
+    a subset of its own.
     """
     beta2 = config.beta2
     if beta2 is None:
@@ -46,23 +54,21 @@ def make_kernels(
     side = class_side(largest_share, config.subset_size) if on_cpu else None
     keep = config.exclude_keep if config.exclude_below > 0 else 0.0
 
-    @partial(jax.jit, static_argnames="num_classes")
-    def score_and_select(
+    def choose(
+        num_classes: int,
         params: Params,
         model_state: ModelState,
         examples: Examples,
-        rows: Array,
-        classes: Array,
-        held: tuple[Array, Array],
-        index: Array,
-        exclusion: Exclusion,
-        finite: Array,
-        num_classes: int,
-    ) -> tuple[tuple[Array, Array], Exclusion, Array]:
-        """Score a subset and put its coreset in place ``index`` of those held, rows and weights."""
+        strata: Array,
+        masses: Array | None,
+    ) -> tuple[Array, Array, Array, Array]:
+        """Score a subset; return its coreset (picks, weights [m]), losses [r], if all is finite."""
         embeddings, losses = in_chunks(embed_fn, params, model_state, examples, chunk)
-        strata = classes[rows]
-        masses = stands_for(exclusion, rows, keep) if keep > 0 else None
+        finite = jnp.ones((), bool)
+        for leaf in jax.tree.leaves((embeddings, losses)):
+            finite &= jnp.all(jnp.isfinite(leaf))
+        if config.nonfinite == "skip":  # what is chosen until this is noticed must be a coreset
+            embeddings = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0.0), embeddings)
         coreset = medoids(
             embeddings,
             strata,
@@ -71,12 +77,54 @@ def make_kernels(
             side=side,
             masses=masses,
         )
-        picks, weights = coreset.indices, coreset.weights
-        weights = weights if config.weighted else jnp.ones_like(weights)
-        for leaf in jax.tree.leaves((embeddings, losses)):
-            finite &= jnp.all(jnp.isfinite(leaf))
-        held = held[0].at[index].set(rows[picks]), held[1].at[index].set(weights)
-        return held, observe(exclusion, rows, losses), finite
+        weights = coreset.weights if config.weighted else jnp.ones_like(coreset.weights)
+        return coreset.indices, weights, losses, finite[None]
+
+    @partial(jax.jit, static_argnames="num_classes")
+    def score_and_select(
+        params: Params,
+        model_state: ModelState,
+        examples: Examples,
+        rows: Array,
+        classes: Array,
+        held: tuple[Array, Array],
+        slots: Array,
+        exclusion: Exclusion,
+        finite: Array,
+        num_classes: int,
+    ) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
+        """Score subsets, rows [g, r], one on each device, and put their coresets at ``slots`` [g]."""
+        strata = classes[rows].astype(jnp.int32)
+        masses = stands_for(exclusion.rest, rows, keep) if keep > 0 else None
+        chosen = partial(choose, num_classes)
+        if mesh is None:
+            own_masses = None if masses is None else masses[0]
+            found = chosen(params, model_state, examples, strata[0], own_masses)
+        else:
+            flat = jax.tree.map(jnp.ravel, (strata, masses))
+            apart, shared = PartitionSpec(mesh.axis_names), PartitionSpec()
+            spread = jax.shard_map(
+                chosen,
+                mesh=mesh,
+                in_specs=(shared, shared, apart, apart, apart),
+                out_specs=apart,
+                check_vma=False,
+            )
+            found = spread(params, model_state, examples, *flat)
+            found = jax.lax.with_sharding_constraint(found, whole(mesh))
+        picks, weights, losses, all_finite = found
+        picks, weights = (x.reshape(rows.shape[0], -1) for x in (picks, weights))
+        picked = jnp.take_along_axis(rows, picks, axis=1)
+        held = (
+            held[0].at[slots].set(picked, mode="drop"),
+            held[1].at[slots].set(weights, mode="drop"),
+        )
+        noted = (exclusion.log, exclusion.logged)
+        if config.exclude_below > 0:
+            # What only fills the last turn of the devices was seen before; it comes last.
+            number = jnp.sum(slots < held[0].shape[0]) * rows.shape[1]
+            noted = observe(*noted, rows.ravel(), losses, config.exclude_below, number)
+        return held, noted, finite & jnp.all(all_finite)
 
     @jax.jit
     def probe_loss(
@@ -114,12 +162,6 @@ def shuffle_held(key: Array, rows: Array, weights: Array, held: Array) -> tuple[
     place = jnp.where(jnp.arange(p * m) < held * m, jax.random.uniform(key, (p * m,)), 2.0)
     order = jnp.argsort(place)
     return rows.ravel()[order].reshape(p, m), weights.ravel()[order].reshape(p, m)
-
-
-@jax.jit
-def nth_coreset(rows: Array, weights: Array, index: Array) -> tuple[Array, Array]:
-    """Return rows and weights [m] of one of the coresets held [p, m]."""
-    return rows[index], weights[index]
 
 
 new_probes = jax.jit(draw_probes, static_argnames="num_probes")

@@ -16,6 +16,7 @@ import numpy as np
 
 from crest_jax import _checks, metrics
 from crest_jax.class_greedy import Settings, choose_by_class_compiled, nearest_picks, sorted_on_host
+from crest_jax.devices import gather, in_all_processes
 from crest_jax.planning import DEFAULT_BUDGET, Plan, Shape, make_plan, part_rows, quotas_for
 from crest_jax.types import Array, Coreset, PyTree
 
@@ -86,6 +87,7 @@ def select_coreset_stream(
     part: int | None = None,
     key: Array | None = None,
     progress: Progress | None = None,
+    across_processes: bool = False,
 ) -> Coreset:
     """Select from embeddings that need not fit into memory, by the method "partitioned".
 
@@ -103,16 +105,19 @@ def select_coreset_stream(
       part: rows per part; None takes eight times ``size`` within [8192, 65536].
       key: PRNG key of the sample; None takes ``jax.random.key(0)``.
       progress: called with the number of rows that are done, after each part.
+      across_processes: each process passes rows of its own, any number of them, and all get the
+        coreset of all rows. They talk once about picks and samples, and once about weights.
 
     Returns:
-      A ``Coreset`` whose indices count rows in the order read. Weights sum to ``n``: for an array-like
-      the rows nearest to each pick; for an iterable the weights that the parts gave their picks, added
-      up at the nearest final pick. The objective is over all rows, or estimated from the sample; gains
-      are estimates from the sample.
+      A ``Coreset`` whose indices count rows in the order read, those of process 0 first. Weights sum
+      to ``n``: for an array-like the rows nearest to each pick; for an iterable the weights that the
+      parts gave their picks, added up at the nearest final pick. The objective is over all rows, or
+      estimated from the sample; gains are estimates from the sample.
 
     Raises:
       ValueError: when there are fewer rows than ``size``, on embeddings that are NaN or infinite, on
-        chunks of different widths, or on labels as in ``select_coreset``.
+        chunks of different widths, or on labels as in ``select_coreset``; in every process when the
+        rows of one are bad.
 
     Example:
       >>> rows = np.random.default_rng(0).normal(size=(3_000, 4)).astype(np.float32)
@@ -131,35 +136,50 @@ def select_coreset_stream(
         width >= size,
         f"part is {width} but must be at least size, which is {size}; raise part.",
     )
+    joined = across_processes and jax.process_count() > 1
+    process = jax.process_index() if joined else 0  # each ranks its rows by numbers of its own
     array = hasattr(chunks, "shape") and hasattr(chunks, "__getitem__")
-    if array:
-        if labels is not None:
-            labels = _checks.labels_valid(labels, len(chunks), num_classes)
-            num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
-        pieces: Iterable[Any] = _slices(chunks, labels, width)
+
+    def first_round() -> tuple[_Rounds, Any]:
+        own, classes = labels, num_classes
+        if array:
+            if own is not None:
+                own = _checks.labels_valid(own, len(chunks), classes)
+                classes = int(own.max(initial=0)) + 1 if classes is None else classes
+            pieces: Iterable[Any] = _slices(chunks, own, width)
+        else:
+            _checks.require(
+                own is None,
+                "labels are given beside an iterable of chunks, which cannot be lined up; let the "
+                "iterable yield pairs (embeddings, labels).",
+            )
+            pieces = chunks
+        rounds = _Rounds(size, metric, width, 1 if classes is None else classes, key, process)
+        for rows, strata in _rebuffered(pieces, width, rounds.classes):
+            rounds.add(rows, strata)
+            if progress is not None:
+                progress(rounds.count)
+        return rounds, own
+
+    if joined:
+        rounds, own = in_all_processes(first_round, "rows")
+        rounds.join()
     else:
-        _checks.require(
-            labels is None,
-            "labels are given beside an iterable of chunks, which cannot be lined up; let the iterable "
-            "yield pairs (embeddings, labels).",
-        )
-        pieces = chunks
-    classes = 1 if num_classes is None else num_classes
-    rounds = _Rounds(size, metric, width, classes, key)
-    for rows, own in _rebuffered(pieces, width, classes):
-        rounds.add(rows, own)
-        if progress is not None:
-            progress(rounds.count)
-    return rounds.finish(_slices(chunks, labels, width) if array else None, progress)
+        rounds, own = first_round()
+    return rounds.finish(_slices(chunks, own, width) if array else None, progress)
 
 
 class _Rounds:
-    """The two rounds over a stream."""
+    """The two rounds over a stream, or over that of each process."""
 
-    def __init__(self, size: int, metric: str, part: int, classes: int, key: Array | None) -> None:
+    def __init__(
+        self, size: int, metric: str, part: int, classes: int, key: Array | None, process: int
+    ) -> None:
         self.size, self.metric, self.part, self.classes = size, metric, part, classes
-        self.rng = _generator(jax.random.key(0) if key is None else key)
+        self.rng = _generator(jax.random.key(0) if key is None else key, process)
         self.count = 0
+        self.first = 0  # row of all that this process's first one is
+        self.joined = False
         self.top = 0.0
         self.totals = np.zeros(classes, np.int64)
         self.held: list[tuple[np.ndarray, ...]] = []  # rows, labels, positions, weights of the picks
@@ -190,6 +210,30 @@ class _Rounds:
         weights *= len(rows) / weights.sum()  # rows of a class too small for a pick are spread
         self.held.append((rows[picks], labels[picks], positions[picks], weights))
 
+    def join(self) -> None:
+        """Take in what the first round of every other process found."""
+        columns = 0 if self.sample is None else self.sample[1].shape[1]
+        said = np.array([self.size, self.part, self.classes, columns, self.count], np.int64)
+        all_said = np.stack(gather(said))
+        _checks.require(
+            bool((all_said[:, :4] == all_said[0, :4]).all() and all_said[:, 4].min() > 0),
+            "size, part, number of classes, width of the embeddings and number of rows are "
+            f"{all_said.tolist()} in the processes but all except the last must agree, and each "
+            "process must hold a row; pass num_classes, and rows to every process.",
+        )
+        assert self.sample is not None
+        counts, process = all_said[:, 4], jax.process_index()
+        self.first, self.count = int(counts[:process].sum()), int(counts.sum())
+        rows, labels, positions, weights = (np.concatenate(x) for x in zip(*self.held, strict=True))
+        held = (rows, labels, positions + self.first, weights)
+        self.held = [tuple(np.concatenate(gather(values)) for values in held)]
+        pooled = [np.concatenate(gather(values)) for values in self.sample]
+        kept = np.argsort(pooled[0])[: self.part]
+        self.sample = tuple(values[kept] for values in pooled)
+        self.top = float(np.concatenate(gather(np.array([self.top]))).max())
+        self.totals = np.stack(gather(self.totals)).sum(axis=0)
+        self.joined = True
+
     def _groups(self, labels: np.ndarray) -> tuple[np.ndarray, int]:
         """Classes, or one group when there are fewer than two picks a class."""
         if self.size < 2 * self.classes:
@@ -216,25 +260,31 @@ class _Rounds:
         picks = np.asarray(last.picks)
         chosen, heads, head_groups = positions[picks], rows[picks], groups[picks]
         gains = np.asarray(last.gains) * (self.count / len(sample))
-        weights = np.zeros(self.size)
-        objective = 0.0
-        first = 0
-        parts = again if again is not None else iter([(rows, labels)])
-        for part, own in parts:
-            slots, values = _nearest(part, self._groups(own)[0], heads, head_groups, self.metric)
-            here = (chosen >= first) & (chosen < first + len(part)) if again is not None else None
-            if here is not None:
-                slots[chosen[here] - first] = np.flatnonzero(here)
-            else:
-                slots[picks] = np.arange(self.size)
-            weights += np.bincount(slots, held if again is None else None, minlength=self.size)
-            objective += np.maximum(float(last.top) - values, 0.0).sum()
-            first += len(part)
-            if progress is not None and again is not None:
-                progress(first)
         if again is None:
-            objective = float(gains.sum())
-        return _coreset(chosen, weights, gains, objective)
+            slots, _ = _nearest(rows, groups, heads, head_groups, self.metric)
+            slots[picks] = np.arange(self.size)
+            weights = np.bincount(slots, held, minlength=self.size)
+            return _coreset(chosen, weights, gains, float(gains.sum()))
+
+        def count() -> np.ndarray:
+            """Count this process's rows at their picks; the last number is their objective."""
+            found, first = np.zeros(self.size + 1), self.first
+            for part, own in again:
+                slots, values = _nearest(part, self._groups(own)[0], heads, head_groups, self.metric)
+                here = (chosen >= first) & (chosen < first + len(part))
+                slots[chosen[here] - first] = np.flatnonzero(here)
+                found[:-1] += np.bincount(slots, minlength=self.size)
+                found[-1] += np.maximum(float(last.top) - values, 0.0).sum()
+                first += len(part)
+                if progress is not None:
+                    progress(first - self.first)
+            return found
+
+        if self.joined:
+            found = np.stack(gather(in_all_processes(count, "rows"))).sum(axis=0)
+        else:
+            found = count()
+        return _coreset(chosen, found[:-1], gains, float(found[-1]))
 
 
 def _nearest(
@@ -298,8 +348,9 @@ def _rebuffered(
         yield np.concatenate(rows), np.concatenate(labels)
 
 
-def _generator(key: Array) -> np.random.Generator:
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)).astype(np.uint32).ravel())
+def _generator(key: Array, process: int = 0) -> np.random.Generator:
+    words = np.asarray(jax.random.key_data(key)).astype(np.uint32).ravel().tolist()
+    return np.random.default_rng([*words, process] if process else words)
 
 
 def _coreset(chosen: np.ndarray, weights: np.ndarray, gains: np.ndarray, objective: float) -> Coreset:

@@ -23,11 +23,11 @@ import numpy as np
 from crest_jax import _checks
 from crest_jax.config import CrestConfig
 from crest_jax.crest import crest
-from crest_jax.data import next_subset, open_stream
 from crest_jax.embeddings import embed_rows, logit_gradients
 from crest_jax.losses import cross_entropy
 from crest_jax.medoids import medoids
 from crest_jax.sampling import stratified_batches
+from crest_jax.streams import make_strata, next_subset, open_stream
 from crest_jax.types import ApplyFn, Array, LossFn, ModelState, Params, Selection, Source
 
 # (selection, steps, key) -> (params, model_state) after training for so many steps from the start
@@ -299,27 +299,26 @@ def _state_of(
     key: Array,
 ) -> tuple[dict[int, float], float, float]:
     """Variance ratio by r, share learned and share covered, at trained parameters, on a pool."""
-    classes, num_classes = jnp.asarray(source.labels, jnp.int32), source.num_classes
-    everything, m = jnp.ones(len(source), bool), config.batch_size
-    stream = open_stream(key, classes, lambda _: everything, num_classes)
+    num_classes, m = source.num_classes, config.batch_size
     size = min(POOL, len(source))
-    _, rows = next_subset(stream, classes, lambda _: everything, size)
+    rows = next_subset(open_stream(key, num_classes), make_strata(source.labels, num_classes), size)[1]
     embed_fn = jax.jit(logit_gradients(apply_fn, loss_fn))
     embeddings, losses = embed_rows(embed_fn, *trained, source, np.asarray(rows))
-    pool, strata = jnp.asarray(embeddings), classes[rows]
-    inside = jnp.ones(size, bool)
-    stream = open_stream(key, strata, lambda _: inside, num_classes)
+    labels = source.labels[np.asarray(rows)]
+    pool, strata = jnp.asarray(embeddings), make_strata(labels, num_classes)
+    classes = jnp.asarray(labels, jnp.int32)
+    stream = open_stream(key, num_classes)
     centre = pool.mean(0)
 
     def spread(count: int, coresets: bool) -> tuple[float, float]:
         nonlocal stream
         squares, shares = [], []
         for _ in range(DRAWS):
-            stream, drawn = next_subset(stream, strata, lambda _: inside, count)
+            stream, drawn = next_subset(stream, strata, count)
             if not coresets:
                 squares.append(float(jnp.sum(jnp.square(pool[drawn].mean(0) - centre))))
                 continue
-            mean, share = _coreset_mean(pool[drawn], strata[drawn], size=m, num_classes=num_classes)
+            mean, share = _coreset_mean(pool[drawn], classes[drawn], size=m, num_classes=num_classes)
             squares.append(float(jnp.sum(jnp.square(mean - centre))))
             shares.append(float(share))
         return float(np.mean(squares)), float(np.mean(shares)) if shares else 0.0

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
-from crest_jax.data import RowStream, next_subset, open_stream
+from crest_jax.devices import place
 from crest_jax.embeddings import (
     EmbedFn,
     Factored,
@@ -26,6 +26,7 @@ from crest_jax.matching import lower_validation_loss, match_by_class
 from crest_jax.planning import quotas_for
 from crest_jax.selection import select_coreset
 from crest_jax.state import Work, call
+from crest_jax.streams import RowStream, make_strata, next_subset, open_stream
 from crest_jax.subset import Subset, subset_batches
 from crest_jax.types import (
     ApplyFn,
@@ -62,16 +63,14 @@ def fixed_subset(source: Source, batch_size: int, size: int, *, phase: PhaseFn =
       >>> from crest_jax.data import ArraySource
       >>> selection = fixed_subset(ArraySource(np.eye(6), np.arange(6) % 2), 2, 4)
       >>> state, _ = selection.refresh(selection.init(jax.random.key(0), None, None), None, None)
-      >>> int(state.active.sum())
+      >>> len(set(state.strata.members.tolist()))
       4
     """
-    classes = jnp.asarray(source.labels, jnp.int32)
-    everything = jnp.ones(len(source), bool)
+    strata = make_strata(source.labels, source.num_classes)
 
     def choose(key: Array, params: Params, model_state: ModelState) -> Subset:
         del params, model_state
-        stream = open_stream(key, classes, lambda _: everything, source.num_classes)
-        rows = next_subset(stream, classes, lambda _: everything, size)[1]
+        rows = next_subset(open_stream(key, source.num_classes), strata, size)[1]
         return Subset(rows, np.ones(size))
 
     return subset_batches(source, batch_size, size, choose, phase=phase)
@@ -169,7 +168,7 @@ def gradmatch(
       >>> features = lambda params, state, inputs: (inputs, inputs @ params)
       >>> selection = gradmatch(features, source, 2, 4, every=10)
       >>> state = selection.init(jax.random.key(0), jnp.zeros((6, 2)), {})
-      >>> int(selection.refresh(state, jnp.zeros((6, 2)), {})[0].active.sum())
+      >>> len(selection.refresh(state, jnp.zeros((6, 2)), {})[0].strata.members)
       4
     """
     _checks.in_range("ridge", ridge, 0.0, 1e6, open_low=True)
@@ -267,7 +266,7 @@ def glister(
       >>> features = lambda params, state, inputs: (inputs, inputs @ params)
       >>> selection = glister(features, source, 2, 4, every=10, rate=0.1)
       >>> state = selection.init(jax.random.key(0), jnp.zeros((20, 2)), {})
-      >>> int(selection.refresh(state, jnp.zeros((20, 2)), {})[0].active.sum())
+      >>> len(selection.refresh(state, jnp.zeros((20, 2)), {})[0].strata.members)
       4
     """
     _checks.in_range("rate", rate, 0.0, 1e6, open_low=True)
@@ -280,22 +279,20 @@ def glister(
     )
     embed = jax.jit(last_layer_gradients(features_fn, loss_fn))
     read = jax.jit(lambda p, s, e: (features_fn(p, s, e.inputs), jnp.zeros(e.labels.shape[0])))
-    classes = jnp.asarray(source.labels, jnp.int32)
-    everything = jnp.ones(count, bool)
+    strata = make_strata(source.labels, source.num_classes)
 
     def choose(key: Array, params: Params, model_state: ModelState) -> Subset:
-        stream = open_stream(key, classes, lambda _: everything, source.num_classes)
-        judges = np.asarray(next_subset(stream, classes, lambda _: everything, held)[1])
+        judges = np.asarray(next_subset(open_stream(key, source.num_classes), strata, held)[1])
         pool = np.setdiff1d(np.arange(count), judges, assume_unique=True)
         gradients = _on_device(embed_rows(embed, params, model_state, source, pool)[0])
         (features, logits), _ = embed_rows(read, params, model_state, source, judges)
         features = np.concatenate([features, np.ones((held, 1), np.float32)], axis=1)
-        own = source.labels[pool]
+        own, theirs = source.labels[pool], source.labels[judges]
         counts = np.bincount(own, minlength=source.num_classes)
         quotas = quotas_for(counts[None], size, "proportional")[0]
         chosen = lower_validation_loss(
             gradients, jnp.asarray(own), jnp.asarray(quotas, jnp.int32), jnp.asarray(features),
-            jnp.asarray(logits), classes[judges], jnp.float32(rate), rounds=GLISTER_ROUNDS,
+            jnp.asarray(logits), jnp.asarray(theirs), jnp.float32(rate), rounds=GLISTER_ROUNDS,
         )  # fmt: skip
         return Subset(pool[np.asarray(chosen)], np.ones(size))
 
@@ -334,8 +331,8 @@ def pruned(
       >>> source = ArraySource(np.eye(4), np.array([0, 0, 1, 1]))
       >>> selection = pruned(source, 2, 2, np.array([1.0, 2.0, 4.0, 3.0]))
       >>> state, _ = selection.refresh(selection.init(jax.random.key(0), None, None), None, None)
-      >>> state.active.tolist()
-      [False, True, True, False]
+      >>> sorted(state.strata.members.tolist())
+      [1, 2]
     """
     counts = np.bincount(source.labels, minlength=source.num_classes)
 
@@ -487,9 +484,9 @@ def hardest_batches(
         f"pool_size is {pool_size} but must lie between batch_size, {batch_size}, and the number of "
         f"examples, {count}; choose a size there.",
     )
-    classes = jnp.asarray(source.labels, jnp.int32)
-    active = jnp.ones(count, bool)
-    weights = jnp.ones(batch_size, jnp.float32)
+    mesh = getattr(source, "mesh", None)
+    strata = make_strata(source.labels, source.num_classes, mesh=mesh)
+    weights = place(jnp.ones(batch_size, jnp.float32), mesh)
 
     @jax.jit
     def hardest(params: Params, model_state: ModelState, examples: Examples, rows: Array) -> Array:
@@ -498,11 +495,11 @@ def hardest_batches(
 
     def init(key: Array, params: Params, model_state: ModelState) -> HardestState:
         del params, model_state
-        stream = open_stream(key, classes, lambda _: active, source.num_classes)
-        return HardestState(0, 0, Work(), stream, jnp.zeros(batch_size, jnp.int32))
+        stream, rows = open_stream(key, source.num_classes), jnp.zeros(batch_size, jnp.int32)
+        return HardestState(0, 0, Work(), place(stream, mesh), place(rows, mesh))
 
     def select(state: HardestState, params: Params, model_state: ModelState) -> HardestState:
-        stream, rows = next_subset(state.stream, classes, lambda _: active, pool_size)
+        stream, rows = next_subset(state.stream, strata, pool_size)
         picked = hardest(params, model_state, source.take(rows), rows)
         work = state.work._replace(selection_forward=state.work.selection_forward + pool_size)
         return state._replace(chosen=state.chosen + 1, stream=stream, rows=picked, work=work)

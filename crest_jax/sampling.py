@@ -1,6 +1,5 @@
 """The baselines: random mini-batches, plain or stratified by class, of all or of unlearned examples."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
-from crest_jax.data import RowStream, next_subset, open_stream
+from crest_jax.devices import place
 from crest_jax.exclusion import (
     Exclusion,
     end_window,
-    in_play,
     init_exclusion,
     observe_losses,
     rows_needed,
@@ -20,6 +18,7 @@ from crest_jax.exclusion import (
     take_all_back,
     turn_over,
 )
+from crest_jax.streams import Lookahead, RowStream, make_strata, open_stream
 from crest_jax.types import Array, Batch, ModelState, Params, Selection, Source
 
 
@@ -55,7 +54,7 @@ def random_batches(source: Source, batch_size: int) -> Selection:
       >>> sorted(selection.next_batch(state)[1].rows.tolist())
       [0, 1, 2, 3]
     """
-    return _batches(source, batch_size, jnp.zeros(len(source), jnp.int32), 1)
+    return _batches(source, batch_size, np.zeros(len(source), np.uint8), 1)
 
 
 def stratified_batches(source: Source, batch_size: int) -> Selection:
@@ -74,7 +73,7 @@ def stratified_batches(source: Source, batch_size: int) -> Selection:
       >>> sorted(selection.next_batch(state)[1].labels.tolist())
       [0, 0, 1, 1]
     """
-    return _batches(source, batch_size, jnp.asarray(source.labels, jnp.int32), source.num_classes)
+    return _batches(source, batch_size, source.labels, source.num_classes)
 
 
 class UnlearnedState(NamedTuple):
@@ -113,7 +112,7 @@ def unlearned_batches(
       window: steps of a window.
       windows: windows that a learned example stays out, 1 to 127; None: until its class runs dry.
       keep: share of the learned examples that stay in play with weight ``1 / keep``; 0 leaves them
-        out. See ``exclusion.in_play``.
+        out. See ``exclusion.stands_for``.
       until: step from which on batches are of all examples: that of the learning rate's first drop.
         None: exclusion to the end.
       stratified: draw by class, in proportion to the classes in play.
@@ -144,15 +143,18 @@ def unlearned_batches(
         _checks.positive_int("until", until)
     labels = source.labels if stratified else np.zeros(count, np.int32)
     num_strata = source.num_classes if stratified else 1
-    strata = jnp.asarray(labels, jnp.int32)
+    mesh, ahead = getattr(source, "mesh", None), Lookahead(source)
+    strata = make_strata(labels, num_strata, mesh=mesh)
     needed = rows_needed(labels, num_strata, batch_size)
 
     def init(key: Array, params: Params, model_state: ModelState) -> UnlearnedState:
         del params, model_state
-        key, stream_key = jax.random.split(key)
+        key, stream_key = jax.random.split(place(key, mesh))
         # Nothing was seen, so this changes nothing, and compiles now what a later window needs.
-        exclusion, *_ = end_window(init_exclusion(count), strata, needed, below, windows)
-        stream = open_stream(stream_key, strata, partial(in_play, exclusion, keep), num_strata)
+        capacity = (window + 1) * batch_size
+        fresh = init_exclusion(count, num_strata, capacity=capacity, windows=windows)
+        exclusion, *_ = end_window(place(fresh, mesh), strata.classes, strata.sizes, needed, windows)
+        stream = place(open_stream(stream_key, num_strata), mesh)
         return UnlearnedState(0, window, 0, 0, key, stream, exclusion)
 
     def refresh(
@@ -161,7 +163,7 @@ def unlearned_batches(
         del params, model_state
         if until is not None and state.step >= until:
             over = state.excluded == 0
-            return (state if over else take_all_back(state, strata, num_strata, keep)), None
+            return (state if over else take_all_back(state)), None
         if state.step < state.window_end:
             return state, None
         _checks.require(
@@ -169,17 +171,17 @@ def unlearned_batches(
             f"no losses were handed back in {state.step} steps but exclusion needs them; call observe "
             "after every step, or pass losses to fit.",
         )
-        return turn_over(state, strata, needed, below, windows, window, keep), None
+        sizes = strata.sizes
+        return turn_over(state, strata.classes, sizes, needed, windows, window), None
 
     def next_batch(state: UnlearnedState) -> tuple[UnlearnedState, Batch]:
-        active = partial(in_play, state.exclusion, keep)
-        stream, rows = next_subset(state.stream, strata, active, batch_size)
-        weights = stands_for(state.exclusion, rows, keep)
+        stream, rows = ahead.next_subset(state.stream, strata, batch_size, state.exclusion, keep)
+        weights = stands_for(state.exclusion.rest, rows, keep)
         batch = Batch(*source.take(rows), weights, rows)
         return state._replace(step=state.step + 1, stream=stream), batch
 
     def look(state: UnlearnedState, batch: Batch, losses: Array) -> UnlearnedState:
-        exclusion = observe_losses(state.exclusion, batch.rows, losses)
+        exclusion = observe_losses(state.exclusion, batch.rows, losses, below)
         return state._replace(exclusion=exclusion, observed=state.observed + 1)
 
     return Selection(init, refresh, next_batch, look)
@@ -193,22 +195,23 @@ def _check_batch(batch_size: int, count: int) -> None:
     )
 
 
-def _batches(source: Source, batch_size: int, strata: Array, num_strata: int) -> Selection:
+def _batches(source: Source, batch_size: int, labels: np.ndarray, num_strata: int) -> Selection:
     count = len(source)
     _check_batch(batch_size, count)
-    active = jnp.ones(count, bool)
-    weights = jnp.ones(batch_size, jnp.float32)
+    mesh, ahead = getattr(source, "mesh", None), Lookahead(source)
+    strata = make_strata(labels, num_strata, mesh=mesh)
+    weights = place(jnp.ones(batch_size, jnp.float32), mesh)
 
     def init(key: Array, params: Params, model_state: ModelState) -> SamplingState:
         del params, model_state
-        return SamplingState(0, open_stream(key, strata, lambda _: active, num_strata))
+        return SamplingState(0, place(open_stream(key, num_strata), mesh))
 
     def refresh(state: SamplingState, params: Params, model_state: ModelState) -> tuple[Any, None]:
         del params, model_state
         return state, None
 
     def next_batch(state: SamplingState) -> tuple[SamplingState, Batch]:
-        stream, rows = next_subset(state.stream, strata, lambda _: active, batch_size)
+        stream, rows = ahead.next_subset(state.stream, strata, batch_size)
         examples = source.take(rows)
         return SamplingState(state.step + 1, stream), Batch(*examples, weights, rows)
 

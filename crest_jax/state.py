@@ -3,9 +3,9 @@
 from typing import Any, NamedTuple
 
 from crest_jax.curvature import Moments
-from crest_jax.data import RowStream
 from crest_jax.exclusion import Exclusion
 from crest_jax.region import Region
+from crest_jax.streams import RowStream
 from crest_jax.types import Array
 
 
@@ -38,7 +38,7 @@ class CrestState(NamedTuple):
     finite: Array  # [], bool: all losses and embeddings seen so far were finite
     key: Array
     stream: RowStream
-    exclusion: Exclusion  # [n] arrays
+    exclusion: Exclusion
     moments: Moments
     region: Region
     rows: Array  # [max_coresets, m], int32
@@ -49,8 +49,9 @@ class Event(NamedTuple):
     """What a refresh did; all fields are Python values."""
 
     step: int
-    reason: str  # "start", "error", "exhausted": a region began; "held": the region goes on; "random":
-    # batches are random from here on; "window": between random batches, examples left or returned
+    reason: str  # "start", "error", "exhausted", "nonfinite": a region began; "held": it goes on;
+    # "random": batches are random from here on; "window": between random batches, examples left or
+    # returned
     region: int  # number of the current region, from 1
     rho: float | None  # relative error of the quadratic model, None without a check
     loss: float | None  # mean loss of the probe rows now, None when not measured

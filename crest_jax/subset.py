@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
-from crest_jax.data import RowStream, next_subset, open_stream
+from crest_jax.devices import place
 from crest_jax.state import Work, call
+from crest_jax.streams import Lookahead, RowStream, Strata, make_strata, open_stream
 from crest_jax.types import Array, Batch, ModelState, Params, PhaseFn, Selection, Source
 
 NEVER = 2**31 - 1  # a step that no run reaches, and that a checkpoint of 32-bit numbers holds
@@ -34,8 +35,8 @@ class SubsetState(NamedTuple):
     selected: int  # subsets chosen so far
     work: Work
     key: Array
-    active: Array  # [n], bool, rows of the subset
-    weights: Array  # [n], float32
+    strata: Strata  # rows of the subset, by class
+    weights: Array  # [n], float32, 0 outside the subset
     stream: RowStream
 
 
@@ -103,14 +104,16 @@ def subset_batches(
     if every is not None:
         _checks.positive_int("every", every)
     work = Work() if work is None else work
-    classes = jnp.asarray(source.labels, jnp.int32)
+    mesh, ahead = getattr(source, "mesh", None), Lookahead(source)
 
     def init(key: Array, params: Params, model_state: ModelState) -> SubsetState:
         del params, model_state
-        key, stream_key = jax.random.split(key)
-        active = jnp.ones(count, bool)
-        stream = open_stream(stream_key, classes, lambda _: active, num_classes)
-        return SubsetState(0, 0, 0, Work(), key, active, jnp.ones(count, jnp.float32), stream)
+        key, stream_key = jax.random.split(place(key, mesh))
+        # Rows that the first choice replaces, so that shapes never change.
+        strata = make_strata(source.labels, num_classes, np.arange(size), mesh)
+        weights = place(jnp.zeros(count, jnp.float32), mesh)
+        stream = place(open_stream(stream_key, num_classes), mesh)
+        return SubsetState(0, 0, 0, Work(), key, strata, weights, stream)
 
     def select(
         state: SubsetState, params: Params, model_state: ModelState
@@ -119,16 +122,16 @@ def subset_batches(
         found = choose(choice_key, params, model_state)
         rows, weights = np.asarray(found.rows), np.asarray(found.weights, np.float64)
         _check_subset(rows, weights, size, count)
-        active = jnp.zeros(count, bool).at[rows].set(True)
-        full = jnp.zeros(count, jnp.float32).at[rows].set(jnp.asarray(weights, jnp.float32))
+        full = np.zeros(count, np.float32)
+        full[rows] = weights
         return state._replace(
             next_selection=NEVER if every is None else state.step + every,
             selected=state.selected + 1,
             work=Work(*(have + more for have, more in zip(state.work, work, strict=True))),
             key=key,
-            active=active,
-            weights=full,
-            stream=open_stream(stream_key, classes, lambda _: active, num_classes),
+            strata=make_strata(source.labels, num_classes, rows, mesh),
+            weights=place(jnp.asarray(full), mesh),
+            stream=place(open_stream(stream_key, num_classes), mesh),
         ), float(weights.std() / weights.mean())
 
     def refresh(
@@ -141,7 +144,7 @@ def subset_batches(
         return state, SubsetEvent(state.step, reason, state.selected, spread, state.work)
 
     def next_batch(state: SubsetState) -> tuple[SubsetState, Batch]:
-        stream, rows = next_subset(state.stream, classes, lambda _: state.active, batch_size)
+        stream, rows = ahead.next_subset(state.stream, state.strata, batch_size)
         examples = source.take(rows)
         batch = Batch(examples.inputs, examples.labels, state.weights[rows], rows)
         return state._replace(step=state.step + 1, stream=stream), batch

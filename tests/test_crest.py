@@ -532,6 +532,58 @@ def test_an_embedding_that_is_not_finite_is_found_at_the_next_check() -> None:
         go(state)
 
 
+def test_bad_examples_are_skipped_by_beginning_anew_where_that_is_asked_for() -> None:
+    source = make_source()
+    inputs = np.asarray(source.take(jnp.arange(COUNT)).inputs).copy()
+    inputs[17] = np.nan
+    spoilt = ArraySource(inputs, source.labels, CLASSES)
+    config = dataclasses.replace(CONFIG, probe_size=8, nonfinite="skip")
+    selection = crest(linear, spoilt, config)
+    params = make_params()
+    state = selection.init(jax.random.key(0), params, STATE)
+    reasons = []
+    for _ in range(60):
+        state, event = selection.refresh(state, params, STATE)
+        reasons += [] if event is None else [event.reason]
+        state, batch = selection.next_batch(state)
+        assert float(batch.weights.sum()) == config.subset_size, "a coreset also of what was bad"
+        assert len(set(batch.rows.tolist())) == config.batch_size
+    assert reasons[0] == "start"
+    assert "nonfinite" in reasons
+    assert "held" in reasons, "regions without the bad example go on"
+    for tree in (state.moments, state.region):
+        assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(tree))
+
+
+def test_skipping_stops_when_three_anchors_in_a_row_are_bad() -> None:
+    config = dataclasses.replace(CONFIG, nonfinite="skip")
+    selection = crest(linear, make_source(), config)
+    params = make_params() | {"b": jnp.full(CLASSES, jnp.nan)}
+    tries = 0
+
+    def phase(name: str, function: Any, *args: Any) -> Any:
+        nonlocal tries
+        tries += name == "check"
+        return function(*args)
+
+    selection = crest(linear, make_source(), config, phase=phase)
+    state = selection.init(jax.random.key(0), params, STATE)
+    with pytest.raises(FloatingPointError, match="probe rows is nan at step 0"):
+        selection.refresh(state, params, STATE)
+    assert tries == 3
+
+
+def test_an_infinite_curvature_is_told_as_such() -> None:
+    def apply_fn(params: Any, state: Any, inputs: Any, *, train: bool, rng: Any) -> tuple[Any, Any]:
+        steep = params["b"] + 1e-20 * jnp.cos(1e30 * params["b"])  # second derivative of -1e40
+        return inputs @ params["w"] + steep[None], state
+
+    selection = crest(apply_fn, make_source(), CONFIG)
+    state = selection.init(jax.random.key(0), make_params(), STATE)
+    with pytest.raises(FloatingPointError, match=r"curvature's norm is (nan|inf) at step 0"):
+        selection.refresh(state, make_params(), STATE)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(value: float) -> None:
     selection = crest(linear, make_source(), CONFIG)

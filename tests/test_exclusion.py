@@ -6,16 +6,40 @@ import numpy as np
 import pytest
 
 from crest_jax.exclusion import (
-    Exclusion,
     close_window,
-    in_play,
     init_exclusion,
     observe,
+    observe_losses,
     stands_for,
 )
 
 COUNT, CLASSES, ALPHA = 30, 3, 0.1
-run_observe, run_close = jax.jit(observe), jax.jit(close_window, static_argnames="windows")
+close_compiled = jax.jit(close_window, static_argnames="windows")
+
+
+def init(count, classes, windows=None, capacity=64):
+    return init_exclusion(count, classes, capacity=capacity, windows=windows)
+
+
+def run_close(state, classes, needed, windows=None):
+    sizes = np.bincount(np.asarray(classes), minlength=len(needed))
+    return close_compiled(
+        state, jnp.asarray(classes), jnp.asarray(sizes, jnp.int32), jnp.asarray(needed, jnp.int32),
+        windows=windows,
+    )  # fmt: skip
+
+
+def windows_left(state, windows):
+    """For each row the windows that it stays out, 0 in play."""
+    rest, slot = np.asarray(state.rest).astype(int), int(state.slot)
+    if windows is None:
+        return rest.tolist()
+    left = (rest - 1 - slot) % windows  # of the slot at which it left, seen from the next one
+    return np.where(rest > 0, left + 1, 0).tolist()
+
+
+def run_observe(state, rows, losses):
+    return observe_losses(state, rows, losses, ALPHA)
 
 
 def simulate_close(sightings, out, classes, needed, windows):
@@ -42,7 +66,7 @@ def test_windows_match_a_simulation(windows, kept):
         rng = np.random.default_rng(seed)
         classes = rng.choice(CLASSES, COUNT, p=[0.6, 0.3, 0.1])
         needed = np.bincount(classes, minlength=CLASSES) * rng.choice([0.2, 0.5]) // 1
-        state, out = init_exclusion(COUNT), {}
+        state, out = init(COUNT, CLASSES, windows), {}
         for _ in range(6):
             sightings = {}
             for _ in range(3):
@@ -52,16 +76,17 @@ def test_windows_match_a_simulation(windows, kept):
                 for row, loss in zip(rows.tolist(), losses, strict=True):
                     sightings.setdefault(row, []).append(loss)
                 state = run_observe(state, jnp.asarray(rows), jnp.asarray(losses))
-            highest = [max(sightings.get(row, [-np.inf])) for row in range(COUNT)]
-            assert state.highest.tolist() == [float(x) for x in highest]
+            assert int(state.logged) == 24
             before = set(out)
             out, dry = simulate_close(sightings, out, classes, needed, windows)
-            state = run_close(
-                state, jnp.asarray(classes), jnp.asarray(needed, jnp.int32), ALPHA, windows=windows
-            )
-            assert state.rest.tolist() == [out.get(row, 0) for row in range(COUNT)]
+            state = run_close(state, classes, needed, windows)
+            assert windows_left(state, windows) == [out.get(row, 0) for row in range(COUNT)]
+            assert state.out.tolist() == [sum(classes[row] == c for row in out) for c in range(CLASSES)]
             assert set(np.flatnonzero(state.excluded).tolist()) == set(out)
-            assert not (np.asarray(state.highest) > -np.inf).any(), "a new window has seen nothing"
+            assert int(state.logged) == 0
+            assert (np.asarray(state.log) == 2**32 - 1).all(), "a new window has seen nothing"
+            if windows is not None:
+                assert state.returning.sum(axis=0).tolist() == state.out.tolist()
             dried += dry
             returns += len(before - set(out)) if not dry else 0
             leaves += len(set(out) - before)
@@ -70,18 +95,18 @@ def test_windows_match_a_simulation(windows, kept):
     assert (returns == 0) == (windows is None), "without a dry class only time brings examples back"
 
 
-def close(state, classes, needed, alpha=ALPHA):
-    return run_close(state, jnp.asarray(classes), jnp.asarray(needed), alpha).excluded.tolist()
+def close(state, classes, needed):
+    return run_close(state, classes, needed).excluded.tolist()
 
 
 def test_the_threshold_is_strict_and_unseen_examples_stay():
     losses = np.float32([0.1, 0.0999999, 0.0, 0.2])
-    state = run_observe(init_exclusion(5), jnp.arange(4), jnp.asarray(losses))
+    state = run_observe(init(5, 1), jnp.arange(4), jnp.asarray(losses))
     assert close(state, [0] * 5, [0]) == [False, True, True, False, False]
 
 
 def test_one_high_loss_among_repeats_keeps_an_example():
-    state = init_exclusion(3)
+    state = init(3, 1)
     state = run_observe(state, jnp.array([0, 0, 0, 1]), jnp.array([0.01, 0.5, 0.01, 0.01]))
     state = run_observe(state, jnp.array([1, 1, 0, 1]), jnp.array([0.02, 0.03, 0.01, 0.02]))
     assert close(state, [0] * 3, [0]) == [False, True, False]
@@ -89,13 +114,13 @@ def test_one_high_loss_among_repeats_keeps_an_example():
 
 def test_an_unknown_loss_never_excludes():
     losses = jnp.array([jnp.nan, 0.01, jnp.nan, 0.01])
-    state = run_observe(init_exclusion(3), jnp.array([0, 0, 1, 2]), losses)
+    state = run_observe(init(3, 1), jnp.array([0, 0, 1, 2]), losses)
     assert close(state, [0] * 3, [0]) == [False, False, True]
 
 
 def test_only_the_class_that_would_run_dry_returns():
     classes = [0, 0, 0, 1, 1, 1]
-    state = run_observe(init_exclusion(6), jnp.array([0, 1, 3, 4]), jnp.full(4, 0.01))
+    state = run_observe(init(6, 2), jnp.array([0, 1, 3, 4]), jnp.full(4, 0.01))
     assert close(state, classes, [1, 1]) == [True, True, False, True, True, False]
     assert close(state, classes, [2, 1]) == [False, False, False, True, True, False]
     assert close(state, classes, [1, 2]) == [True, True, False, False, False, False]
@@ -103,45 +128,59 @@ def test_only_the_class_that_would_run_dry_returns():
 
 def test_excluded_examples_stay_out_without_being_seen_and_may_leave_again():
     classes, needed = jnp.zeros(4, int), jnp.array([2])
-    state = run_observe(init_exclusion(4), jnp.array([0]), jnp.array([0.01]))
-    state = run_close(state, classes, needed, ALPHA)
-    state = run_close(state, classes, needed, ALPHA)
+    state = run_observe(init(4, 1), jnp.array([0]), jnp.array([0.01]))
+    state = run_close(state, classes, needed)
+    state = run_close(state, classes, needed)
     assert state.excluded.tolist() == [True, False, False, False]
     state = run_observe(state, jnp.array([1, 2]), jnp.array([0.01, 0.01]))
-    state = run_close(state, classes, needed, ALPHA)
+    state = run_close(state, classes, needed)
     assert state.excluded.tolist() == [False] * 4
     state = run_observe(state, jnp.array([0]), jnp.array([0.01]))
-    state = run_close(state, classes, needed, ALPHA)
+    state = run_close(state, classes, needed)
     assert state.excluded.tolist() == [True, False, False, False]
 
 
 def test_an_excluded_example_returns_after_its_windows():
-    state = run_observe(init_exclusion(3), jnp.array([0]), jnp.array([0.01]))
+    state = run_observe(init(3, 1, windows=2), jnp.array([0]), jnp.array([0.01]))
     out = []
     for _ in range(4):
-        state = run_close(state, jnp.zeros(3, int), jnp.array([1]), ALPHA, windows=2)
+        state = run_close(state, jnp.zeros(3, int), jnp.array([1]), windows=2)
         out.append(bool(state.excluded[0]))
     assert out == [True, True, False, False]
 
 
-@pytest.mark.parametrize("keep", [0.25, 0.7])
-def test_the_rows_kept_stand_for_all_the_learned_ones(keep):
-    rng = np.random.default_rng(7)
-    learned = rng.random(200) < 0.6
-    state = Exclusion(jnp.zeros(200), jnp.asarray(learned, jnp.int8))
-    values, rows, total, kept = rng.normal(size=200), jnp.arange(200), [], []
-    for seed in range(400):
-        inside = np.asarray(in_play(state, keep, jax.random.key(seed)))
-        assert inside[~learned].all()
-        total.append((np.asarray(stands_for(state, rows, keep)) * values)[inside].sum())
-        kept.append(inside[learned].mean())
-    variance = (values[learned] ** 2).sum() * (1 - keep) / keep
-    assert abs(np.mean(total) - values.sum()) <= 4 * np.sqrt(variance / 400), "biased"
-    assert np.std(total) == pytest.approx(np.sqrt(variance), rel=0.15)
-    assert np.mean(kept) == pytest.approx(keep, abs=0.02)
+@pytest.mark.parametrize("num_classes", [3, 100])
+def test_those_out_are_counted_by_class_however_many_classes_there_are(num_classes):
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, num_classes, 400).astype(np.uint8)
+    rows = rng.permutation(400)[:150]
+    state = run_observe(init(400, num_classes, capacity=200), jnp.asarray(rows), jnp.full(150, 0.01))
+    state = run_close(state, classes, np.zeros(num_classes))
+    assert state.out.tolist() == np.bincount(classes[rows], minlength=num_classes).tolist()
 
 
-def test_nothing_learned_is_in_play_where_none_is_kept():
-    state = Exclusion(jnp.zeros(4), jnp.array([0, 2, 0, 1], jnp.int8))
-    assert in_play(state, 0.0, jax.random.key(0)).tolist() == [True, False, True, False]
-    assert stands_for(state, jnp.arange(4), 0.0).tolist() == [1.0] * 4
+def test_of_more_sightings_than_are_remembered_the_newest_count():
+    state = init(6, 1, capacity=4)
+    for row in range(6):
+        state = run_observe(state, jnp.array([row]), jnp.array([0.01]))
+    assert close(state, [0] * 6, [0]) == [False, False, True, True, True, True]
+
+
+def test_only_the_first_sightings_count_where_their_number_is_given():
+    state = init(6, 1)
+    rows, losses = jnp.arange(4), jnp.full(4, 0.01)
+    log, logged = observe(state.log, state.logged, rows, losses, ALPHA, 2)
+    state = run_observe(state._replace(log=log, logged=logged), jnp.array([5]), jnp.array([0.01]))
+    assert close(state, [0] * 6, [0]) == [True, True, False, False, False, True]
+
+
+def test_rows_up_to_the_largest_number_are_noted():
+    row = 2**31 - 2
+    state = run_observe(init(2, 1), jnp.array([row]), jnp.array([0.01]))
+    assert int(state.log[0]) == 2 * row + 1 < 2**32 - 1
+
+
+def test_where_none_is_kept_every_row_stands_for_itself():
+    rest = jnp.array([0, 2, 0, 1], jnp.int8)
+    assert stands_for(rest, jnp.arange(4), 0.0).tolist() == [1.0] * 4
+    assert stands_for(rest, jnp.arange(4), 0.5).tolist() == [1.0, 2.0, 1.0, 2.0]

@@ -40,7 +40,7 @@ def first_choice(selection, key=0):
 
 
 def chosen_rows(selection, key=0):
-    return np.flatnonzero(np.asarray(first_choice(selection, key)[0].active)).tolist()
+    return sorted(first_choice(selection, key)[0].strata.members.tolist())
 
 
 def residuals(source):
@@ -138,7 +138,7 @@ def test_gradmatch_by_batches_gives_one_weight_to_each_batch():
     source = make_source()
     state, _ = first_choice(cj.gradmatch(mlp_features, source, 5, 12, every=5, per_batch=True))
     weights = np.asarray(state.weights)
-    used = weights[np.asarray(state.active)]
+    used = weights[np.asarray(state.strata.members)]
     assert len(used) == 12
     values, counts = np.unique(used.round(5), return_counts=True)
     assert len(values) <= 3
@@ -161,7 +161,7 @@ def test_craig_takes_the_medoids_of_each_class():
     similarities -= similarities.min()
     quotas = [4, 3, 3]
     picks = numpy_greedy(similarities, source.labels, quotas)
-    assert sorted(picks) == np.flatnonzero(np.asarray(state.active)).tolist()
+    assert sorted(picks) == sorted(state.strata.members.tolist())
     expected = numpy_coverage(similarities, source.labels, picks)
     assert np.asarray(state.weights)[picks].tolist() == expected.tolist()
 
@@ -254,14 +254,14 @@ def test_a_fixed_subset_stays_and_is_stratified():
     selection = cj.fixed_subset(source, 3, 9)
     state, event = first_choice(selection)
     assert event.reason == "start"
-    assert np.bincount(source.labels[np.asarray(state.active)]).tolist() == [3, 3, 3]
+    assert np.bincount(source.labels[np.asarray(state.strata.members)]).tolist() == [3, 3, 3]
     seen = set()
     for _ in range(20):
         state, event = selection.refresh(state, PARAMS, {})
         assert event is None
         state, batch = selection.next_batch(state)
         seen |= set(batch.rows.tolist())
-    assert seen == set(np.flatnonzero(np.asarray(state.active)).tolist())
+    assert seen == set(state.strata.members.tolist())
 
 
 def test_subsets_are_chosen_anew_after_the_interval_and_work_is_counted():

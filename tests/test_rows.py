@@ -2,8 +2,8 @@
 
 from collections import Counter
 from fractions import Fraction
-from functools import partial
 from itertools import chain
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crest_jax.data import (
-    ArraySource,
-    draw_subsets,
-    next_subset,
-    open_stream,
-    padded_chunks,
-    shuffle_pool,
-    stratified_quotas,
-)
+from crest_jax.data import ArraySource, padded_chunks
+from crest_jax.exclusion import stands_for
+from crest_jax.streams import make_strata, next_subset, open_stream, scramble, stratified_quotas
 
 COUNT = st.one_of(st.just(0), st.just(1), st.integers(0, 60))
 COUNTS = st.lists(COUNT, min_size=6, max_size=6).filter(any)
@@ -98,44 +92,109 @@ def test_quotas_are_unbiased(most):
     assert bound.max() < 0.05
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def shuffle_and_draw(key, classes, active, num_subsets, size):
-    shuffle_key, draw_key = jax.random.split(key)
-    pool = shuffle_pool(shuffle_key, classes, active, 5)
-    return draw_subsets(draw_key, pool, num_subsets, size)
+class Away(NamedTuple):
+    """Rows out of play."""
+
+    rest: jax.Array
+    out: jax.Array
+
+
+def away(classes, active, num_classes):
+    out = np.bincount(classes[~active], minlength=num_classes)
+    return Away(jnp.asarray(~active, jnp.int8), jnp.asarray(out, jnp.int32))
+
+
+def walk(stream, strata, batches, size, out=None, keep=0.0):
+    drawn = []
+    for _ in range(batches):
+        stream, rows = next_subset(stream, strata, size, out, keep)
+        drawn.append(rows.tolist())
+    return drawn
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 13, 16, 17, 100, 1021])
+def test_a_scrambled_order_is_a_permutation_and_differs_by_its_seed(size):
+    orders = []
+    for seed in range(3):
+        places, sizes = jnp.arange(size), jnp.full(size, size)
+        found = scramble(places, sizes, jnp.full(size, seed, jnp.uint32)).tolist()
+        assert sorted(found) == list(range(size))
+        orders.append(found)
+    assert size < 13 or len({tuple(order) for order in orders}) == 3
+
+
+def test_scrambling_holds_for_the_largest_ranges():
+    sizes = jnp.array([2**31 - 1, 2**31 - 1, 10**9, 46340**2, 46340**2 + 1])
+    for seed in range(20):
+        places = jnp.array([0, 2**31 - 2, 10**9 - 1, 46340**2 - 1, 46340**2])
+        found = scramble(places, sizes, jnp.full(5, seed, jnp.uint32))
+        assert (found >= 0).all()
+        assert (found < sizes).all()
+        assert found[0] != found[1]
+
+
+def test_every_order_of_few_rows_is_about_equally_likely():
+    seeds = jnp.repeat(jnp.arange(24_000, dtype=jnp.uint32), 4)
+    places, sizes = jnp.tile(jnp.arange(4), 24_000), jnp.full(96_000, 4)
+    found = np.asarray(scramble(places, sizes, seeds)).reshape(-1, 4)
+    counts = Counter(map(tuple, found.tolist()))
+    assert len(counts) == 24
+    assert all(abs(count - 1000) < 200 for count in counts.values()), counts
+
+
+@pytest.mark.parametrize("size", [10, 101])
+def test_each_place_goes_everywhere_and_neighbours_part(size):
+    """Chi-square of where a place goes, and of the difference of two neighbours' places."""
+    trials = 400 * size
+    seeds = jnp.arange(trials, dtype=jnp.uint32) * jnp.uint32(2654435761)
+    sizes = jnp.full(trials, size)
+    first = np.asarray(scramble(jnp.full(trials, 3), sizes, seeds))
+    second = np.asarray(scramble(jnp.full(trials, 4), sizes, seeds))
+    gaps = (second - first) % size
+    for values, cells in ((first, size), (gaps - 1, size - 1)):
+        expected = trials / cells
+        square = ((np.bincount(values, minlength=cells) - expected) ** 2 / expected).sum()
+        assert abs(square - (cells - 1)) < 5 * np.sqrt(2 * (cells - 1)), square
 
 
 @settings(deadline=None, max_examples=50)
 @given(seed=st.integers(0, 10_000), share=st.floats(0.2, 1.0))
-def test_subsets_hold_active_rows_once_in_proportion_to_the_classes(seed, share):
+def test_subsets_hold_rows_in_play_once_in_proportion_to_the_classes(seed, share):
     rng = np.random.default_rng(seed)
     classes = rng.choice(5, 40, p=[0.5, 0.3, 0.15, 0.05, 0.0])
     active = rng.random(40) < share
     active[rng.permutation(40)[:7]] = True
-    pool, subsets = shuffle_and_draw(
-        jax.random.key(seed), jnp.asarray(classes), jnp.asarray(active), 11, 7
-    )
     in_play = np.bincount(classes[active], minlength=5)
-    assert pool.counts.tolist() == in_play.tolist()
-    subsets = np.asarray(subsets)
-    for rows in subsets:
+    strata = make_strata(classes, 5)
+    stream = open_stream(jax.random.key(seed), 5)
+    times = Counter()
+    for _ in range(11):
+        passes = stream.passes
+        stream, rows = next_subset(stream, strata, 7, away(classes, active, 5))
+        rows = np.asarray(rows)
         assert len(set(rows.tolist())) == 7
         assert active[rows].all()
         assert (np.diff(classes[rows]) >= 0).all(), "a subset is grouped by class"
         drawn = np.bincount(classes[rows], minlength=5)
         check_quotas(drawn.tolist(), in_play.tolist(), 7)
-    # The walk through a class comes to every row before it comes to one again.
-    times = Counter(subsets.ravel().tolist())
-    for c in range(5):
-        seen = [times[row] for row in np.flatnonzero(active & (classes == c)).tolist()]
-        assert not seen or max(seen) - min(seen) <= 1
+        # A class comes to every row in play before it comes to one again.
+        times.update(rows.tolist())
+        for c in range(5):
+            own = np.flatnonzero(active & (classes == c)).tolist()
+            if stream.passes[c] > passes[c]:
+                assert all(times[row] for row in own)
+                assert sum(times[row] > 1 for row in own) <= drawn[c]
+                for row in own:
+                    del times[row]
+            else:
+                assert all(times[row] <= 1 for row in own)
 
 
-def test_every_active_row_is_equally_likely():
-    classes = jnp.array([0, 0, 0, 1, 1, 2, 1, 1, 0])
+def test_every_row_in_play_is_equally_likely():
+    classes = np.array([0, 0, 0, 1, 1, 2, 1, 1, 0])
     active = np.array([1, 1, 0, 1, 1, 1, 0, 1, 1], bool)
-    keys = 3000
-    draw = jax.jit(jax.vmap(lambda key: shuffle_and_draw(key, classes, jnp.asarray(active), 1, 3)[1]))
+    strata, out, keys = make_strata(classes, 3), away(classes, active, 3), 3000
+    draw = jax.jit(jax.vmap(lambda key: next_subset(open_stream(key, 3), strata, 3, out)[1]))
     rows = np.asarray(draw(jax.random.split(jax.random.key(2), keys)))
     share = np.bincount(rows.ravel(), minlength=9) / keys
     expected = np.where(active, 3 / active.sum(), 0.0)
@@ -143,35 +202,50 @@ def test_every_active_row_is_equally_likely():
     assert (np.abs(share - expected) <= bound).all()
 
 
-def walk(stream, classes, active, batches, size):
-    drawn = []
-    for _ in range(batches):
-        stream, rows = next_subset(stream, classes, lambda _: active, size)
-        drawn.append(rows.tolist())
-    return drawn
+@pytest.mark.parametrize("keep", [0.25, 0.7])
+def test_rows_out_of_play_are_kept_at_their_rate_and_stand_for_the_others(keep):
+    rng = np.random.default_rng(7)
+    learned, classes = rng.random(400) < 0.6, np.zeros(400, int)
+    strata, out = make_strata(classes, 1), away(classes, ~learned, 1)
+    values, totals, kept = rng.normal(size=400), [], []
+    for seed in range(300):
+        stream, rows = open_stream(jax.random.key(seed), 1), []
+        while not stream.passes[0]:
+            stream, drawn = next_subset(stream, strata, 5, out, keep)
+            rows.append(np.asarray(drawn))
+        rows = np.unique(np.concatenate(rows))
+        assert np.isin(np.flatnonzero(~learned), rows).all()
+        weights = np.asarray(stands_for(out.rest, jnp.asarray(rows), keep))
+        totals.append((weights * values[rows]).sum())
+        kept.append(learned[rows].sum() / learned.sum())
+    assert abs(np.mean(kept) - keep) < 5 * np.sqrt(keep * (1 - keep) / learned.sum() / 300)
+    variance = (values[learned] ** 2).sum() * (1 - keep) / keep
+    assert abs(np.mean(totals) - values.sum()) <= 5 * np.sqrt(variance / 300), "biased"
+    assert np.std(totals) == pytest.approx(np.sqrt(variance), rel=0.2)
+    assert len({round(total, 6) for total in totals}) == 300, "others are kept in every pass"
 
 
 @pytest.mark.parametrize("class_sizes", [(24,), (12, 8, 4)], ids=["plain", "stratified"])
-def test_a_stream_gives_every_row_once_per_pass_and_a_new_order_each_pass(class_sizes):
-    classes = jnp.asarray(np.repeat(np.arange(len(class_sizes)), class_sizes)[::-1].copy())
-    active = jnp.ones(24, bool)
-    stream = open_stream(jax.random.key(3), classes, lambda _: active, len(class_sizes))
-    assert stream.in_play == 24
-    drawn = walk(stream, classes, active, 12, 6)
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_stream_gives_every_row_once_per_pass_and_a_new_order_each_pass(class_sizes, whole):
+    classes = np.repeat(np.arange(len(class_sizes)), class_sizes)[::-1].copy()
+    strata = make_strata(classes, len(class_sizes))
+    # With nothing out of play the walk that looks for rows in play gives the very same.
+    out = None if whole else away(classes, np.ones(24, bool), len(class_sizes))
+    stream = open_stream(jax.random.key(3), len(class_sizes))
+    drawn = walk(stream, strata, 12, 6, out)
+    assert drawn == walk(stream, strata, 12, 6)
     passes = [drawn[0:4], drawn[4:8], drawn[8:12]]
     for one in passes:
         assert sorted(chain(*one)) == list(range(24))
     assert passes[0] != passes[1]
     assert passes[1] != passes[2]
-    assert walk(stream, classes, active, 12, 6) == drawn
-    other = open_stream(jax.random.key(4), classes, lambda _: active, len(class_sizes))
-    assert walk(other, classes, active, 12, 6) != drawn
+    assert walk(open_stream(jax.random.key(4), len(class_sizes)), strata, 12, 6) != drawn
 
 
 def test_a_stream_whose_size_does_not_divide_the_rows_leaves_none_out():
-    classes, active = jnp.zeros(24, int), jnp.ones(24, bool)
-    stream = open_stream(jax.random.key(5), classes, lambda _: active, 1)
-    drawn = walk(stream, classes, active, 10, 5)  # a pass is 5 draws, the last one wraps by 1
+    strata = make_strata(np.zeros(24, int), 1)
+    drawn = walk(open_stream(jax.random.key(5), 1), strata, 10, 5)  # a pass is 5 draws, wraps by 1
     for one in (drawn[:5], drawn[5:]):
         times = Counter(chain(*one))
         assert set(times) == set(range(24))
@@ -179,12 +253,32 @@ def test_a_stream_whose_size_does_not_divide_the_rows_leaves_none_out():
     assert drawn[:5] != drawn[5:]
 
 
-def test_a_stream_never_gives_inactive_rows_across_passes():
+def test_a_stream_never_gives_rows_out_of_play_across_passes():
     rng = np.random.default_rng(6)
     classes, active = rng.integers(0, 3, 30), rng.random(30) < 0.5
-    stream = open_stream(jax.random.key(6), jnp.asarray(classes), lambda _: jnp.asarray(active), 3)
-    drawn = walk(stream, jnp.asarray(classes), jnp.asarray(active), 20, 4)
+    strata, stream = make_strata(classes, 3), open_stream(jax.random.key(6), 3)
+    drawn = walk(stream, strata, 20, 4, away(classes, active, 3))
     assert set(chain(*drawn)) == set(np.flatnonzero(active).tolist())
+
+
+def test_a_class_with_too_few_rows_in_play_gives_others_and_none_twice():
+    classes = np.array([0, 0, 0, 0, 1, 1])
+    # One row of class 0 is in play, but the counts say all are: its quota is 2 of 3.
+    out = Away(jnp.array([0, 1, 1, 1, 0, 0], jnp.int8), jnp.zeros(2, jnp.int32))
+    strata = make_strata(classes, 2)
+    for seed in range(20):
+        rows = next_subset(open_stream(jax.random.key(seed), 2), strata, 3, out)[1].tolist()
+        assert len(set(rows)) == 3
+        assert 0 in rows
+
+
+def test_strata_of_some_rows_hold_these_only():
+    labels = np.array([2, 0, 1, 0, 2, 2])
+    strata = make_strata(labels, 3, np.array([5, 3, 0]))
+    assert strata.members.tolist() == [3, 5, 0]
+    assert strata.sizes.tolist() == [1, 0, 2]
+    drawn = walk(open_stream(jax.random.key(0), 3), strata, 4, 2)
+    assert set(chain(*drawn)) == {0, 3, 5}
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 4, 20])

@@ -1,0 +1,263 @@
+"""Exact greedy facility location on a pool whose rows are spread over several devices.
+
+Each device covers its own rows. Gains can only fall as picks are added, so an old gain is an upper
+bound (Minoux, Optimization Techniques 1978): in each round every device proposes its most promising
+candidates, all devices sum the gains of these over their own rows, one all-reduce adds the sums up,
+and the best candidate is taken once no bound exceeds it.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from crest_jax import _checks, metrics
+from crest_jax.devices import automatic, in_all_processes, place, spread
+from crest_jax.metrics import Metric
+from crest_jax.oracles import gains_of
+from crest_jax.planning import quotas_for
+from crest_jax.types import Array, Coreset
+
+_SLACK = 3e-6  # rounding of the first bounds, by which they are raised, relative to their terms
+_NONE = 2**31 - 1
+_UNIT = 128  # rows on a device are a multiple of it, for sums in two levels
+
+
+def select_coreset_sharded(
+    embeddings: Any,
+    size: int,
+    *,
+    mesh: Mesh,
+    labels: Any = None,
+    num_classes: int | None = None,
+    metric: str = "euclidean",
+    quotas: Any = "proportional",
+    proposals: int = 16,
+) -> Coreset:
+    """Choose ``size`` medoids of a pool that is spread over the devices of a mesh, exactly.
+
+    The choice is that of ``select_coreset``, up to float32 rounding (a relative gap of at most 1e-6);
+    no device holds more than its share of the rows, and no pairs of rows are stored. Facility location
+    and greedy: see ``select_coreset``; bounds: Minoux, "Accelerated greedy algorithms for maximizing
+    submodular set functions", Optimization Techniques 1978.
+
+    Args:
+      embeddings: [n, d], any float type, computed in float32. With several processes this process's
+        share of the rows, equally many in each, in the order of the processes.
+      size: number of picks ``m``, at most ``n``.
+      mesh: the devices.
+      labels: [n], integer classes of all rows, or None.
+      num_classes: number of classes; None takes the highest label plus one.
+      metric: "euclidean", "sqeuclidean", "cosine" or "exponential".
+      quotas: "proportional", "equal" or the number of picks of each class [c].
+      proposals: candidates that each device proposes in a round. More make rounds fewer and longer.
+
+    Returns:
+      As ``select_coreset``, whole on every device. ``O(n^2 d / devices)`` time for the first bounds,
+      and ``O(proposals n d)`` for each round, of which there are a few for each pick.
+
+    Raises:
+      ValueError: on empty, NaN or infinite embeddings, labels of the wrong length or out of range, a
+        size outside ``[1, n]``, quotas that cannot be met, or an unknown metric.
+
+    Example:
+      >>> mesh = jax.make_mesh((1,), ("data",))
+      >>> points = np.array([[0.0], [1.0], [10.0]])
+      >>> coreset = select_coreset_sharded(points, 2, mesh=mesh)
+      >>> coreset.indices.tolist(), coreset.weights.tolist(), float(coreset.objective)
+      ([1, 2], [2.0, 1.0], 29.0)
+    """
+    own = np.asarray(embeddings)
+    _checks.require(
+        own.ndim == 2 and own.shape[0] > 0,
+        f"embeddings have shape {own.shape} but must be [n, d] with n >= 1; flatten each example's "
+        "embedding to a vector.",
+    )
+    in_all_processes(lambda: _checks.embeddings_finite(own), "embeddings")
+    _checks.require(
+        metric in metrics.METRICS[:-1],
+        f"metric is {metric!r} but must be one of {', '.join(metrics.METRICS[:-1])}; choose one.",
+    )
+    _checks.positive_int("size", size)
+    _checks.positive_int("proposals", proposals)
+    share = len(own)
+    count = share * jax.process_count()
+    _checks.require(
+        size <= count,
+        f"size is {size} but the pool holds {count} examples and no example is chosen twice; ask for "
+        f"at most {count}.",
+    )
+    if labels is None:
+        classes, num_classes = np.zeros(count, np.int32), 1
+    else:
+        classes = _checks.labels_valid(labels, count, num_classes)
+        num_classes = int(classes.max()) + 1 if num_classes is None else num_classes
+        if isinstance(quotas, str) and quotas == "proportional" and size < 2 * num_classes:
+            classes, num_classes = np.zeros(count, np.int32), 1
+    counts = np.bincount(classes, minlength=num_classes)
+    each = quotas_for(counts[None], size, quotas)[0]
+    first = share * jax.process_index()
+    places = np.arange(first, first + share, dtype=np.int32)
+    choose = _program(
+        automatic(mesh), Metric(metric, float(own.shape[1])), size, num_classes, proposals,
+        orphans=bool(((each == 0) & (counts > 0)).any()),
+    )  # fmt: skip
+    picks, gains, weights = choose(
+        spread(own.astype(np.float32), mesh, _UNIT),
+        spread(places + 1, mesh, _UNIT),  # 0 where zeros fill a share
+        spread(classes[first : first + share], mesh, _UNIT),
+        place(jnp.asarray(each, jnp.int32), mesh),
+    )
+    order = np.argsort(classes[np.asarray(picks)], kind="stable")
+    return Coreset(picks[order], weights[order], gains[order], jnp.sum(gains))
+
+
+class _State(NamedTuple):
+    """What a device knows of its own rows [k], and what all know."""
+
+    cover: Array  # [k], dissimilarity to the nearest pick of the row's class
+    nearest: Array  # [k], int32, the pick that is nearest, -1 before there is one
+    bounds: Array  # [k], upper bound of the row's gain
+    fresh: Array  # [k], bool: the bound is the gain
+    free: Array  # [k], bool
+    left: Array  # [c], int32, picks still to make of each class
+    picks: Array  # [m], int32, rows in the order of the choice
+    gains: Array  # [m]
+    done: Array  # [], int32
+
+
+@functools.lru_cache(maxsize=8)
+def _program(
+    mesh: Mesh, metric: Metric, size: int, num_classes: int, proposals: int, orphans: bool
+) -> Any:
+    """Return the compiled choice for one kind of problem."""
+    axes = mesh.axis_names
+
+    def gathered(x: Array) -> Array:
+        return jax.lax.all_gather(x, axes, tiled=True)
+
+    def choose(rows: Array, marks: Array, strata: Array, quotas: Array) -> tuple[Array, Array, Array]:
+        """Work on this device's rows [k, d]; see ``select_coreset_sharded``."""
+        valid, places = marks > 0, marks - 1
+        rows = metrics.as_float32(rows, metric.name).parts[0]
+        width = min(proposals, rows.shape[0])
+        start = jax.lax.axis_index(axes) * width
+        ones = valid.astype(jnp.float32)
+        counts = jax.lax.psum(jnp.zeros(num_classes, jnp.float32).at[strata].add(ones), axes)
+
+        def own(values: Array) -> Array:
+            """Take this device's part of something about all proposals."""
+            return jax.lax.dynamic_slice_in_dim(values, start, width)
+
+        def to_rows(heads: Array) -> Array:
+            """Dissimilarities [t, k] of some rows [t, d] to this device's."""
+
+            def add(total: Array, columns: tuple[Array, Array]) -> tuple[Array, None]:
+                head, row = columns
+                return total + jnp.square(head[:, None] - row[None, :]), None
+
+            zeros = jnp.zeros((heads.shape[0], rows.shape[0]), jnp.float32)
+            return metric.from_squared(jax.lax.scan(add, zeros, (heads.T, rows.T))[0])
+
+        def within(heads: Array, classes: Array) -> Array:
+            """The same, infinite between classes."""
+            return jnp.where(classes[:, None] == strata[None, :], to_rows(heads), jnp.inf)
+
+        def look(turn: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            """Sum the dissimilarities of the next rows of every device to all of their class."""
+            sums, farthest = state
+            block = jnp.minimum(turn * width + jnp.arange(width), rows.shape[0] - 1)
+            classes = gathered(jnp.where(valid[block], strata[block], -1))
+            values = within(gathered(rows[block]), classes)
+            known = jnp.where((values < jnp.inf) & valid[None, :], values, 0.0)
+            total = jax.lax.psum(gains_of(jnp.zeros(known.shape[1], jnp.float32), -known), axes)
+            within_picked = jnp.where((quotas[strata] > 0)[None, :], known, 0.0)
+            return sums.at[block].set(own(total)), jnp.maximum(farthest, jnp.max(within_picked))
+
+        turns = -(-rows.shape[0] // width)
+        start_sums = (jnp.zeros(rows.shape[0], jnp.float32), jnp.float32(0))
+        sums, farthest = jax.lax.fori_loop(0, turns, look, start_sums)
+        top = metric.top(jax.lax.pmax(farthest, axes))
+
+        def round_(state: _State) -> _State:
+            eligible = state.free & (state.left[strata] > 0)
+            waiting = jnp.where(eligible & ~state.fresh, state.bounds, -jnp.inf)
+            highest, proposed = jax.lax.top_k(waiting, width)
+            real = highest > -jnp.inf
+            values = within(gathered(rows[proposed]), gathered(jnp.where(real, strata[proposed], -1)))
+            gains = own(jax.lax.psum(gains_of(state.cover, values), axes))
+            bounds = state.bounds.at[proposed].set(jnp.where(real, gains, state.bounds[proposed]))
+            fresh = state.fresh.at[proposed].set(real | state.fresh[proposed]) | (bounds <= 0)
+            known = jnp.where(eligible & fresh, bounds, -jnp.inf)
+            best = jax.lax.pmax(jnp.max(known), axes)
+            rival = jax.lax.pmax(jnp.max(jnp.where(eligible & ~fresh, bounds, -jnp.inf)), axes)
+            lowest = jnp.min(jnp.where(known == best, places, _NONE))
+            state = state._replace(bounds=bounds, fresh=fresh)
+            taken = taken_into(state, jax.lax.pmin(lowest, axes), best)
+            # A bound that equals the best gain may hide a lower row with the same gain.
+            sure = best > rival
+            return jax.tree.map(lambda new, old: jnp.where(sure, new, old), taken, state)
+
+        def taken_into(state: _State, pick: Array, gain: Array) -> _State:
+            mine = places == pick
+            head = jax.lax.psum(jnp.sum(jnp.where(mine[:, None], rows, 0.0), axis=0), axes)
+            label = jax.lax.psum(jnp.sum(jnp.where(mine, strata, 0)), axes)
+            values = to_rows(head[None])[0]
+            members = (strata == label) & valid
+            closer = members & ((values < state.cover) | mine | (state.nearest < 0))
+            return _State(
+                cover=jnp.where(members, jnp.minimum(state.cover, values), state.cover),
+                nearest=jnp.where(closer, state.done, state.nearest),
+                bounds=state.bounds,
+                fresh=state.fresh & (strata != label),
+                free=state.free & ~mine,
+                left=state.left.at[label].add(-1),
+                picks=state.picks.at[state.done].set(pick),
+                gains=state.gains.at[state.done].set(gain),
+                done=state.done + 1,
+            )
+
+        first = _State(
+            cover=jnp.where(valid, top, -jnp.inf),
+            nearest=jnp.full(rows.shape[0], -1, jnp.int32),
+            bounds=jnp.maximum(counts[strata] * top - sums, 0.0) + _SLACK * counts[strata] * top,
+            fresh=jnp.zeros(rows.shape[0], bool),
+            free=valid,
+            left=quotas,
+            picks=jnp.zeros(size, jnp.int32),
+            gains=jnp.zeros(size, jnp.float32),
+            done=jnp.zeros((), jnp.int32),
+        )
+        last = jax.lax.while_loop(lambda state: state.done < size, round_, first)
+        nearest = last.nearest
+
+        def adopt(index: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            """Give the rows of classes without a pick to the nearest of any class."""
+            closest, nearest = state
+            mine = places == last.picks[index]
+            head = jax.lax.psum(jnp.sum(jnp.where(mine[:, None], rows, 0.0), axis=0), axes)
+            values = to_rows(head[None])[0]
+            closer = values < closest
+            return jnp.minimum(closest, values), jnp.where(closer, index, nearest)
+
+        if orphans:
+            alone = quotas[strata] == 0
+            limit = jnp.full(rows.shape[0], jnp.inf, jnp.float32)
+            adopted = jax.lax.fori_loop(0, size, adopt, (limit, jnp.zeros_like(nearest)))[1]
+            nearest = jnp.where(alone, adopted, nearest)
+        weights = jnp.zeros(size, jnp.float32).at[nearest].add(ones)
+        return last.picks, last.gains, jax.lax.psum(weights, axes)
+
+    apart, shared = PartitionSpec(axes), PartitionSpec()
+    return jax.jit(
+        jax.shard_map(
+            choose,
+            mesh=mesh,
+            in_specs=(apart, apart, apart, shared),
+            out_specs=shared,
+            check_vma=False,
+        )
+    )
