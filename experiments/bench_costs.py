@@ -32,10 +32,10 @@ from crest_jax import (
     stratified_batches,
     weighted_mean,
 )
-from crest_jax.data import next_subset, open_stream
 from crest_jax.embeddings import EmbedFn, in_chunks, logit_gradients
 from crest_jax.medoids import class_side, medoids
 from crest_jax.report import append_line, table
+from crest_jax.streams import make_strata, next_subset, open_stream
 from experiments import models
 from experiments.compare import command_line
 from experiments.config import TrainConfig, UserError
@@ -116,15 +116,13 @@ class Bench:
             chosen, batch = selection.next_batch(chosen)
             self.state, _ = self.training.train_step(self.state, batch)
             self.batches = [*self.batches[-(SCANNED - 1) :], batch]
-        labels = jnp.asarray(self.source.labels)
-        self.strata, everything = labels, jnp.ones(len(labels), bool)
-        self.everything = lambda _: everything
-        self.stream = open_stream(jax.random.key(2), labels, self.everything, self.classes)
+        self.strata = make_strata(self.source.labels, self.classes)
+        self.stream = open_stream(jax.random.key(2), self.classes)
         self.embed_fn = logit_gradients(self.training.apply_fn)
 
     def draw(self, size: int) -> Examples:
         """Draw a stratified subset."""
-        self.stream, rows = next_subset(self.stream, self.strata, self.everything, size)
+        self.stream, rows = next_subset(self.stream, self.strata, size)
         return self.source.take(rows)
 
     def scoring(self, embed_fn: EmbedFn, size: int, chunk: int) -> Callable[[], Any]:
@@ -230,16 +228,16 @@ class Bench:
             kinds[f"r = 4m, {name}"] = (
                 4 * m, score(self.state.params, self.state.model_state, pool), False,
             )  # fmt: skip
-        strata, centre = jnp.asarray(inner.labels), exact.mean(0)
-        inside = jnp.ones(len(inner), bool)
+        strata, centre = make_strata(inner.labels, self.classes), exact.mean(0)
+        labels = jnp.asarray(inner.labels)
 
         def spread(size: int, seen: Any, again: bool, coresets: bool) -> float:
-            stream, squares = open_stream(jax.random.key(4), strata, lambda _: inside, self.classes), []
+            stream, squares = open_stream(jax.random.key(4), self.classes), []
             for _ in range(draws):
-                stream, rows = next_subset(stream, strata, lambda _: inside, size)
+                stream, rows = next_subset(stream, strata, size)
                 mean = exact[rows].mean(0)
                 if coresets:
-                    chosen = medoids(seen[rows], strata[rows], size=m, num_classes=self.classes)
+                    chosen = medoids(seen[rows], labels[rows], size=m, num_classes=self.classes)
                     weights, picked = chosen.weights, rows[chosen.indices]
                     if again:
                         weights = jax.jit(refit)(weights, seen[picked], seen[rows].mean(0))

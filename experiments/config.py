@@ -22,6 +22,13 @@ TEXT_DATASETS = ("rotten_tomatoes", "imdb", "snli", "texts")
 ENCODERS = ("minilm", "bert", "roberta")
 
 
+# Options that change no result, or nothing but the order of sums.
+NO_RESULT = (
+    "out", "resume", "tensorboard", "step_timeout", "devices", "shard", "distributed", "coordinator",
+    "processes", "process",
+)  # fmt: skip
+
+
 class UserError(Exception):
     """A mistake of the user's, told in one sentence."""
 
@@ -105,6 +112,22 @@ class TrainConfig:
     """Go on from the last checkpoint in the run folder."""
     tensorboard: bool = False
     """Also write TensorBoard event files."""
+    step_timeout: float | None = None
+    """Seconds after which a run that finished no step ends by itself, with a sentence; compilation
+    counts. None: 600 with several processes, else it waits."""
+    devices: int = 1
+    """Devices that share the work of every step; 0: all. With several processes all are used."""
+    shard: bool | None = None
+    """Put each training image on one device only. None: where a copy of all would take more than a
+    quarter of a device's memory."""
+    distributed: bool = False
+    """One process of several, which the environment names (SLURM, Kubernetes, TPU pods)."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, without --distributed."""
+    processes: int | None = None
+    """Number of processes, without --distributed."""
+    process: int | None = None
+    """Which of them this one is, from 0."""
     reselections: int = 10
     """Times that craig, gradmatch and glister choose their subset, evenly spaced over the run."""
     pool_factor: int = 2
@@ -134,6 +157,11 @@ class TrainConfig:
             raise UserError(
                 f"--augment is for images but --dataset {self.dataset} is text; leave it out."
             )
+        if self.shard and self.dataset in TEXT_DATASETS:
+            raise UserError(
+                f"--shard is for images but --dataset {self.dataset} is text, whose tokens lie whole "
+                "on each device; leave it out."
+            )
         if not (math.isfinite(self.budget) and 0 < self.budget <= 1):
             raise UserError(f"--budget is {self.budget} but must lie in (0, 1]; 0.1 is usual.")
         low, high = self.select_span
@@ -146,6 +174,15 @@ class TrainConfig:
             raise UserError(
                 f"--warmup is {self.warmup} but must lie in [0, 0.5), before the first drop of the "
                 "rate; 0.1 is usual."
+            )
+        if self.devices < 0:
+            raise UserError(
+                f"--devices is {self.devices} but must be at least 0; 0 means all there are."
+            )
+        if self.step_timeout is not None and not self.step_timeout > 0:
+            raise UserError(
+                f"--step-timeout is {self.step_timeout} but must be positive; 600 is usual, or leave "
+                "it out."
             )
         for name in (
             "epochs", "evaluations", "checkpoints", "reselections", "pool_factor", "scoring_networks",
@@ -175,7 +212,7 @@ class TrainConfig:
     def as_json(self) -> dict[str, Any]:
         """Return the options as JSON values, without those that do not change the result."""
         values = dataclasses.asdict(self)
-        for name in ("out", "resume", "tensorboard"):
+        for name in NO_RESULT:
             del values[name]
         return json.loads(json.dumps(values, default=str))
 

@@ -27,9 +27,10 @@ from jax.flatten_util import ravel_pytree
 from tqdm import tqdm
 
 from crest_jax import ArraySource, Examples, cross_entropy, logit_gradients, weighted_mean
-from crest_jax.data import next_subset, open_stream, padded_chunks
+from crest_jax.data import padded_chunks
 from crest_jax.medoids import medoids
 from crest_jax.report import append_line, table
+from crest_jax.streams import make_strata, next_subset, open_stream
 from experiments.compare import command_line
 from experiments.config import TrainConfig, UserError
 from experiments.program import Program, make_program, shared
@@ -131,16 +132,16 @@ def batch_gradients(
 ) -> np.ndarray:
     """Return the gradients [count, p] of mini-batches of one kind."""
     batch_size, subset_size = config.run.crest.batch_size, config.run.crest.subset_size
-    strata, number = jnp.asarray(source.labels), source.num_classes
+    labels, number = source.labels, source.num_classes
     if kind == "random":
-        strata, number = jnp.zeros_like(strata), 1
-    active = jnp.ones(len(source), bool)
+        labels, number = np.zeros_like(labels), 1
+    strata = make_strata(labels, number)
     size = subset_size if kind == "coreset" else batch_size
     found = []
     for index in tqdm(range(config.count), desc=kind, leave=False):
         # A stream of its own for each draw: within one stream, draws are not independent.
-        stream = open_stream(jax.random.fold_in(key, index), strata, lambda _: active, number)
-        _, rows = next_subset(stream, strata, lambda _: active, size)
+        stream = open_stream(jax.random.fold_in(key, index), number)
+        _, rows = next_subset(stream, strata, size)
         weights = jnp.ones(batch_size)
         if kind == "coreset":
             rows, weights = select(params, model_state, source.take(rows), rows)

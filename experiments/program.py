@@ -22,17 +22,23 @@ from crest_jax import (
     from_linen,
     linen_features,
     make_evaluate,
+    place,
     weighted_mean,
 )
+from crest_jax.devices import in_all_processes, num_devices
 from experiments import data, methods, models, optim
 from experiments.augment import pad_crop_flip
 from experiments.config import TEXT_DATASETS, Method, TrainConfig, UserError
+from experiments.distributed import make_mesh, own_share, share_out
 from experiments.timing import PhaseTimer
 
 if TYPE_CHECKING:
     from experiments.language.problem import TextProblem
 
 AnyDataset: TypeAlias = "data.Dataset | TextProblem"
+
+
+SKIPPED_IN_A_ROW = 5  # steps with a NaN or infinite gradient, before skipping gives up
 
 
 class TrainState(NamedTuple):
@@ -49,6 +55,7 @@ class StepMetrics(NamedTuple):
 
     loss: jax.Array  # [], weighted mean over the mini-batch
     losses: jax.Array  # [m], in training mode, before the step
+    bad: jax.Array  # [], bool: NaN or infinite, and not to be skipped
 
 
 class Program(NamedTuple):
@@ -85,25 +92,28 @@ def load_sources(config: TrainConfig) -> tuple[AnyDataset, ArraySource, ArraySou
                 data_dir=config.data_dir,
                 model=config.model,
                 evaluate_on=config.evaluate_on,
+                devices=config.devices,
                 text=config.text,
             )
         )
-    return _image_sources(config.dataset, config.data_dir, config.evaluate_on)
+    return _image_sources(
+        config.dataset, config.data_dir, config.evaluate_on, config.devices, config.shard
+    )
 
 
 @functools.lru_cache(maxsize=2)
 def _text_sources(config: TrainConfig) -> "tuple[TextProblem, ArraySource, ArraySource]":
     from experiments.language import problem as language  # of the extra `text`
 
-    problem = language.load_problem(config, tqdm.write)
-    return problem, *language.sources(problem, config.evaluate_on)
+    problem = in_all_processes(lambda: language.load_problem(config, tqdm.write), "data")
+    return problem, *language.sources(problem, config.evaluate_on, make_mesh(config.devices))
 
 
 @functools.lru_cache(maxsize=2)
 def _image_sources(
-    name: str, data_dir: Path | None, evaluate_on: str
+    name: str, data_dir: Path | None, evaluate_on: str, devices: int, shard: bool | None
 ) -> tuple[data.Dataset, ArraySource, ArraySource]:
-    dataset = load_data(name, data_dir)
+    dataset = in_all_processes(lambda: load_data(name, data_dir), "data")
     held_out = (dataset.test_inputs, dataset.test_labels)
     if evaluate_on == "validation":
         if dataset.validation_inputs is None or dataset.validation_labels is None:
@@ -112,8 +122,12 @@ def _image_sources(
                 "fashion_mnist_20k, which has some."
             )
         held_out = (dataset.validation_inputs, dataset.validation_labels)
-    train = ArraySource(dataset.train_inputs, dataset.train_labels, dataset.num_classes)
-    return dataset, train, ArraySource(*held_out, dataset.num_classes)
+    mesh, classes = make_mesh(devices), dataset.num_classes
+    inputs = dataset.train_inputs
+    shard = share_out(dataset.name, inputs, mesh, shard)
+    inputs = own_share(inputs) if shard else inputs
+    train = ArraySource(inputs, dataset.train_labels, classes, mesh=mesh, shard=shard)
+    return dataset, train, ArraySource(*held_out, classes, mesh=mesh)
 
 
 class Training(NamedTuple):
@@ -177,6 +191,9 @@ def make_training(config: TrainConfig, dataset: AnyDataset, steps: int) -> Train
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
     )
+    skipping = config.crest.nonfinite == "skip"
+    if skipping:
+        optimizer = optax.apply_if_finite(optimizer, SKIPPED_IN_A_ROW)
 
     def init(key: jax.Array) -> TrainState:
         init_key, state_key = jax.random.split(key)
@@ -205,7 +222,15 @@ def make_training(config: TrainConfig, dataset: AnyDataset, steps: int) -> Train
         (value, (model_state, losses)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, model_state, opt_state, key), StepMetrics(value, losses)
+        bad = ~(jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(updates)))
+        if skipping:
+            bad = opt_state.notfinite_count > SKIPPED_IN_A_ROW
+            model_state = jax.tree.map(
+                lambda new, old: jnp.where(opt_state.last_finite, new, old),
+                model_state,
+                state.model_state,
+            )
+        return TrainState(params, model_state, opt_state, key), StepMetrics(value, losses, bad)
 
     return Training(network, apply_fn, init, jax.jit(train_step))
 
@@ -219,11 +244,13 @@ def make_program(config: TrainConfig) -> Program:
     network, apply_fn, init, train_step = make_training(config, dataset, scheduled)
     timer = PhaseTimer()
     features_fn = linen_features(network)
+    chunk = 100 if config.dataset in TEXT_DATASETS else 500
+    chunk = -(-chunk // num_devices(train.mesh)) * num_devices(train.mesh)
     return Program(
-        init=init,
+        init=lambda key: place(init(key), train.mesh),
         train_step=train_step,
         apply_fn=apply_fn,
-        evaluate=make_evaluate(apply_fn, chunk_size=100 if config.dataset in TEXT_DATASETS else 500),
+        evaluate=make_evaluate(apply_fn, chunk_size=chunk),
         train=train,
         held_out=held_out,
         steps=steps,
@@ -239,7 +266,10 @@ def make_program(config: TrainConfig) -> Program:
 
 def shared(config: TrainConfig) -> TrainConfig:
     """Return the configuration without what runs of one program may differ in."""
-    return dataclasses.replace(config, seed=0, out=Path(), resume=False, tensorboard=False)
+    return dataclasses.replace(
+        config, seed=0, out=Path(), resume=False, tensorboard=False, step_timeout=None,
+        distributed=False, coordinator=None, processes=None, process=None,
+    )  # fmt: skip
 
 
 def train_network(

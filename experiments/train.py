@@ -12,6 +12,7 @@ full training reaches about 86 %.
 import contextlib
 import hashlib
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,15 +22,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
 from tqdm import tqdm
 
-from crest_jax import Evaluation
+from crest_jax import Evaluation, place
+from crest_jax.devices import in_all_processes
 from crest_jax.report import append_line, record
 from experiments import data
 from experiments.checkpoints import Checkpoints
 from experiments.config import TrainConfig, UserError
-from experiments.program import Program, TrainState, make_program, shared
+from experiments.distributed import TIMEOUT, leads, partners, start, wait_for_all
+from experiments.faults import Stopped, Watchdog, asked_by_any, listening
+from experiments.program import SKIPPED_IN_A_ROW, Program, TrainState, make_program, shared
 from experiments.run_folder import (
     commit,
     drop_events_after,
@@ -46,6 +51,9 @@ def one_sentence(interrupted: str) -> Iterator[None]:
     """End the program with one sentence, not a traceback, for what a user can cause or interrupt."""
     try:
         yield
+    except Stopped as stop:
+        print(f"{stop}; {interrupted.removeprefix('interrupted; ')}", file=sys.stderr)
+        sys.exit(128 + stop.number)
     except KeyboardInterrupt:
         sys.exit(interrupted)
     except (UserError, ValueError, FloatingPointError, OSError, data.DataError) as error:
@@ -59,6 +67,48 @@ SEGMENTS = 20  # of a run, in which picks are counted
 def count_picks(counts: jax.Array, segment: jax.Array, rows: jax.Array) -> jax.Array:
     """Count that the examples at ``rows`` were trained on, in counts [SEGMENTS, n]."""
     return counts.at[segment, rows].add(1)
+
+
+NONE_BAD = np.int32(2**31 - 1)
+
+
+@jax.jit
+def first_bad(earlier: jax.Array, step: jax.Array, bad: jax.Array) -> jax.Array:
+    """Return the first step that was bad, or ``NONE_BAD``."""
+    return jnp.minimum(earlier, jnp.where(bad, step, NONE_BAD))
+
+
+def doubtful(state: TrainState) -> bool:
+    """Return whether steps are being skipped: the parameters may be such that none works again."""
+    skipping = isinstance(state.opt_state, optax.ApplyIfFiniteState)
+    return skipping and int(state.opt_state.notfinite_count) > 0
+
+
+def skipped_steps(state: TrainState) -> dict[str, int]:
+    """Return how many steps were left out, where bad ones are."""
+    if not isinstance(state.opt_state, optax.ApplyIfFiniteState):
+        return {}
+    return {"skipped": int(state.opt_state.total_notfinite)}
+
+
+def _stop_if(bad: int, selected: Any, checkpoints: Checkpoints, config: TrainConfig) -> None:
+    """End the run when a step's loss was NaN or infinite and not skipped."""
+    if bad == NONE_BAD:
+        return
+    skipping = config.crest.nonfinite == "skip"
+    what = f"for {SKIPPED_IN_A_ROW + 1} steps in a row, up to" if skipping else "at"
+    remedy = "lower --learning-rate" + ("" if skipping else " or pass --nonfinite skip")
+    region = f" (noticed in region {selected.regions})" if hasattr(selected, "regions") else ""
+    raise FloatingPointError(
+        f"the training loss or its gradient is NaN or infinite {what} step {bad}{region} but must be "
+        f"finite; {remedy} and start again in another --out. {_last_good(checkpoints)}"
+    )
+
+
+def _last_good(checkpoints: Checkpoints) -> str:
+    checkpoints.wait()
+    good = checkpoints.newest
+    return "No checkpoint is good." if good is None else f"The last good checkpoint is of step {good}."
 
 
 class Progress(NamedTuple):
@@ -75,19 +125,33 @@ def run(config: TrainConfig, say: Callable[[str], None] = tqdm.write) -> dict[st
     Raises:
       UserError: for options, data or folders that cannot work, in one sentence.
     """
+    say = say if leads() else _silent
     finished = finished_run(config)
     if finished is not None:
         say(f"{config.out} holds a finished run; nothing to do.")
         return finished
     program = make_program(shared(config))
-    open_folder(config)
+    wait_for_all("every process has looked into the run folder")
+    in_all_processes(lambda: open_folder(config) if leads() else None, "run folder")
+    with Checkpoints(config.out, say) as checkpoints:
+        return _run(config, program, checkpoints, say)
+
+
+def _silent(text: str) -> None:
+    del text
+
+
+def _run(
+    config: TrainConfig, program: Program, checkpoints: Checkpoints, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Train from the newest checkpoint, or from the beginning, and write the results."""
     timer = program.timer
     timer.restart({})
     init_key, selection_key = jax.random.split(jax.random.key(config.seed))
     state = timer("init", program.init, init_key)
     selected = timer("init", program.selection.init, selection_key, state.params, state.model_state)
-    picks = jnp.zeros((SEGMENTS, len(program.train)), jnp.int32)
-    checkpoints = Checkpoints(config.out)
+    mesh = program.train.mesh
+    picks = place(jnp.zeros((SEGMENTS, len(program.train)), jnp.int32), mesh)
     progress = Progress()
     events = config.out / "events.jsonl"
     if config.resume:
@@ -99,7 +163,8 @@ def run(config: TrainConfig, say: Callable[[str], None] = tqdm.write) -> dict[st
             progress = Progress(**notes)
             timer.restart(progress.seconds)
             say(f"resuming {config.out} at step {progress.step} of {program.steps}.")
-    drop_events_after(events, progress.step)
+    if leads():
+        drop_events_after(events, progress.step)
 
     evaluation_steps = _spread(program.steps, config.evaluations)
     checkpoint_steps = _spread(program.steps, config.checkpoints)
@@ -110,17 +175,27 @@ def run(config: TrainConfig, say: Callable[[str], None] = tqdm.write) -> dict[st
         desc=config.method,
         unit="step",
         mininterval=0.5 if sys.stderr.isatty() else 20.0,
+        **({} if leads() else {"disable": True}),
     )
     board = _Board(config)
-    accuracy, shown = math.nan, 0.0
+    accuracy, shown, bad = math.nan, 0.0, place(jnp.full((), NONE_BAD), mesh)
+    patience = config.step_timeout or (TIMEOUT if jax.process_count() > 1 else None)
+
+    def note(row: dict[str, Any]) -> None:
+        if leads():
+            append_line(events, row)
+            board.write(row)
+
     timer.start_clock()
-    with bar, board:
+    with bar, board, listening() as asked, Watchdog(patience) as watchdog:
         for step in range(progress.step, program.steps):
-            selected, event = program.selection.refresh(selected, state.params, state.model_state)
+            try:
+                selected, event = program.selection.refresh(selected, state.params, state.model_state)
+            except FloatingPointError as error:
+                _stop_if(int(bad), selected, checkpoints, config)  # a step was bad before
+                raise FloatingPointError(f"{error} {_last_good(checkpoints)}") from error
             if event is not None:
-                row = record(event, kind="selection")
-                append_line(events, row)
-                board.write(row)
+                note(record(event, kind="selection"))
             selected, batch = timer("step", program.selection.next_batch, selected)
             state, measured = timer("step", program.train_step, state, batch)
             selected = timer("step", program.selection.observe, selected, batch, measured.losses)
@@ -128,11 +203,9 @@ def run(config: TrainConfig, say: Callable[[str], None] = tqdm.write) -> dict[st
             segment = np.int32(step * SEGMENTS // program.steps)
             picks = timer("step", count_picks, picks, segment, batch.rows)
             done = step + 1
-            if done in evaluation_steps | checkpoint_steps and not math.isfinite(float(loss)):
-                raise FloatingPointError(
-                    f"the training loss is {float(loss)} at step {done} but must be finite; lower "
-                    "--learning-rate and start again in another --out."
-                )
+            bad = first_bad(bad, np.int32(done), measured.bad)
+            if done in evaluation_steps | checkpoint_steps:
+                _stop_if(int(bad), selected, checkpoints, config)
             if done in evaluation_steps:
                 result = timer(
                     "evaluation", program.evaluate, state.params, state.model_state, program.held_out
@@ -140,20 +213,28 @@ def run(config: TrainConfig, say: Callable[[str], None] = tqdm.write) -> dict[st
                 evaluated += len(program.held_out)
                 accuracy = result.accuracy
                 row = record(result, kind="evaluation", step=done, train_loss=float(loss))
-                row["seconds"] = timer.training
-                append_line(events, row)
-                board.write(row)
-            if done in checkpoint_steps and done < program.steps:
+                row |= {"seconds": timer.training, **skipped_steps(state)}
+                note(row)
+            if done in checkpoint_steps and done < program.steps and not doubtful(state):
                 _save(checkpoints, done, (state, selected, picks), timer, evaluated)
             if time.perf_counter() - shown > 0.5 or done == program.steps:
                 bar.set_postfix_str(_postfix(float(loss), accuracy, selected, timer), refresh=False)
                 shown = time.perf_counter()
             bar.update()
+            watchdog.alive()
+            if done < program.steps and asked_by_any(asked, done):
+                _stop_if(int(bad), selected, checkpoints, config)
+                if checkpoints.newest != done:
+                    _save(checkpoints, done, (state, selected, picks), timer, evaluated)
+                checkpoints.wait()
+                raise Stopped(asked.number or signal.SIGTERM, done)
+        checkpoints.wait()
     metrics = _metrics(config, program, state, selected, result, evaluated)
+    if not leads():
+        return metrics
     np.savez_compressed(config.out / "picks.npz", counts=np.asarray(picks))
     write_network(config.out, state.params, state.model_state)
     write_json(config.out / "metrics.json", metrics)
-    checkpoints.close()
     return metrics
 
 
@@ -180,7 +261,7 @@ class _Board:
 
     def __init__(self, config: TrainConfig) -> None:
         self._writer = None
-        if config.tensorboard:
+        if config.tensorboard and leads():
             from tensorboardX import SummaryWriter
 
             self._writer = SummaryWriter(str(config.out / "tensorboard"))
@@ -240,6 +321,7 @@ def _metrics(
             "selection": work.selection_backward if work else 0,
             "curvature": work.curvature_backward if work else 0,
         },
+        **skipped_steps(state),
         "params_sha256": params_sha256(state.params),
         "seed": config.seed,
         "method": config.method,
@@ -260,7 +342,11 @@ def main(default: TrainConfig = DEFAULT) -> None:
     """Read the command line, train, and print where the results are."""
     with one_sentence("interrupted; --resume goes on from the last checkpoint."):
         config = tyro.cli(TrainConfig, default=default, description=__doc__)
-        metrics = run(config)
+        start(config)
+        with partners():
+            metrics = run(config)
+    if not leads():
+        return
     accuracy = metrics[f"{config.evaluate_on}_accuracy"]
     print(
         f"{config.method}: {100 * accuracy:.2f} % after {metrics['steps']} of "

@@ -16,46 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tyro
+from small_run import ROOT, SMALL, STEPS, command, options
 
-from crest_jax import ArraySource, Batch, CrestConfig
+from crest_jax import ArraySource, Batch
 from crest_jax.report import read_lines
 from experiments import compare, methods, nnx_example, program, train
 from experiments.config import TrainConfig, UserError
 from experiments.data import Dataset
 from experiments.run_folder import read_network
 from experiments.timing import PHASES, TRAINING, PhaseTimer
-
-ROOT = Path(__file__).parents[1]
-SMALL = TrainConfig(
-    dataset="digits",
-    model="mlp",
-    width=16,
-    epochs=4,
-    budget=0.75,
-    evaluations=4,
-    checkpoints=4,
-    select_span=(0.2, 0.8),  # random, coresets, random
-    crest=CrestConfig(batch_size=64, subset_size=128, probe_size=64, exclude_window=8),
-)
-STEPS = 69  # 4 epochs of ceil(1442 / 64) = 23 steps, times 0.75
-
-
-def options(config: TrainConfig) -> list[str]:
-    """The command line that gives ``config``."""
-    return [
-        *("--dataset", config.dataset, "--model", config.model, "--width", str(config.width)),
-        *("--epochs", str(config.epochs), "--budget", str(config.budget)),
-        *("--evaluations", str(config.evaluations), "--checkpoints", str(config.checkpoints)),
-        *("--batch-size", "64", "--subset-size", "128", "--probe-size", "64"),
-        *("--exclude-window", "8", "--out", str(config.out), "--select-span", "0.2", "0.8"),
-    ]
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.train", *arguments],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +278,7 @@ def test_every_preset_is_dry_run() -> None:
     assert (snli.dataset, snli.model, snli.budget) == ("snli", "roberta", 0.1)
 
 
-SLOW_PRESETS = {"tinyimagenet_resnet50"}  # a minute of compilation
+SLOW_PRESETS = {"tinyimagenet_resnet50", "cifar100_resnet18"}  # a minute of compilation each
 
 
 @pytest.mark.parametrize(
@@ -369,30 +338,6 @@ def test_occupied_and_changed_folders_are_refused(
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_damaged_checkpoint_is_named_and_nothing_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = dataclasses.replace(SMALL, out=tmp_path / "run")
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "_metrics", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train.run(config)
-    newest = config.out / "checkpoints" / "52"
-    for path in newest.rglob("*"):
-        if path.is_file() and path.stat().st_size > 100:
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    before = sorted(path for path in config.out.rglob("*"))
-    result = command(*options(config), "--resume")
-    assert result.returncode != 0
-    assert "checkpoints/52 cannot be read" in result.stderr
-    assert "; delete that folder" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    assert before == sorted(path for path in config.out.rglob("*"))
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -423,7 +368,10 @@ def test_a_bad_setting_of_crest_is_told_before_any_work(tmp_path: Path) -> None:
 
 def test_a_diverged_run_names_the_step(tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, method="random", learning_rate=1e30, out=tmp_path / "run")
-    with pytest.raises(FloatingPointError, match=r"training loss is nan at step 17 .*--learning-rate"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"is NaN or infinite at step \d+ .*no checkpoint was .*--learning-rate",
+    ):
         train.run(config)
     train.make_program.cache_clear()
 

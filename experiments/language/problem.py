@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from experiments.config import TrainConfig, UserError
@@ -154,7 +155,7 @@ def cache_dir() -> Path:
 
 
 def sources(
-    problem: TextProblem, evaluate_on: Literal["test", "validation"]
+    problem: TextProblem, evaluate_on: Literal["test", "validation"], mesh: Mesh | None
 ) -> tuple[TokenSource, TokenSource]:
     """Put training and held-out texts on the device, the held-out ones in order of length.
 
@@ -165,8 +166,8 @@ def sources(
     if held_out is None:
         raise UserError(f"--evaluate-on is validation but {problem.name} has no such rows; use test.")
     return (
-        TokenSource(*problem.train, problem.num_classes),
-        TokenSource(*by_length(*held_out), problem.num_classes),
+        TokenSource(*problem.train, problem.num_classes, mesh),
+        TokenSource(*by_length(*held_out), problem.num_classes, mesh),
     )
 
 

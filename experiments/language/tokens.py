@@ -10,10 +10,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from tokenizers import Tokenizer, implementations
 from tqdm import tqdm
 
 from crest_jax import ArraySource, Examples
+from crest_jax.devices import split
 from experiments.config import UserError
 from experiments.data.dataset import one_line
 from experiments.language.encoder import EncoderConfig
@@ -163,21 +165,25 @@ class TokenSource(ArraySource):
     rows come to the host for it, which waits until they are known.
     """
 
-    def __init__(self, tokens: Tokens, labels: np.ndarray, num_classes: int) -> None:
-        """Put the tokens on the device."""
-        super().__init__(tokens.inputs, labels, num_classes)
+    def __init__(
+        self, tokens: Tokens, labels: np.ndarray, num_classes: int, mesh: Mesh | None = None
+    ) -> None:
+        """Put the tokens on the devices."""
+        super().__init__(tokens.inputs, labels, num_classes, mesh=mesh)
         self._lengths = tokens.lengths
         self._longest = tokens.inputs.shape[1]
 
     def take(self, rows: jax.Array) -> Examples:
         """Return the examples at ``rows`` [b], inputs [b, l, 2] with ``l`` the bucket's length."""
         length = bucket(int(self._lengths[np.asarray(rows)].max()), self._longest)
-        return _take(self._examples, jnp.asarray(rows), length)
+        sharding = None if self.mesh is None else split(self.mesh, len(rows))
+        return _take(self._examples, jnp.asarray(rows), length, sharding)
 
 
-@partial(jax.jit, static_argnames="length")
-def _take(examples: Examples, rows: jax.Array, length: int) -> Examples:
-    return Examples(examples.inputs[:, :length][rows], examples.labels[rows])
+@partial(jax.jit, static_argnames=("length", "sharding"))
+def _take(examples: Examples, rows: jax.Array, length: int, sharding: NamedSharding | None) -> Examples:
+    found = Examples(examples.inputs[:, :length][rows], examples.labels[rows])
+    return found if sharding is None else jax.lax.with_sharding_constraint(found, sharding)
 
 
 def by_length(tokens: Tokens, labels: np.ndarray) -> tuple[Tokens, np.ndarray]:
