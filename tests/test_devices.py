@@ -87,7 +87,7 @@ def slow(*case):
 
 @pytest.mark.parametrize(
     ("source", "devices"),
-    [("shard", 8), ("host", 4), slow("whole", 8), slow("host", 8), slow("whole", 2)],
+    [("shard", 8), slow("host", 4), slow("whole", 8), slow("host", 8), slow("whole", 2)],
 )
 def test_several_devices_take_the_steps_of_one(tmp_path, alone, source, devices):
     found = run(tmp_path / "found.npz", "--x64", "--source", source, devices=devices)
@@ -152,7 +152,7 @@ def check_greedy(found, points, size, labels, options):
         *(slow(name, 1) for name in SELECTIONS if name != "ties"),
         ("ties", 1),
         slow("plain", 2),
-        ("without", 2),
+        slow("without", 2),
     ],
 )
 def test_greedy_over_a_pool_spread_over_eight_devices_is_exact(tmp_path, name, processes):

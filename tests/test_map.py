@@ -98,6 +98,7 @@ def test_bad_maps_get_one_sentence(options, message):
         map.MapConfig(**options)
 
 
+@pytest.mark.slow
 def test_costs_are_medians_of_what_was_timed(tmp_path, monkeypatch, capsys):
     out = tmp_path / "costs"
     options = ["--dataset", "digits", "--model", "mlp", "--width", "16", "--batch-size", "64"]
@@ -125,6 +126,7 @@ def test_refitted_weights_give_the_mean_and_stay_non_negative():
     np.testing.assert_allclose(found @ picked / found.sum(), target, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_every_ablation_changes_what_it_says_and_runs(tmp_path, monkeypatch, capsys):
     config = ablations.AblationConfig(out=tmp_path)
     plain = dataclasses.replace(ablations.options_of(config, "crest", 0), out=tmp_path)

@@ -132,6 +132,7 @@ def test_bad_questions_get_one_sentence():
         script.PilotConfig(run=script.TrainConfig(out=script.Path("x")))
 
 
+@pytest.mark.slow
 def test_the_script_asks_about_real_data_without_its_test_rows(tmp_path, monkeypatch, capsys):
     out = tmp_path / "pilot.json"
     options = [
