@@ -108,7 +108,11 @@ def _stop_if(bad: int, selected: Any, checkpoints: Checkpoints, config: TrainCon
 def _last_good(checkpoints: Checkpoints) -> str:
     checkpoints.wait()
     good = checkpoints.newest
-    return "No checkpoint is good." if good is None else f"The last good checkpoint is of step {good}."
+    return (
+        "No checkpoint was written before."
+        if good is None
+        else f"The last good checkpoint is of step {good}."
+    )
 
 
 class Progress(NamedTuple):
