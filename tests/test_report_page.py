@@ -46,9 +46,11 @@ def test_every_method_runs_at_every_budget(compared: Path) -> None:
     assert len(found) == len(set(found)) == 1 + 7 * 2 * 2
     assert {run["steps"] for run in runs if run["budget"] == 0.25 and run["method"] != "full"} == {23}
     assert {run["steps"] for run in runs if run["method"] == "full"} == {92}
-    least = {0.25: 0.2, 0.75: 0.6}  # of ten classes
+    least = {0.25: 0.3, 0.75: 0.6}  # of ten classes
     for run in runs:
         bound = 0.8 if run["method"] == "full" else least[run["budget"]]
+        if (run["method"], run["budget"]) == ("hardest", 0.25):
+            bound = 0.2  # twice chance: 23 steps on the hardest examples alone teach little
         assert run["test_accuracy"] > bound, (run["method"], run["budget"])
     work = {run["method"]: compare.work_in_steps(run) for run in runs if run["budget"] == 0.25}
     count = 1442
