@@ -1,6 +1,6 @@
 """Host-side validation: every message states the value, the rule and the remedy."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,62 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+LONGEST = 80  # characters of a value that a message quotes
+
+
+def brief(value: Any) -> str:
+    """Describe a value in a few words, whatever its size.
+
+    Example:
+      >>> brief(np.zeros((500, 2))), brief("cosine"), len(brief(list(range(1000)))) <= LONGEST
+      ('a float64 array of shape (500, 2)', "'cosine'", True)
+    """
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None and shape != ():
+        return f"a {dtype} array of shape {tuple(shape)}"
+    if isinstance(value, (list, tuple, dict, set)) and len(value) > 20:
+        return f"a {type(value).__name__} of {len(value)} entries"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def prng_key(name: str, key: Any) -> jax.Array:
+    """Return a PRNG key in its new form, from a new or an old one; refuse anything else.
+
+    Both forms of a key draw the same numbers.
+
+    Raises:
+      ValueError: on anything but one key.
+
+    Example:
+      >>> prng_key("key", jax.random.PRNGKey(0)) == jax.random.key(0)
+      Array(True, dtype=bool)
+    """
+    if isinstance(key, (np.ndarray, jax.Array)):
+        if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+            if key.shape == ():
+                return cast(jax.Array, key)
+        elif key.dtype == np.uint32 and key.ndim == 1:
+            # The bytes of a key tell its kind by their number, for the usual kinds.
+            kinds = {2: "threefry2x32", 4: "rbg"}
+            if key.shape[0] in kinds:
+                return jax.random.wrap_key_data(jnp.asarray(key), impl=kinds[key.shape[0]])
+    raise ValueError(
+        f"{name} is {brief(key)} but must be one PRNG key; pass jax.random.key(seed) with a seed of "
+        "yours."
+    )
+
+
+def default_key(key: Any) -> jax.Array:
+    """Return a checked key, that of seed 0 for None."""
+    return jax.random.key(0) if key is None else prng_key("key", key)
+
+
 def positive_int(name: str, value: Any) -> None:
     """Require an integer of at least 1."""
     require(
         isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1),
-        f"{name} is {value!r} but must be an integer of at least 1; pass a positive integer.",
+        f"{name} is {brief(value)} but must be an integer of at least 1; pass a positive integer.",
     )
 
 
@@ -30,7 +81,7 @@ def window_count(name: str, value: Any) -> None:
     """Require None, or an integer from 1 to 127: windows that an excluded example stays out."""
     require(
         value is None or (isinstance(value, int) and 1 <= value <= 127),
-        f"{name} is {value!r} but must be None or an integer from 1 to 127; 4 is usual.",
+        f"{name} is {brief(value)} but must be None or an integer from 1 to 127; 4 is usual.",
     )
 
 
@@ -40,7 +91,7 @@ def in_range(name: str, value: float, low: float, high: float, *, open_low: bool
     bracket = "(" if open_low else "["
     require(
         inside,
-        f"{name} is {value!r} but must lie in {bracket}{low:g}, {high:g}]; choose a value there.",
+        f"{name} is {brief(value)} but must lie in {bracket}{low:g}, {high:g}]; choose a value there.",
     )
 
 

@@ -1,0 +1,66 @@
+"""Class numbers as they are counted: from 0, without gaps, whatever the labels are called."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from crest_jax import _checks
+
+
+class Classes(NamedTuple):
+    """A partition of examples. Classes without an example do not count."""
+
+    codes: np.ndarray  # [...], int32, the class of each example, in [0, c); every class occurs
+    names: np.ndarray  # [c], the labels as given, rising
+
+    @property
+    def number(self) -> int:
+        """How many classes occur."""
+        return len(self.names)
+
+
+def classes_of(labels: Any) -> Classes:
+    """Number the classes that occur from 0, in the order of their labels.
+
+    Args:
+      labels: any shape; integers of any size, booleans or strings.
+
+    Returns:
+      Codes in the shape of the labels. Labels 0 to c - 1 that all occur are their own codes.
+
+    Raises:
+      ValueError: on labels that are neither whole numbers nor strings.
+
+    Example:
+      >>> found = classes_of([3, 10**9, 3])
+      >>> found.codes.tolist(), found.names.tolist()
+      ([0, 1, 0], [3, 1000000000])
+      >>> classes_of(["cat", "ant"]).codes.tolist()
+      [1, 0]
+    """
+    values = np.asarray(labels)
+    if values.dtype == object:  # strings of a data frame, say
+        kinds = {type(value) for value in values.ravel().tolist()}
+        if kinds == {str}:
+            values = values.astype(str)
+        elif kinds <= {int, bool}:
+            values = np.array([int(value) for value in values.ravel()]).reshape(values.shape)
+    _checks.require(
+        values.dtype.kind in "iubUS",
+        f"labels have dtype {values.dtype} but must be whole numbers or strings; cast class numbers to "
+        "int32.",
+    )
+    if not values.size:
+        return Classes(np.zeros(values.shape, np.int32), values.ravel())
+    if values.dtype.kind in "iu":
+        low, high = int(values.min()), int(values.max())
+        if high - low < max(2 * values.size, 65_536) and high < 2**63:
+            # Few numbers lie between: count them, which takes less time than sorting.
+            places = values.ravel().astype(np.int64) - low
+            present = np.bincount(places, minlength=high - low + 1) > 0
+            if low == 0 and present.all():
+                return Classes(values.astype(np.int32), np.arange(high + 1))
+            codes = (np.cumsum(present) - 1)[places].astype(np.int32)
+            return Classes(codes.reshape(values.shape), np.flatnonzero(present) + low)
+    names, codes = np.unique(values, return_inverse=True)
+    return Classes(codes.reshape(values.shape).astype(np.int32), names)
