@@ -21,7 +21,6 @@ from crest_jax.embeddings import (
 from crest_jax.host import HostSource, read_records
 from crest_jax.loop import Evaluation, fit, make_evaluate
 from crest_jax.losses import cross_entropy, weighted_mean
-from crest_jax.partitioned import select_coreset_stream
 from crest_jax.pilot import Pilot, pilot
 from crest_jax.planning import Plan
 from crest_jax.region import Region, predict, relative_error
@@ -42,6 +41,7 @@ from crest_jax.sampling import random_batches, stratified_batches, unlearned_bat
 from crest_jax.selection import plan_coreset, select_coreset
 from crest_jax.sharded import select_coreset_sharded
 from crest_jax.state import CrestState, Event, Work
+from crest_jax.stream import select_coreset_stream
 from crest_jax.subset import Subset, subset_batches
 from crest_jax.types import ApplyFn, Batch, Coreset, Examples, Selection, Source
 

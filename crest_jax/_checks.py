@@ -1,5 +1,6 @@
 """Host-side validation: every message states the value, the rule and the remedy."""
 
+import os
 from typing import Any, cast
 
 import jax
@@ -142,20 +143,49 @@ def labels_valid(labels: Any, count: int, num_classes: int | None = None) -> np.
     """Require integer labels [count] in ``[0, num_classes)`` and return them as int32."""
     values = np.asarray(labels)
     require(
-        values.ndim == 1 and len(values) == count,
-        f"labels have shape {values.shape} but must have shape ({count},), one per example; pass "
-        "one integer class per example.",
+        values.dtype.kind not in "USO" or values.ndim == 0,
+        f"labels have dtype {values.dtype} but must be integers; number the classes with "
+        "np.unique(labels, return_inverse=True)[1].",
     )
     require(
-        np.issubdtype(values.dtype, np.integer),
+        values.ndim == 1 and len(values) == count,
+        f"labels have shape {values.shape} but must have shape ({count},), one per example; pass "
+        "one integer class per example (labels.argmax(1) of one-hot rows).",
+    )
+    require(
+        values.dtype.kind in "iu",
         f"labels have dtype {values.dtype} but must be integers; cast class numbers to int32.",
+    )
+    require(
+        not np.ma.is_masked(labels),
+        "labels have masked entries but every example must have a class; fill them or drop their rows.",
     )
     if count:
         low, high = int(values.min()), int(values.max())
-        limit = num_classes if num_classes is not None else np.iinfo(np.int32).max
+        limit = min(2**31, np.inf if num_classes is None else num_classes)
         require(
             low >= 0 and high < limit,
             f"labels span {low} to {high} but must lie in [0, {limit}); renumber the classes from 0 "
-            "or raise num_classes.",
+            "with np.unique(labels, return_inverse=True)[1], or raise num_classes.",
         )
     return values.astype(np.int32)
+
+
+IMPORTED = os.getpid()  # the process in which JAX runs, unless crest_jax is imported a second time
+
+
+def not_forked(process: int = IMPORTED, what: str = "crest_jax was imported") -> None:
+    """Require to be in the process with this id still: threads, and JAX, do not survive a fork.
+
+    Raises:
+      RuntimeError: in a forked child, where waiting for a thread would never end.
+
+    Example:
+      >>> not_forked()
+    """
+    if os.getpid() != process:
+        raise RuntimeError(
+            f"this is process {os.getpid()} but {what} in process {process}, whose threads a fork does "
+            'not copy; start worker processes with "spawn" or "forkserver", or begin in the child, '
+            "before JAX is used."
+        )

@@ -9,9 +9,11 @@ import numpy as np
 
 from crest_jax import metrics
 from crest_jax.compiling import jit_wide
+from crest_jax.facility_location import first_largest
 from crest_jax.lazy_greedy import Run, lazy_greedy, stochastic_greedy
-from crest_jax.oracles import MatrixOracle, Oracle, PointOracle, gains_of, padded
-from crest_jax.types import Array, PyTree
+from crest_jax.metrics import Metric, Points
+from crest_jax.oracles import MatrixOracle, Oracle, PointOracle, padded
+from crest_jax.types import Array
 
 
 class Members(NamedTuple):
@@ -28,7 +30,7 @@ class Settings(NamedTuple):
     rounds: int  # largest quota of a class
     candidate_block: int  # largest number of candidates in a class
     client_block: int  # largest number of clients in a class
-    metric: str
+    metric: Metric
     capacity: int  # entries of the lists of lazy greedy
     draws: int  # candidates per pick of stochastic greedy; 0 means lazy greedy
 
@@ -60,12 +62,12 @@ def sorted_on_host(labels: np.ndarray, counts: np.ndarray, padding: int = 0) -> 
 
 
 def choose_by_class(
-    candidates: PyTree,
+    candidates: Points,
     members: Members,
-    clients: PyTree,
+    clients: Points | None,
     client_members: Members,
     quotas: Array,
-    top: Array,
+    top: Array | None,
     key: Array,
     *,
     settings: Settings,
@@ -73,27 +75,28 @@ def choose_by_class(
     """Run one greedy choice in each class.
 
     Args:
-      candidates: [m, d] or ``Factored``; for the metric "precomputed" similarities [n, n].
+      candidates: [m] rows; for the metric "precomputed" one part, similarities [n, n].
       members: the candidates by class.
       clients: what is to be covered, in the same form, or None when these are the candidates.
       client_members: the clients by class.
       quotas: [c], int32, picks of each class.
-      top: [], float32, dissimilarity at which the similarity is 0; NaN for the largest one in a class.
+      top: [], float32, dissimilarity at which the similarity is 0; None for the largest one in a class,
+        where the candidates are the clients.
       key: PRNG key, for stochastic greedy.
       settings: see ``Settings``.
     """
     same = clients is None
-    matrix = settings.metric == "precomputed"
-    metric = metrics.make_metric(settings.metric, candidates)
+    metric = settings.metric
+    matrix = metric.name == "precomputed"
     num_clients = client_members.order.shape[0]
     count = quotas.shape[0]
-    firsts = jnp.cumsum(quotas) - quotas
-    starts = jnp.cumsum(members.counts) - members.counts
-    client_starts = jnp.cumsum(client_members.counts) - client_members.counts
+    firsts = jnp.cumsum(quotas, dtype=jnp.int32) - quotas
+    starts = jnp.cumsum(members.counts, dtype=jnp.int32) - members.counts
+    client_starts = jnp.cumsum(client_members.counts, dtype=jnp.int32) - client_members.counts
     wide, client_wide = padded(settings.candidate_block), padded(settings.client_block)
 
     def window(order: Array, start: Array, count: Array, width: int) -> tuple[Array, Array]:
-        places = jnp.arange(width)
+        places = jnp.arange(width, dtype=jnp.int32)
         return order[jnp.minimum(start + places, order.shape[0] - 1)], places < count
 
     def one_class(index: Array, state: tuple[Chosen, Array]) -> tuple[Chosen, Array]:
@@ -106,23 +109,19 @@ def choose_by_class(
             )
         oracle: Oracle
         if matrix:
-            inside = candidates.astype(jnp.float32) if count == 1 else None
-            if inside is None:
-                inside = candidates[rows][:, rows].astype(jnp.float32)
-                inside = jnp.where(client_valid[None, :], inside, -jnp.inf)
+            inside = candidates.parts[0]
+            if count > 1:
+                inside = jnp.where(client_valid[None, :], inside[rows][:, rows], -jnp.inf)
             oracle = MatrixOracle(inside)
+        elif clients is None:
+            (points,) = metrics.centred(metrics.take_rows(candidates, rows))
+            oracle = PointOracle(metric, points, points, client_valid, top)
         else:
-            points = metrics.make_points(jax.tree.map(lambda x: x[rows], candidates), settings.metric)
-            client_points = points
-            if not same:
-                # One shift for both sides: the difference of two rows must not change.
-                points = metrics.as_float32(
-                    jax.tree.map(lambda x: x[rows], candidates), settings.metric
-                )
-                client_points = metrics.as_float32(
-                    jax.tree.map(lambda x: x[client_rows], clients), settings.metric
-                )
-            oracle = PointOracle(metric, points, client_points, client_valid)
+            # One shift for both sides: the difference of two rows must not change.
+            points, client_points = metrics.centred(
+                metrics.take_rows(candidates, rows), metrics.take_rows(clients, client_rows)
+            )
+            oracle = PointOracle(metric, points, client_points, client_valid, top)
         quota = quotas[index]
         if settings.draws:
             run = stochastic_greedy(
@@ -130,16 +129,8 @@ def choose_by_class(
             )
         else:
             run = lazy_greedy(oracle, valid, quota, settings.rounds, settings.capacity)
-        gains = run.gains
-        if not matrix:
-            assert isinstance(oracle, PointOracle)
-            ceiling = jnp.where(jnp.isnan(top), oracle.largest(run.end), top) if same else top
-            level = jnp.where(client_valid, metric.top(ceiling), -jnp.inf)
-            gains = gains.at[0].set(gains_of(level, oracle.exact(run.picks[0])[None, :])[0])
-            largest = largest.at[index].set(jnp.where(quota > 0, metric.top(ceiling), 0.0))
-        return _write(
-            chosen, run, gains, rows, client_rows, client_valid, quota, firsts[index], same
-        ), largest
+        largest = largest.at[index].set(jnp.where(quota > 0, run.top, 0.0))
+        return _write(chosen, run, rows, client_rows, client_valid, quota, firsts[index], same), largest
 
     empty = Chosen(
         picks=jnp.zeros(settings.size + settings.rounds, jnp.int32),
@@ -151,11 +142,11 @@ def choose_by_class(
     if count == 1:
         chosen, largest = one_class(jnp.int32(0), start)
     else:
-        chosen, largest = jax.lax.fori_loop(0, count, one_class, start)
+        chosen, largest = jax.lax.fori_loop(np.int32(0), np.int32(count), one_class, start)
     gains = chosen.gains
     if not matrix:
         # One similarity for all classes: the largest dissimilarity within any of them minus u.
-        lift = (jnp.max(largest) - largest) * client_members.counts
+        lift = (jnp.max(largest) - largest) * client_members.counts.astype(jnp.float32)
         slots = jnp.where(quotas > 0, firsts, gains.shape[0])
         gains = gains.at[slots].add(lift, mode="drop")
     return chosen._replace(
@@ -170,7 +161,6 @@ choose_by_class_compiled = jit_wide(choose_by_class, static_argnames="settings")
 def _write(
     chosen: Chosen,
     run: Run,
-    gains: Array,
     rows: Array,
     client_rows: Array,
     client_valid: Array,
@@ -189,48 +179,77 @@ def _write(
     slot = jnp.where(nearest >= 0, first + nearest, -1)
     return Chosen(
         picks=jax.lax.dynamic_update_slice(chosen.picks, rows[run.picks], (first,)),
-        gains=jax.lax.dynamic_update_slice(chosen.gains, gains, (first,)),
+        gains=jax.lax.dynamic_update_slice(chosen.gains, run.gains, (first,)),
         nearest=chosen.nearest.at[here].set(slot, mode="drop"),
         top=chosen.top,
     )
 
 
-@partial(jax.jit, static_argnames="metric_name")
+_LOOKS = 6  # picks that may be looked at closely for a row before all are
+
+
+@partial(jax.jit, static_argnames="metric")
 def nearest_picks(
-    embeddings: PyTree, labels: Array, picks: PyTree, pick_labels: Array, *, metric_name: str
+    points: Points, labels: Array, heads: Points, head_labels: Array, metric: Metric
 ) -> tuple[Array, Array]:
     """Find the nearest pick of each row: of its class, or of any where its class has none.
 
+    Lower bounds of all distances, from one matrix product, say which picks may be the nearest; direct
+    differences decide, the earlier pick on a tie.
+
     Args:
-      embeddings: [n, d] or ``Factored``.
+      points: [n] rows.
       labels: [n], int32.
-      picks: [m, d] or ``Factored``, in the same form.
-      pick_labels: [m], int32.
-      metric_name: one of ``metrics.METRICS`` except "precomputed".
+      heads: [m] rows, the picks.
+      head_labels: [m], int32.
+      metric: static, any but "precomputed".
 
     Returns:
       The slot [n], int32, of the nearest pick, and its dissimilarity [n].
     """
-    metric = metrics.make_metric(metric_name, embeddings)
-    rows = metrics.as_float32(embeddings, metric_name)
-    heads = metrics.as_float32(picks, metric_name)
+    count, width = points.rows, 256
+    points, heads = metrics.centred(points, heads)
     head_lengths = metrics.squared_lengths(heads)
-    columns = metrics.Points(tuple(part.T for part in heads.parts))
-    width = 256
-    padding = -rows.rows % width
-    blocks = jax.tree.map(
-        lambda x: jnp.pad(x, ((0, padding), (0, 0))).reshape(-1, width, x.shape[1]), rows.parts
-    )
-    label_blocks = jnp.pad(labels, (0, padding)).reshape(-1, width)
+    columns = heads._replace(parts=tuple(part.T for part in heads.parts))
+    padding = -count % width
 
-    def one(block: tuple[tuple[Array, ...], Array]) -> tuple[Array, Array]:
-        points, own = metrics.Points(block[0]), block[1]
-        lower = metrics.lower_squared(points, metrics.squared_lengths(points), columns, head_lengths)
-        match = own[:, None] == pick_labels[None, :]
+    def blocked(leaf: Array) -> Array:
+        filled = jnp.pad(leaf, ((0, padding), *[(0, 0)] * (leaf.ndim - 1)))
+        return filled.reshape(-1, width, *leaf.shape[1:])
+
+    def one(block: tuple[Points, Array]) -> tuple[Array, Array]:
+        rows, own = block
+        match = own[:, None] == head_labels[None, :]
         allowed = match | ~jnp.any(match, axis=1, keepdims=True)
-        slot = jnp.argmin(jnp.where(allowed, lower, jnp.inf), axis=1).astype(jnp.int32)
-        return slot, metrics.squared_pairs(points, metrics.take_rows(heads, slot))
+        lower = metrics.lower_squared(rows, metrics.squared_lengths(rows), columns, head_lengths)
+        lower = jnp.where(allowed, lower, jnp.inf)
+        every = jnp.arange(head_labels.shape[0], dtype=jnp.int32)[None, :]
 
-    slots, squared = jax.lax.map(one, (blocks, label_blocks))
-    count = rows.rows
+        def unsettled(state: tuple[Array, ...]) -> Array:
+            look, lower, _, best, _ = state
+            return (look < _LOOKS) & jnp.any(jnp.min(lower, axis=1) <= best)
+
+        def look_closely(state: tuple[Array, ...]) -> tuple[Array, ...]:
+            look, lower, slot, best, _ = state
+            found = first_largest(-lower)
+            squared = metrics.squared_pairs(rows, metrics.take_rows(heads, found))
+            squared = jnp.where(jnp.min(lower, axis=1) < jnp.inf, squared, jnp.inf)
+            better = (squared < best) | ((squared == best) & (found < slot))
+            slot, best = jnp.where(better, found, slot), jnp.where(better, squared, best)
+            lower = jnp.where(every == found[:, None], jnp.inf, lower)
+            return look + 1, lower, slot, best, jnp.any(jnp.min(lower, axis=1) <= best)
+
+        def look_at_all(slot: Array, best: Array) -> tuple[Array, Array]:
+            del slot, best
+            tiles = metrics.to_tiles(rows, width)
+            squared = jax.lax.map(lambda head: metrics.squared_to_all(head, tiles)[0], heads).T
+            squared = jnp.where(allowed, squared, jnp.inf)
+            return first_largest(-squared), jnp.min(squared, axis=1)
+
+        none = jnp.zeros(width, jnp.int32), jnp.full(width, jnp.inf, jnp.float32)
+        start: tuple[Array, ...] = (jnp.int32(0), lower, *none, jnp.array(True))
+        _, _, slot, best, left = jax.lax.while_loop(unsettled, look_closely, start)
+        return jax.lax.cond(left, look_at_all, lambda slot, best: (slot, best), slot, best)
+
+    slots, squared = jax.lax.map(one, (jax.tree.map(blocked, points), blocked(labels)))
     return slots.reshape(-1)[:count], metric.from_squared(squared.reshape(-1)[:count])

@@ -69,8 +69,9 @@ class CrestConfig:
     runs dry, as in the paper; long runs then forget what they no longer see."""
     exclude_keep: float = 0.25
     """Share of the excluded examples that stays in play, drawn anew in every pass, each with weight one
-    over the share, so that no example is lost to the mean gradient. 0 leaves all out, as in the paper;
-    trainings of many passes suffer from that."""
+    over the share: together they weigh in the mean gradient what all excluded ones would, less 1 to 3 %
+    (see ``exclusion.stands_for``). 0 leaves all out, as in the paper; trainings of many passes suffer
+    from that."""
     exclude_until: int | None = None
     """Step from which on all examples are in play: in trainings of many passes, leaving out what is
     learned can overfit the rest once the learning rate has dropped. None: exclusion to the end. (The

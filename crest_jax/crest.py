@@ -1,8 +1,9 @@
 """CREST: mini-batch coresets, selected anew when a quadratic model of the loss stops being right.
 
 Yang, Kang and Mirzasoleiman, "Towards Sustainable Learning: Coresets for Data-efficient Deep
-Learning", ICML 2023, Algorithm 1. While a network trains, only this file turns arrays into Python
-numbers, and only when a check is due or a region begins.
+Learning", ICML 2023, Algorithm 1. While a network trains, arrays are turned into Python numbers here,
+when a region begins or a check is due, and in ``exclusion.turn_over``, when a window ends; a source on
+the host also reads which rows to take.
 """
 
 import math
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 
 from crest_jax import _checks
+from crest_jax.classes import classes_of
 from crest_jax.config import CrestConfig
 from crest_jax.curvature import covered, init_moments, restrict
 from crest_jax.devices import num_devices, place
@@ -25,13 +27,14 @@ from crest_jax.exclusion import (
     stands_for,
     take_all_back,
     turn_over,
+    weighted_subset,
 )
 from crest_jax.kernels import (
     make_kernels,
     new_probes,
     shuffle_held,
 )
-from crest_jax.losses import cross_entropy
+from crest_jax.losses import cross_entropy, fitting, handed_back
 from crest_jax.region import Region, check_interval
 from crest_jax.state import CrestState, Event, Work, call, count_work
 from crest_jax.streams import Lookahead, make_strata, next_subset, open_stream
@@ -56,6 +59,26 @@ TRIES = 3  # anchors that are tried before bad numbers stop the run
 def _copy(tree: PyTree) -> PyTree:
     """Copy arrays, so that a train step that donates its buffers cannot delete the anchor."""
     return jax.tree.map(jnp.copy, tree)
+
+
+def most_sightings(config: CrestConfig) -> int:
+    """Return how many sightings the longest exclusion window holds.
+
+    A window ends at a check, up to an interval late. At worst every region ends at its first check, a
+    step after it began; a region has as many coresets as its first interval asks for, each of which
+    serves ``reuse`` steps, or as its curvature takes. Those of one region may come before their steps.
+
+    Example:
+      >>> config = CrestConfig(subset_size=256, exclude_window=100, max_interval=16, max_coresets=16)
+      >>> most_sightings(config) == 256 * (100 + 16 + 16)
+      True
+    """
+    fresh = math.ceil(config.coresets_per_interval / config.reuse)
+    each_step = max(1, min(fresh, config.max_coresets), config.curvature_coresets)
+    tries = TRIES if config.nonfinite == "skip" else 1
+    steps = config.exclude_window + config.max_interval
+    subsets = tries * (each_step * steps + config.max_coresets)
+    return min(subsets * max(config.batch_size, config.subset_size), MOST_SIGHTINGS)
 
 
 @jax.jit
@@ -95,9 +118,11 @@ def crest(
       A ``Selection`` whose state is a ``CrestState`` and whose events are ``Event``.
 
     Raises:
-      ValueError: when the source is smaller than a subset or the probe.
-      FloatingPointError: from ``refresh``, on a NaN or infinite loss, embedding or curvature; see
-        ``CrestConfig.nonfinite``.
+      ValueError: when the source is smaller than a subset or the probe; from ``refresh``, when losses
+        or embeddings have not one row for each example or a label has no logit; from ``observe``, when
+        the losses are no floating-point numbers [m].
+      FloatingPointError: from ``refresh``, on a NaN or infinite loss, embedding or curvature, also
+        where ``observe`` was handed the loss; see ``CrestConfig.nonfinite``.
 
     Example:
       >>> import numpy as np
@@ -116,7 +141,8 @@ def crest(
       ('start', 8.0)
     """
     config = config if config is not None else CrestConfig()
-    count, num_classes = len(source), source.num_classes
+    count, partition = len(source), classes_of(source.labels)
+    num_classes = partition.number
     for name in ("subset_size", "probe_size"):
         _checks.require(
             getattr(config, name) <= count,
@@ -124,25 +150,22 @@ def crest(
         )
     embed_fn = embed_fn or logit_gradients(apply_fn, loss_fn)
     backward_passes = getattr(embed_fn, "backward_passes", 0)
-    largest_share = float(np.bincount(source.labels).max() / count)
+    largest_share = float(np.bincount(partition.codes).max() / count)
     mesh = getattr(source, "mesh", None)
     group = num_devices(mesh)
     ahead = Lookahead(source)
-    kernels = make_kernels(config, apply_fn, loss_fn, embed_fn, largest_share, mesh)
-    strata = make_strata(source.labels, num_classes, mesh=mesh)
+    fitting_loss = fitting(loss_fn, source.labels)
+    kernels = make_kernels(config, apply_fn, fitting_loss, embed_fn, largest_share, mesh)
+    strata = make_strata(partition.codes, num_classes, mesh=mesh)
     classes = strata.classes
     keep = config.exclude_keep
     until = math.inf if config.select_until is None else config.select_until
-    skipping, sound = config.nonfinite == "skip", place(jnp.ones((), bool), mesh)
-    # Twice what a window sees when every region ends at its first check, and those at both its ends.
-    each_step = max(1, math.ceil(config.coresets_per_interval), config.curvature_coresets)
-    subsets = each_step * max(config.exclude_window, config.max_interval) + config.max_coresets
-    capacity = min(2 * subsets * max(config.batch_size, config.subset_size), MOST_SIGHTINGS)
-    capacity = capacity if config.exclude_below > 0 else 1
-    needed = rows_needed(source.labels, num_classes, max(config.subset_size, config.probe_size))
+    skipping = config.nonfinite == "skip"
+    capacity = most_sightings(config) if config.exclude_below > 0 else 1
+    needed = rows_needed(partition.codes, num_classes, max(config.subset_size, config.probe_size))
 
     def init(key: Array, params: Params, model_state: ModelState) -> CrestState:
-        stream_key, key = jax.random.split(place(key, mesh))
+        stream_key, key = jax.random.split(place(_checks.prng_key("key", key), mesh))
         # Nothing was seen, so this changes nothing, and compiles now what a later window needs.
         fresh = init_exclusion(count, num_classes, capacity=capacity, windows=config.exclude_for)
         exclusion, *_ = end_window(
@@ -173,7 +196,7 @@ def crest(
             unused=0,
             excluded=0,
             work=Work(),
-            finite=sound,
+            finite=sound(),
             key=key,
             stream=open_stream(stream_key, num_classes),
             exclusion=exclusion,
@@ -183,6 +206,9 @@ def crest(
             weights=jnp.zeros(shape, jnp.float32),
         )
         return place(state, mesh)
+
+    def sound() -> Array:
+        return place(jnp.ones((), bool), mesh)
 
     def draw(state: CrestState, size: int) -> tuple[CrestState, Array]:
         stream, rows = next_subset(state.stream, strata, size, state.exclusion, keep)
@@ -226,6 +252,7 @@ def crest(
                 slots,
                 state.exclusion,
                 state.finite,
+                state.key if config.batch_size < num_classes else None,
                 num_classes,
             )
             exclusion = state.exclusion._replace(log=log, logged=logged)
@@ -271,7 +298,7 @@ def crest(
         state: CrestState, params: Params, model_state: ModelState
     ) -> tuple[CrestState, float]:
         """Begin a region, on other examples where those drawn first are bad and may be skipped."""
-        state = state._replace(finite=sound) if skipping else state
+        state = state._replace(finite=sound()) if skipping else state
         found, loss = begin_region(state, params, model_state)
         names = ("moments", "reference_norm", "regions", "finite")
         for _ in range(TRIES - 1 if skipping else 0):
@@ -330,8 +357,8 @@ def crest(
         return mixed(select(state, params, model_state, min(num_coresets(state, state.interval), left)))
 
     def exclude(state: CrestState) -> CrestState:
-        windows, window = config.exclude_for, config.exclude_window
-        return turn_over(state, classes, strata.sizes, needed, windows, window)
+        windows, window, sizes = config.exclude_for, config.exclude_window, strata.sizes
+        return turn_over(state, classes, sizes, needed, windows, window, skipping=skipping)
 
     def turned_over(state: CrestState) -> CrestState:
         """Close the exclusion window where it is over, and all windows where exclusion is."""
@@ -421,9 +448,11 @@ def crest(
 
     def next_batch(state: CrestState) -> tuple[CrestState, Batch]:
         if not selecting(state.step):
-            size, exclusion = config.batch_size, state.exclusion
-            stream, rows = ahead.next_subset(state.stream, strata, size, exclusion, keep)
-            weights = stands_for(exclusion.rest, rows, keep)
+            rest, out = state.exclusion.rest, state.exclusion.out
+            drawn = ahead.draw(
+                weighted_subset, state.stream, strata, rest, out, config.batch_size, keep
+            )
+            stream, rows, weights = drawn
             batch = Batch(*source.take(rows), weights, rows)
             return state._replace(step=state.step + 1, stream=stream), batch
         _checks.require(
@@ -438,6 +467,7 @@ def crest(
         return state._replace(step=state.step + 1, cursor=state.cursor + 1), batch
 
     def observe(state: CrestState, batch: Batch, losses: Array) -> CrestState:
+        handed_back(losses, batch.rows)  # checked at every step, also where they are not needed
         if not excluding(state.step) or selecting(state.step - 1):
             return state
         below = config.exclude_below

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from crest_jax import _checks
+from crest_jax.embeddings import random_signs
 from crest_jax.types import Array, Params, PyTree
 
 Loss = Callable[[Params], Array]  # params -> []
@@ -46,7 +47,7 @@ def hutchinson_diagonal(key: Array, loss_fn: Loss, params: Params, *, num_probes
       The estimate, shaped like ``params``.
 
     Raises:
-      ValueError: when ``num_probes`` is below 1.
+      ValueError: when ``num_probes`` is below 1 or the key is none.
 
     Example:
       >>> loss = lambda p: jnp.sum(p**3)
@@ -54,7 +55,6 @@ def hutchinson_diagonal(key: Array, loss_fn: Loss, params: Params, *, num_probes
       >>> hutchinson_diagonal(key, loss, jnp.array([1.0, 2.0]), num_probes=2).tolist()
       [6.0, 12.0]
     """
-    _checks.positive_int("num_probes", num_probes)
     return gradient_and_diagonal(draw_probes(key, params, num_probes), loss_fn, params)[1]
 
 
@@ -63,13 +63,18 @@ def draw_probes(key: Array, params: Params, num_probes: int) -> Params:
 
     Drawn as one flat array and cut: XLA compiles that many times faster than a draw for each leaf.
 
+    Raises:
+      ValueError: when ``num_probes`` is below 1 or the key is none.
+
     Example:
       >>> sorted(set(draw_probes(jax.random.key(0), jnp.zeros(9), 2).ravel().tolist()))
       [-1.0, 1.0]
     """
+    _checks.positive_int("num_probes", num_probes)
+    key = _checks.prng_key("key", key)
     leaves, structure = jax.tree.flatten(params)
     sizes = [math.prod(leaf.shape) for leaf in leaves]
-    flat = jax.random.rademacher(key, (num_probes, sum(sizes)), jnp.int8)
+    flat = random_signs(key, (num_probes, sum(sizes)), jnp.int8)
     parts = jnp.split(flat, list(itertools.accumulate(sizes))[:-1], axis=1)
     cut = [
         part.reshape(num_probes, *leaf.shape).astype(leaf.dtype)
@@ -130,8 +135,8 @@ def covered(params: Params, pattern: str | None) -> Params:
     paths = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
     _checks.require(
         any(re.search(pattern, path) for path in paths),
-        f"curvature_of is {pattern!r} but must be found in the path of a parameter, such as "
-        f"{paths[-1] if paths else 'none'}; use a part of such a path.",
+        f"curvature_of is {_checks.brief(pattern)} but must be found in the path of a parameter, such "
+        f"as {paths[-1] if paths else 'none'}; use a part of such a path.",
     )
     return jax.tree.map_with_path(
         lambda path, leaf: leaf if re.search(pattern, _name(path)) else None, params
@@ -232,9 +237,15 @@ def smooth(
     updates = moments.updates + 1
     order = 2 if smoothing == "paper" else 1
     second = optax.tree.update_moment(diagonal, moments.curvature, beta2, order)
-    curvature = optax.tree.bias_correction(second, beta2, updates)
+    curvature = _bias_corrected(second, beta2, updates)
     if smoothing == "signed":
         return Moments(None, second, updates), gradient, curvature
     first = optax.tree.update_moment(gradient, moments.gradient, beta1, 1)
-    mean = optax.tree.bias_correction(first, beta1, updates)
+    mean = _bias_corrected(first, beta1, updates)
     return Moments(first, second, updates), mean, jax.tree.map(jnp.sqrt, curvature)
+
+
+def _bias_corrected(moment: Params, decay: float, updates: Array) -> Params:
+    """Divide a moving average by the weight of what went into it, ``1 - decay^updates``."""
+    weight = 1 - jax.lax.pow(jnp.asarray(decay, jax.dtypes.canonicalize_dtype(jnp.float64)), updates)
+    return jax.tree.map(lambda x: x / weight.astype(x.dtype), moment)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,9 @@ class ArraySource:
     """A data set held in device memory.
 
     Args:
-      inputs: [n, ...], any dtype (``uint8`` images stay ``uint8``; normalise in the model).
-      labels: [n], integer classes in ``[0, num_classes)``.
+      inputs: [n, ...], numbers of any dtype (``uint8`` images stay ``uint8``; normalise in the model);
+        JAX holds 64-bit ones in 32 bits, unless ``jax_enable_x64`` is set.
+      labels: [n], integer classes in ``[0, num_classes)``. Numbers that no example has cost nothing.
       num_classes: number of classes; ``None`` takes the highest label plus one.
       mesh: devices that work together; ``take`` splits what it returns over them where the number of
         rows allows, so that everything computed from it is shared out. None: one device.
@@ -27,8 +29,8 @@ class ArraySource:
         in the order of the processes; ``labels`` are those of all rows.
 
     Raises:
-      ValueError: on empty data, a wrong number of labels, labels out of range, or ``shard`` without a
-        mesh.
+      ValueError: on empty data, inputs that are no numbers or do not fit 32 bits, a wrong number of
+        labels, labels out of range, or ``shard`` without a mesh.
 
     Example:
       >>> source = ArraySource(np.zeros((6, 2), np.float32), np.array([0, 1, 2, 0, 1, 2]))
@@ -46,27 +48,30 @@ class ArraySource:
         shard: bool = False,
     ) -> None:
         """Check the arrays and put them on the devices."""
+        numbers = as_numbers(inputs)
         _checks.require(
-            np.ndim(inputs) > 0 and np.shape(inputs)[0] > 0,
-            f"inputs have shape {np.shape(inputs)} but must hold at least one example; pass data "
+            numbers.ndim > 0 and numbers.shape[0] > 0,
+            f"inputs have shape {numbers.shape} but must hold at least one example; pass data "
             "of shape [n, ...] with n >= 1.",
         )
         _checks.require(
             mesh is not None or not shard,
             "shard is True but mesh is None, so there is nothing to shard over; pass a mesh.",
         )
-        share = np.shape(inputs)[0]
+        share = numbers.shape[0]
         count = share * (jax.process_count() if shard else 1)
+        if num_classes is not None:
+            _checks.positive_int("num_classes", num_classes)
         self.labels = _checks.labels_valid(labels, count, num_classes)
         self.num_classes = num_classes if num_classes is not None else int(self.labels.max()) + 1
         self.mesh = None if mesh is None else automatic(mesh)
         classes = place(jnp.asarray(self.labels), mesh)
         if shard and mesh is not None:
-            held = spread(np.asarray(inputs), mesh)
+            held = spread(np.asarray(numbers), mesh)
             # Rows that fill a process's devices evenly stand after each share.
             self._share, self._filled = share, held.shape[0] // jax.process_count() - share
         else:
-            held = place(jnp.asarray(inputs), mesh)
+            held = place(jnp.asarray(numbers), mesh)
             self._share, self._filled = share, 0
         self._examples = Examples(held, classes)
 
@@ -75,7 +80,12 @@ class ArraySource:
         return len(self.labels)
 
     def take(self, rows: Array) -> Examples:
-        """Return the examples at ``rows`` [b], gathered on the device."""
+        """Return the examples at ``rows`` [b], gathered on the device.
+
+        Rows on the host are checked; the values of rows on the device are not read.
+        """
+        if not isinstance(rows, jax.Array):
+            rows = jnp.asarray(rows_valid(rows, len(self)))
         sharding = None if self.mesh is None else split(self.mesh, len(rows))
         return _take(self._examples, rows, self._share, self._filled, sharding)
 
@@ -87,6 +97,84 @@ def _take(
     places = rows + rows // share * filled if filled else rows
     found = Examples(jnp.take(examples.inputs, places, axis=0), jnp.take(examples.labels, rows, axis=0))
     return found if sharding is None else jax.lax.with_sharding_constraint(found, sharding)
+
+
+def as_numbers(value: Any, name: str = "inputs") -> np.ndarray | Array:
+    """Return an array of numbers that JAX holds as they are, up to the rounding of its floats.
+
+    Raises:
+      ValueError: on sparse matrices, masked entries, text, objects, lists whose entries differ in
+        shape, and on numbers beyond the 32 bits that JAX gives them.
+
+    Example:
+      >>> as_numbers([[1, 2], [3, 4]]).shape
+      (2, 2)
+    """
+    if isinstance(value, jax.Array):
+        return value
+    _checks.require(
+        not hasattr(value, "toarray"),
+        f"{name} are a sparse matrix ({type(value).__name__}) but must be dense; pass .toarray().",
+    )
+    _checks.require(
+        not np.ma.is_masked(value),
+        f"{name} have masked entries but all must have a value; fill them or drop their rows.",
+    )
+    try:
+        found = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} are {_checks.brief(value)} but must make one array of numbers "
+            f"({_checks.brief(str(error))}); give every example the same shape."
+        ) from None
+    kind = found.dtype
+    _checks.require(
+        kind.kind in "biufc" or kind == jnp.bfloat16,
+        f"{name} have dtype {kind} but must be numbers; encode them as numbers of one dtype first.",
+    )
+    if kind == np.longdouble or kind == np.clongdouble:
+        found = found.astype(np.complex128 if kind.kind == "c" else np.float64)
+    found = found if found.dtype.isnative else found.astype(kind.newbyteorder("="))
+    _check_width(found, name)
+    return found
+
+
+def _check_width(values: np.ndarray, name: str) -> None:
+    """Require finite numbers to stay what they are in the type that JAX gives them."""
+    kept = jax.dtypes.canonicalize_dtype(values.dtype)
+    if kept == values.dtype or values.dtype.kind == "c" or not values.size:
+        return
+    limits = np.iinfo(kept) if values.dtype.kind in "iu" else np.finfo(kept)
+    low, high = values.min(), values.max()
+    fits = low >= limits.min and high <= limits.max
+    if not fits and values.dtype.kind == "f":  # NaN and infinity stay what they are
+        fits = not (np.isfinite(values) & (np.abs(values) > limits.max)).any()
+    _checks.require(
+        bool(fits),
+        f"{name} span {low:g} to {high:g}, beyond {kept}, in which JAX holds {values.dtype}; scale or "
+        'number them anew, or set jax.config.update("jax_enable_x64", True).',
+    )
+
+
+def rows_valid(rows: Any, count: int) -> np.ndarray:
+    """Return rows of ``count`` examples as int32, refusing what is none.
+
+    Example:
+      >>> rows_valid([2, 0], 3).tolist()
+      [2, 0]
+    """
+    found = np.asarray(rows)
+    _checks.require(
+        found.dtype.kind in "iu" or not found.size,
+        f"rows have dtype {found.dtype} but must be integers; pass positions in the data set.",
+    )
+    if found.size:
+        low, high = int(found.min()), int(found.max())
+        _checks.require(
+            low >= 0 and high < count,
+            f"rows span {low} to {high} but must lie in [0, {count}); pass positions in the data set.",
+        )
+    return found.astype(np.int32)
 
 
 def padded_chunks(count: int, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
-from crest_jax.data import padded_chunks
+from crest_jax.data import padded_chunks, rows_valid
 from crest_jax.devices import to_host
-from crest_jax.losses import cross_entropy
+from crest_jax.losses import cross_entropy, one_or_nan, per_example
 from crest_jax.types import (
     ApplyFn,
     Array,
@@ -44,20 +44,22 @@ class Factored(NamedTuple):
 def logit_residuals(logits: Array, labels: Array) -> Array:
     """Return the gradients [b, c] of the cross-entropy with respect to the logits.
 
-    ``softmax(z) - onehot(y)``, for logits [b, c] and integer labels [b].
+    ``softmax(z) - onehot(y)``, float32, for logits [b, c] and integer labels [b]; NaN where a label is
+    outside ``[0, c)``.
 
     Example:
       >>> logit_residuals(jnp.zeros((1, 2)), jnp.array([1])).tolist()
       [[0.5, -0.5]]
     """
     classes = logits.shape[1]
-    return jax.nn.softmax(logits.astype(jnp.float32)) - jax.nn.one_hot(labels, classes)
+    ones = jax.nn.one_hot(labels, classes, dtype=jnp.float32)
+    return (jax.nn.softmax(logits.astype(jnp.float32)) - ones) * one_or_nan(labels, classes)[:, None]
 
 
 def _residuals_and_losses(loss_fn: LossFn, logits: Array, labels: Array) -> tuple[Array, Array]:
     """Gradients [b, c] of each loss with respect to its own logits, and the losses [b]."""
     logits = logits.astype(jnp.float32)
-    losses = loss_fn(logits, labels)
+    losses = per_example(loss_fn, logits, labels)
     if loss_fn is cross_entropy:
         return logit_residuals(logits, labels), losses
     return jax.grad(lambda z: jnp.sum(loss_fn(z, labels)))(logits), losses
@@ -132,7 +134,7 @@ def sketched_gradients(
       loss_fn: per-example losses.
 
     Raises:
-      ValueError: when ``dimension`` is below 1.
+      ValueError: when ``dimension`` is below 1 or the key is none.
 
     Example:
       >>> def linear(params, state, inputs, *, train, rng):
@@ -143,12 +145,13 @@ def sketched_gradients(
       (5, 4)
     """
     _checks.positive_int("dimension", dimension)
+    key = _checks.prng_key("key", key)
 
     def embed(params: Params, model_state: ModelState, examples: Examples) -> tuple[Array, Array]:
         def loss(params: Params, one: Examples) -> Array:
             inputs, labels = one.inputs[None], one.labels[None]
             logits, _ = apply_fn(params, model_state, inputs, train=False, rng=None)
-            return loss_fn(logits, labels)[0]
+            return per_example(loss_fn, logits, labels)[0]
 
         def sketch(one: Examples) -> tuple[Array, Array]:
             value, gradient = jax.value_and_grad(loss)(params, one)
@@ -168,14 +171,25 @@ def count_sketch(key: Array, tree: PyTree, dimension: int) -> Array:
       >>> count_sketch(jax.random.key(0), tree, 5).shape
       (5,)
     """
-    total = jnp.zeros(dimension, jnp.float32)
+    key, total = _checks.prng_key("key", key), jnp.zeros(dimension, jnp.float32)
     for index, leaf in enumerate(jax.tree.leaves(tree)):
         bucket_key, sign_key = jax.random.split(jax.random.fold_in(key, index))
         size = math.prod(leaf.shape)
-        buckets = jax.random.randint(bucket_key, (size,), 0, dimension)
-        signed = jax.random.rademacher(sign_key, (size,), jnp.float32) * leaf.reshape(size)
+        buckets = jax.random.randint(bucket_key, (size,), 0, dimension, jnp.int32)
+        signs = random_signs(sign_key, (size,), jnp.float32)
+        signed = signs * leaf.reshape(size).astype(jnp.float32)
         total = total.at[buckets].add(signed)
     return total
+
+
+def random_signs(key: Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Array:
+    """Return Rademacher numbers, 1 or -1: ``jax.random.rademacher``, the same ones in 64-bit mode too.
+
+    Example:
+      >>> sorted(set(random_signs(jax.random.key(0), (9,), jnp.int8).tolist()))
+      [-1, 1]
+    """
+    return 2 * jax.random.bernoulli(key, jnp.float32(0.5), shape).astype(dtype) - 1
 
 
 def squared_distances(embeddings: PyTree) -> Array:
@@ -233,6 +247,35 @@ def factored_squared(
     return jnp.maximum(total, 0.0)
 
 
+def embedded(
+    embed_fn: EmbedFn, params: Params, model_state: ModelState, examples: Examples
+) -> tuple[PyTree, Array]:
+    """Embed examples [b], and refuse embeddings [b, ...] or losses [b] that have not one row for each.
+
+    Raises:
+      ValueError: when they have not; while tracing.
+
+    Example:
+      >>> embed = lambda params, state, examples: (examples.inputs, examples.inputs.sum(1))
+      >>> embedded(embed, {}, {}, Examples(jnp.ones((2, 3)), jnp.zeros(2, int)))[1].tolist()
+      [3.0, 3.0]
+    """
+    embeddings, losses = embed_fn(params, model_state, examples)
+    count, leaves = examples.labels.shape[0], jax.tree.leaves(embeddings)
+    shapes = [tuple(leaf.shape) for leaf in leaves]
+    _checks.require(
+        bool(shapes) and all(shape[:1] == (count,) for shape in shapes),
+        f"embed_fn returned embeddings of shape {_checks.brief(shapes)} for {count} examples but every "
+        f"leaf must have shape ({count}, ...), one row for each; take no mean over the examples.",
+    )
+    _checks.require(
+        np.shape(losses) == (count,),
+        f"embed_fn returned losses of shape {np.shape(losses)} for {count} examples but must return "
+        f"one for each, shape ({count},); leave out the mean and any axis of length 1.",
+    )
+    return embeddings, losses
+
+
 def in_chunks(
     embed_fn: EmbedFn, params: Params, model_state: ModelState, examples: Examples, chunk: int
 ) -> tuple[PyTree, Array]:
@@ -253,14 +296,14 @@ def in_chunks(
     """
     count = examples.labels.shape[0]
     if chunk >= count:
-        return embed_fn(params, model_state, examples)
+        return embedded(embed_fn, params, model_state, examples)
     whole = count - count % chunk
     stacked = jax.tree.map(lambda x: x[:whole].reshape(whole // chunk, chunk, *x.shape[1:]), examples)
-    parts = jax.lax.map(lambda part: embed_fn(params, model_state, part), stacked)
+    parts = jax.lax.map(lambda part: embedded(embed_fn, params, model_state, part), stacked)
     found = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), parts)
     if whole == count:
         return found
-    rest = embed_fn(params, model_state, jax.tree.map(lambda x: x[whole:], examples))
+    rest = embedded(embed_fn, params, model_state, jax.tree.map(lambda x: x[whole:], examples))
     return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), found, rest)
 
 
@@ -287,7 +330,8 @@ def embed_rows(
       Embeddings (a tree of NumPy arrays [k, ...]) and losses [k].
 
     Raises:
-      ValueError: when ``rows`` is empty or ``chunk_size`` is below 1.
+      ValueError: when ``rows`` are empty or no rows of the source, ``chunk_size`` is below 1, or
+        ``embed_fn`` returns other shapes.
       FloatingPointError: when an embedding or a loss is NaN or infinite.
 
     Example:
@@ -298,19 +342,21 @@ def embed_rows(
       (5, 3)
     """
     _checks.positive_int("chunk_size", chunk_size)
-    rows = np.asarray(rows, dtype=np.int32)
+    rows = np.asarray(rows)
     _checks.require(
         rows.ndim == 1 and len(rows) > 0,
         f"rows have shape {rows.shape} but must hold at least one position; pass rows [k], k >= 1.",
     )
+    rows = rows_valid(rows, len(source))
     parts = []
     for positions, mask in padded_chunks(len(rows), chunk_size):
-        out = embed_fn(params, model_state, source.take(jnp.asarray(rows[positions])))
+        examples = source.take(jnp.asarray(rows[positions]))
+        out = embedded(embed_fn, params, model_state, examples)
         parts.append(jax.tree.map(lambda x, mask=mask: to_host(x)[mask], out))
     found = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
         raise FloatingPointError(
             f"an embedding or a loss of {len(rows)} scored examples is NaN or infinite but all must be "
-            "finite; lower the learning rate or look for bad inputs."
+            "finite; lower the learning rate, or look for bad inputs or labels without a logit."
         )
     return found

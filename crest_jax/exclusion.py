@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crest_jax.streams import new_pass
+from crest_jax.losses import handed_back
+from crest_jax.streams import RowStream, Strata, new_pass, next_subset
 from crest_jax.types import Array
 
 _EMPTY = np.uint32(2**32 - 1)
@@ -22,6 +23,7 @@ class Exclusion(NamedTuple):
 
     log: Array  # [k], uint32: twice the row, plus one where its loss was low; the newest k sightings
     logged: Array  # [], int32: sightings in this window
+    finite: Array  # [], bool: all losses that were handed back in this window were finite
     slot: Array  # [], int32: windows closed so far, modulo the windows that an example stays out
     rest: Array  # [n], int8: 0 in play, else one plus the slot at which the example left
     returning: Array  # [w, c], int32: examples of each class that left at each slot and are out
@@ -51,6 +53,7 @@ def init_exclusion(
     return Exclusion(
         jnp.full(capacity, _EMPTY, jnp.uint32),
         jnp.zeros((), jnp.int32),
+        jnp.ones((), bool),
         jnp.zeros((), jnp.int32),
         jnp.zeros(count, jnp.int8),
         jnp.zeros((windows or 1, num_classes), jnp.int32),
@@ -128,7 +131,7 @@ def close_window(
     before = rest.at[rows].get(mode="clip").astype(jnp.int32)
     own = classes.at[rows].get(mode="clip").astype(jnp.int32)
     ones = learned.astype(jnp.int32)
-    was_out = ones * (before > 0)
+    was_out = ones * (before > 0).astype(jnp.int32)
     out = out.at[own].add(ones - was_out)
     returning = returning.at[jnp.maximum(before - 1, 0), own].add(-was_out)
     returning = returning.at[slot, own].add(ones)
@@ -138,6 +141,7 @@ def close_window(
     return Exclusion(
         log=jnp.full_like(exclusion.log, _EMPTY),
         logged=jnp.zeros_like(exclusion.logged),
+        finite=jnp.ones_like(exclusion.finite),
         slot=(slot + 1) % returning.shape[0],
         rest=rest,
         returning=jnp.where(dry[None, :], 0, returning),
@@ -150,9 +154,15 @@ def stands_for(rest: Array, rows: Array, keep: float) -> Array:
     """Return how many examples each of the rows [...] drawn stands for, float32.
 
     The paper leaves learned examples out, which biases the gradient: a long training forgets them.
-    Kept at a rate (``streams.next_subset``), and weighted by one over it, they cost little and the mean
-    gradient stays that of all examples (Qin et al., "InfoBatch: Lossless Training Speed Up by Unbiased
-    Dynamic Data Pruning", ICLR 2024, Section 3).
+    Kept at a rate (``streams.next_subset``), and weighted by one over it, they cost little, and on
+    average the weights of a mini-batch add up as if all examples were in play (Qin et al., "InfoBatch:
+    Lossless Training Speed Up by Unbiased Dynamic Data Pruning", ICLR 2024, Section 3).
+
+    The loss of a step is divided by the sum of its weights, though, and the more learned examples a
+    mini-batch happens to hold, the larger that is. So on average they weigh a little too little in the
+    gradient: with ``a = 1 / keep``, ``m`` examples in a mini-batch and ``p`` the mean share of learned
+    ones among them, by a part of about ``(a - 1) (1 - p) / (1 + (a - 1) p)^2 / m``. For ``keep`` of 1/4
+    and ``m`` of 128 that is 0.7 % where half of all examples are learned, and 2.3 % where few are.
 
     Args:
       rest: [n], above 0 where an example is out of play.
@@ -165,22 +175,56 @@ def stands_for(rest: Array, rows: Array, keep: float) -> Array:
     """
     if keep == 0:
         return jnp.ones(rows.shape, jnp.float32)
-    return jnp.where(rest[rows] > 0, 1 / keep, 1.0)
+    return jnp.where(rest[rows] > 0, jnp.float32(1 / keep), jnp.float32(1))
 
 
-_observe = jax.jit(observe)
+class Away(NamedTuple):
+    """The part of an ``Exclusion`` that says who is out; see ``streams.Out``."""
+
+    rest: Array  # [n], int8
+    out: Array  # [c], int32
 
 
-def observe_losses(exclusion: Exclusion, rows: Array, losses: Array, alpha: float) -> Exclusion:
+@partial(jax.jit, static_argnames=("size", "keep"))
+def weighted_subset(
+    stream: RowStream, strata: Strata, rest: Array, out: Array, size: int, keep: float
+) -> tuple[RowStream, Array, Array]:
+    """Draw rows [size] of those in play, as ``streams.next_subset``, with what each stands for [size].
+
+    Example:
+      >>> from crest_jax.streams import make_strata, open_stream
+      >>> strata, stream = make_strata(np.zeros(2, int), 1), open_stream(jax.random.key(0), 1)
+      >>> weighted_subset(stream, strata, jnp.zeros(2, jnp.int8), jnp.zeros(1, int), 2, 0.5)[2].tolist()
+      [1.0, 1.0]
+    """
+    stream, rows = next_subset(stream, strata, size, Away(rest, out), keep)
+    return stream, rows, stands_for(rest, rows, keep)
+
+
+@jax.jit
+def _observe(
+    log: Array, logged: Array, finite: Array, rows: Array, losses: Array, alpha: float
+) -> tuple[Array, Array, Array]:
+    log, logged = observe(log, logged, rows, losses, alpha)
+    return log, logged, finite & jnp.all(jnp.isfinite(losses))
+
+
+def observe_losses(exclusion: Exclusion, rows: Array, losses: Any, alpha: float) -> Exclusion:
     """Note the losses [b] seen at ``rows`` [b], compiled; see ``observe``.
+
+    A loss that is NaN or infinite counts as high, and is told by ``turn_over``: here nothing is read.
+
+    Raises:
+      ValueError: when the losses are no floating-point numbers [b].
 
     Example:
       >>> state = init_exclusion(2, 1, capacity=2)
       >>> int(observe_losses(state, jnp.array([1]), jnp.array([0.5]), 0.1).logged)
       1
     """
-    log, logged = _observe(exclusion.log, exclusion.logged, rows, losses, alpha)
-    return exclusion._replace(log=log, logged=logged)
+    losses = handed_back(losses, rows)
+    seen = _observe(exclusion.log, exclusion.logged, exclusion.finite, rows, losses, alpha)
+    return exclusion._replace(log=seen[0], logged=seen[1], finite=seen[2])
 
 
 @partial(jax.jit, static_argnames="windows")
@@ -196,16 +240,27 @@ def end_window(
       1
     """
     closed = close_window(exclusion, classes, sizes, needed, windows)
-    return closed, jnp.sum(closed.out)
+    return closed, jnp.sum(closed.out, dtype=jnp.int32)
 
 
 def turn_over(
-    state: Any, classes: Array, sizes: Array, needed: Array, windows: int | None, window: int
+    state: Any,
+    classes: Array,
+    sizes: Array,
+    needed: Array,
+    windows: int | None,
+    window: int,
+    *,
+    skipping: bool = False,
 ) -> Any:
     """Close the window of a method's state and begin the next, of ``window`` steps.
 
     The state is a named tuple with ``step``, ``window_end``, ``exclusion`` and ``excluded``. Other
     arguments: see ``close_window``.
+
+    Raises:
+      FloatingPointError: when a loss that was handed back in the window was NaN or infinite, unless
+        ``skipping``.
 
     Example:
       >>> class State(NamedTuple):
@@ -220,14 +275,24 @@ def turn_over(
       >>> state.excluded, state.window_end
       (1, 8)
     """
+    finite = state.exclusion.finite
     exclusion, excluded = end_window(state.exclusion, classes, sizes, needed, windows)
+    if not (skipping or finite):
+        raise FloatingPointError(
+            "a loss handed to observe was NaN or infinite in the window before step "
+            f"{state.step} but all must be finite; lower the learning rate, look for bad inputs, or "
+            'count such losses as high with nonfinite="skip".'
+        )
     end = state.step + window
     return state._replace(exclusion=exclusion, window_end=end, excluded=int(excluded))
 
 
 @jax.jit
 def _all_in_play(exclusion: Exclusion) -> Exclusion:
-    return jax.tree.map(jnp.zeros_like, exclusion)._replace(log=jnp.full_like(exclusion.log, _EMPTY))
+    empty = jnp.full_like(exclusion.log, _EMPTY)
+    return jax.tree.map(jnp.zeros_like, exclusion)._replace(
+        log=empty, finite=jnp.ones_like(exclusion.finite)
+    )
 
 
 def take_all_back(state: Any) -> Any:

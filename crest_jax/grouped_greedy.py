@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from crest_jax.embeddings import factored_squared
 from crest_jax.facility_location import first_largest
-from crest_jax.metrics import Metric
+from crest_jax.metrics import Metric, Points, without_direction
 from crest_jax.types import Array
 
 _CLIENTS = 4  # clients added to the gains in one fused loop
@@ -28,14 +29,20 @@ class GroupPicks(NamedTuple):
     weights: Array  # [g, rounds], float32, total mass of the members nearest to the pick
 
 
-def dissimilarities(metric: Metric, parts: tuple[Array, ...], clients: int) -> Array:
-    """Return dissimilarities [k, g, s] of the first ``k`` members of groups to all, from [d_l, g, s].
+def dissimilarities(metric: Metric, points: Points, clients: int) -> Array:
+    """Return dissimilarities [k, g, s] of the first ``k`` members of groups to all.
+
+    Args:
+      metric: any but "precomputed".
+      points: parts [d_l, g, s], and ``blank`` [g, s].
+      clients: static, k.
 
     Example:
-      >>> parts = (jnp.array([[[0.0, 3.0]]]), )
-      >>> dissimilarities(Metric("euclidean", 1.0), parts, 2)[:, 0].tolist()
+      >>> points = Points((jnp.array([[[0.0, 3.0]]]),))
+      >>> dissimilarities(Metric("euclidean", 1.0), points, 2)[:, 0].tolist()
       [[0.0, 3.0], [3.0, 0.0]]
     """
+    parts = points.parts
     squared = _sums(parts[0], clients, lambda x, y: jnp.square(x - y))
     if len(parts) == 2:
         a, b = parts
@@ -47,6 +54,9 @@ def dissimilarities(metric: Metric, parts: tuple[Array, ...], clients: int) -> A
             jnp.sum(jnp.square(b[:, :, :clients]), axis=0).T[:, :, None],
             jnp.sum(jnp.square(a), axis=0)[None],
         )
+    if points.blank is not None:
+        own = points.blank[:, :clients].T[:, :, None]
+        squared = squared + without_direction(own, points.blank[None])
     return metric.from_squared(squared)
 
 
@@ -66,7 +76,7 @@ def _sums(part: Array, clients: int, term: Callable[[Array, Array], Array]) -> A
         return result
 
     if grouped:
-        result = jax.lax.fori_loop(0, grouped // 16, add_many, result)
+        result = jax.lax.fori_loop(np.int32(0), np.int32(grouped // 16), add_many, result)
     for k in range(grouped, width):
         result = add(result, part[k])
     return result
@@ -116,17 +126,19 @@ def greedy_in_groups(
                 gain = gain + (nearer if masses is None else masses[:, client, None] * nearer)
             return gain
 
-        gain = jax.lax.fori_loop(0, clients // _CLIENTS, add, jnp.zeros((groups, size), jnp.float32))
+        none = jnp.zeros((groups, size), jnp.float32)
+        gain = jax.lax.fori_loop(np.int32(0), np.int32(clients // _CLIENTS), add, none)
         gain = jnp.where(free, gain, -1.0)
         pick = first_largest(gain)
-        row = values[pick, jnp.arange(groups)]
+        row = values[pick, jnp.arange(groups, dtype=jnp.int32)]
         here = place == pick[:, None]
         filling = (round_ < quotas)[:, None]
-        closer = ((row < cover) | here) & member & filling
+        closer = (row < cover) & member & filling
+        # A pick stands for itself, and a member belongs to the first pick before it belongs to another.
+        owned = closer | ((here | (round_ == 0)) & member & filling)
         return (
             jnp.where(closer, row, cover),
-            # Whatever the distance, a member belongs to the first pick before it belongs to another.
-            jnp.where(closer | ((round_ == 0) & member & filling), round_, nearest),
+            jnp.where(owned, round_, nearest),
             free & ~(here & filling),
             places.at[:, round_].set(pick),
             gains.at[:, round_].set(jnp.max(gain, axis=1)),
@@ -139,11 +151,12 @@ def greedy_in_groups(
         jnp.zeros((groups, rounds), jnp.int32),
         jnp.zeros((groups, rounds), jnp.float32),
     )
-    _, nearest, _, places, gains = jax.lax.fori_loop(0, jnp.max(quotas), step, start)
+    _, nearest, _, places, gains = jax.lax.fori_loop(np.int32(0), jnp.max(quotas), step, start)
     # Counted by a product, which a CPU does much faster than a scatter.
-    owned = (nearest[:, None, :] == jnp.arange(rounds)[None, :, None]).astype(jnp.float32)
+    turns = jnp.arange(rounds, dtype=jnp.int32)[None, :, None]
+    owned = (nearest[:, None, :] == turns).astype(jnp.float32)
     if masses is None:
-        weights = jnp.dot(owned.reshape(-1, size), jnp.ones(size), precision="highest")
+        weights = jnp.dot(owned.reshape(-1, size), jnp.ones(size, jnp.float32), precision="highest")
     else:
         weights = jnp.einsum("grs,gs->gr", owned, masses, precision="highest")
     return GroupPicks(places, gains, weights.reshape(groups, rounds))

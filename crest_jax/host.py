@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from crest_jax import _checks
+from crest_jax.data import as_numbers, rows_valid
 from crest_jax.devices import automatic, split
 from crest_jax.types import Array, Examples
 
@@ -27,14 +29,18 @@ class HostSource:
     Args:
       inputs: an array-like [n, ...] that integer arrays index (``numpy.memmap``, ``h5py`` after a
         sort, ...), or a function that returns the inputs [b, ...] of rows [b]; see ``read_records`` for
-        records that come one by one. It is called from one thread at a time.
-      labels: [n], integer classes in ``[0, num_classes)``; they stay in memory.
+        records that come one by one. It is called from one thread at a time, and what it returns is
+        copied. Lists and data frames become one array.
+      labels: [n], integer classes in ``[0, num_classes)``; they stay in memory. Numbers that no example
+        has cost nothing.
       num_classes: number of classes; ``None`` takes the highest label plus one.
       mesh: devices that work together; ``take`` splits what it returns over them where the number of
         rows allows. None: one device.
 
     Raises:
-      ValueError: on empty data, a wrong number of labels, or labels out of range.
+      ValueError: on empty data, inputs that are no numbers or do not fit 32 bits, a wrong number of
+        labels, labels out of range and, from ``take``, rows out of range.
+      RuntimeError: from ``take`` and ``prefetch`` in a forked child, where the reading thread is not.
 
     Example:
       >>> source = HostSource(lambda rows: rows[:, None] * 2.0, np.array([0, 1, 0]))
@@ -47,16 +53,33 @@ class HostSource:
         self, inputs: Any, labels: Any, num_classes: int | None = None, *, mesh: Mesh | None = None
     ) -> None:
         """Check the labels and read one row, to know what an example looks like."""
-        count = len(labels) if callable(inputs) else np.shape(inputs)[0]
+        if isinstance(inputs, (list, tuple, np.ma.MaskedArray)) or _is_table(inputs):
+            inputs = as_numbers(inputs)
+        shape = np.shape(labels) if callable(inputs) else np.shape(inputs)
+        _checks.require(
+            len(shape) > 0,
+            f"inputs are {_checks.brief(inputs)} but must be an array [n, ...] or a function of rows; "
+            "pass one entry for each example.",
+        )
+        count = shape[0]
         _checks.require(
             count > 0,
             "the data hold 0 examples but must hold at least one; pass data [n, ...], n >= 1.",
         )
+        if num_classes is not None:
+            _checks.positive_int("num_classes", num_classes)
         self.labels = _checks.labels_valid(labels, count, num_classes)
         self.num_classes = num_classes if num_classes is not None else int(self.labels.max()) + 1
         self.mesh = None if mesh is None else automatic(mesh)
-        self._read: Read = inputs if callable(inputs) else lambda rows: np.asarray(inputs[rows])
-        self._like = np.asarray(self._read(np.zeros(1, np.int64)))[0]
+        self._read: Read = inputs if callable(inputs) else lambda rows: inputs[rows]
+        first = np.asarray(as_numbers(self._read(np.zeros(1, np.int64))))
+        _checks.require(
+            first.ndim > 0 and len(first) == 1,
+            f"reading 1 row gave shape {first.shape} but must give shape (1, ...); mend the function "
+            "that reads.",
+        )
+        self._like = first[0]
+        self._process = os.getpid()
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "crest_jax-read")
         self._waiting: collections.OrderedDict[int, tuple[Array, concurrent.futures.Future]]
         self._waiting = collections.OrderedDict()
@@ -67,22 +90,28 @@ class HostSource:
 
     def prefetch(self, rows: Array) -> None:
         """Begin to fetch rows [b]; ``take`` of the same array waits for them."""
+        _checks.not_forked(self._process, "this HostSource was made")
         if id(rows) in self._waiting:
             return
-        self._waiting[id(rows)] = rows, self._thread.submit(self._fetch, rows)
+        self._waiting[id(rows)] = rows, self._thread.submit(self._fetch, rows, *_settings())
         while len(self._waiting) > DEPTH:
             _, (_, oldest) = self._waiting.popitem(last=False)
             oldest.cancel()
 
     def take(self, rows: Array) -> Examples:
         """Return the examples at ``rows`` [b]."""
+        _checks.not_forked(self._process, "this HostSource was made")
         _, fetched = self._waiting.pop(id(rows), (None, None))
         if fetched is None:
-            fetched = self._thread.submit(self._fetch, rows)
+            fetched = self._thread.submit(self._fetch, rows, *_settings())
         return fetched.result()
 
-    def _fetch(self, rows: Array) -> Examples:
-        where = np.asarray(rows)
+    def _fetch(self, rows: Array, wide: bool, device: Any) -> Examples:
+        with jax.enable_x64(wide), jax.default_device(device):
+            return self._examples(rows)
+
+    def _examples(self, rows: Array) -> Examples:
+        where = rows_valid(rows, len(self))
         labels = self.labels[where]
         if self.mesh is None:
             return Examples(jnp.asarray(self._checked(where)), jnp.asarray(labels))
@@ -103,7 +132,8 @@ class HostSource:
         )
 
     def _checked(self, rows: np.ndarray) -> np.ndarray:
-        found = np.asarray(self._read(rows))
+        # A copy, for JAX may keep the very memory, and the reader may use it again.
+        found = np.array(as_numbers(self._read(rows)))
         shape = (len(rows), *self._like.shape)
         _checks.require(
             found.shape == shape and found.dtype == self._like.dtype,
@@ -111,6 +141,17 @@ class HostSource:
             f"{self._like.dtype} of shape {shape}, as the first row did; mend the function that reads.",
         )
         return found
+
+
+def _settings() -> tuple[bool, Any]:
+    """Return what JAX keeps for each thread, for the thread that reads: 64 bits or not, the device."""
+    config: Any = jax.config
+    return config.jax_enable_x64, config.jax_default_device
+
+
+def _is_table(inputs: Any) -> bool:
+    """Tell data frames and sparse matrices, whose brackets do not pick rows of numbers."""
+    return hasattr(inputs, "iloc") or hasattr(inputs, "toarray")
 
 
 def read_records(records: Sequence[Any], parse: Callable[[Any], Any]) -> Read:

@@ -13,7 +13,7 @@ from crest_jax.curvature import Moments, draw_probes, gradient_and_diagonal, smo
 from crest_jax.devices import whole
 from crest_jax.embeddings import EmbedFn, in_chunks
 from crest_jax.exclusion import Exclusion, observe, stands_for
-from crest_jax.losses import weighted_mean
+from crest_jax.losses import per_example, weighted_mean
 from crest_jax.medoids import class_side, medoids
 from crest_jax.region import relative_error
 from crest_jax.types import ApplyFn, Array, Examples, LossFn, ModelState, Params
@@ -61,6 +61,8 @@ def make_kernels(
         examples: Examples,
         strata: Array,
         masses: Array | None,
+        rows: Array,
+        key: Array | None,
     ) -> tuple[Array, Array, Array, Array]:
         """Score a subset; return its coreset (picks, weights [m]), losses [r], if all is finite."""
         embeddings, losses = in_chunks(embed_fn, params, model_state, examples, chunk)
@@ -76,6 +78,8 @@ def make_kernels(
             num_classes=num_classes,
             side=side,
             masses=masses,
+            # Another draw of classes for every subset, on whichever device it is scored.
+            key=None if key is None else jax.random.fold_in(key, jnp.sum(rows.astype(jnp.uint32))),
         )
         weights = coreset.weights if config.weighted else jnp.ones_like(coreset.weights)
         return coreset.indices, weights, losses, finite[None]
@@ -91,26 +95,30 @@ def make_kernels(
         slots: Array,
         exclusion: Exclusion,
         finite: Array,
+        key: Array | None,
         num_classes: int,
     ) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
-        """Score subsets, rows [g, r], one on each device, and put their coresets at ``slots`` [g]."""
+        """Score subsets, rows [g, r], one on each device, and put their coresets at ``slots`` [g].
+
+        ``key`` is for mini-batches smaller than the number of classes.
+        """
         strata = classes[rows].astype(jnp.int32)
         masses = stands_for(exclusion.rest, rows, keep) if keep > 0 else None
         chosen = partial(choose, num_classes)
         if mesh is None:
             own_masses = None if masses is None else masses[0]
-            found = chosen(params, model_state, examples, strata[0], own_masses)
+            found = chosen(params, model_state, examples, strata[0], own_masses, rows[0], key)
         else:
-            flat = jax.tree.map(jnp.ravel, (strata, masses))
+            all_strata, all_masses, all_rows = jax.tree.map(jnp.ravel, (strata, masses, rows))
             apart, shared = PartitionSpec(mesh.axis_names), PartitionSpec()
             spread = jax.shard_map(
                 chosen,
                 mesh=mesh,
-                in_specs=(shared, shared, apart, apart, apart),
+                in_specs=(shared, shared, apart, apart, apart, apart, shared),
                 out_specs=apart,
                 check_vma=False,
             )
-            found = spread(params, model_state, examples, *flat)
+            found = spread(params, model_state, examples, all_strata, all_masses, all_rows, key)
             found = jax.lax.with_sharding_constraint(found, whole(mesh))
         picks, weights, losses, all_finite = found
         picks, weights = (x.reshape(rows.shape[0], -1) for x in (picks, weights))
@@ -122,7 +130,7 @@ def make_kernels(
         noted = (exclusion.log, exclusion.logged)
         if config.exclude_below > 0:
             # What only fills the last turn of the devices was seen before; it comes last.
-            number = jnp.sum(slots < held[0].shape[0]) * rows.shape[1]
+            number = jnp.sum(slots < held[0].shape[0], dtype=jnp.int32) * rows.shape[1]
             noted = observe(*noted, rows.ravel(), losses, config.exclude_below, number)
         return held, noted, finite & jnp.all(all_finite)
 
@@ -131,7 +139,7 @@ def make_kernels(
         params: Params, model_state: ModelState, examples: Examples, weights: Array
     ) -> Array:
         logits, _ = apply_fn(params, model_state, examples.inputs, train=False, rng=None)
-        return weighted_mean(loss_fn(logits, examples.labels), weights)
+        return weighted_mean(per_example(loss_fn, logits, examples.labels), weights)
 
     @jax.jit
     def curvature(
@@ -144,7 +152,7 @@ def make_kernels(
     ) -> tuple[Moments, Params, Params, Array]:
         def loss(params: Params) -> Array:
             logits, _ = apply_fn(params, model_state, examples.inputs, train=False, rng=None)
-            return weighted_mean(loss_fn(logits, examples.labels), weights)
+            return weighted_mean(per_example(loss_fn, logits, examples.labels), weights)
 
         pair = gradient_and_diagonal(probes, loss, params)
         moments, gradient, diagonal = smooth(
@@ -159,7 +167,8 @@ def make_kernels(
 def shuffle_held(key: Array, rows: Array, weights: Array, held: Array) -> tuple[Array, Array]:
     """Shuffle the entries of the first ``held`` coresets of those in rows and weights [p, m]."""
     p, m = rows.shape
-    place = jnp.where(jnp.arange(p * m) < held * m, jax.random.uniform(key, (p * m,)), 2.0)
+    drawn = jax.random.uniform(key, (p * m,), jnp.float32)
+    place = jnp.where(jnp.arange(p * m) < held * m, drawn, jnp.float32(2))
     order = jnp.argsort(place)
     return rows.ravel()[order].reshape(p, m), weights.ravel()[order].reshape(p, m)
 

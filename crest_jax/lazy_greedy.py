@@ -56,13 +56,15 @@ class Run(NamedTuple):
     taken: Array  # [], int32, picks so far
     evaluations: Array  # [], int32, candidates evaluated against all clients
     entries: Array  # [], int32, length of the lists; 0 when none was built
-    end: Array  # [], int32, an end: see ``Oracle``
+    top: Array  # [], float32, dissimilarity at which the similarity is 0
 
 
 def stochastic_greedy(
     oracle: Oracle, selectable: Array, quota: Array, size: int, draws: int, key: Array
 ) -> Run:
-    """Choose each candidate as the best of ``draws`` random ones, all evaluated against all clients.
+    """Choose each candidate as the best of ``draws`` random ones.
+
+    Upper bounds of their gains say which may be the best; exact gains decide.
 
     With ``draws = (m / quota) ln(1 / epsilon)`` the objective is at least ``1 - 1/e - epsilon`` of the
     best in expectation (Mirzasoleiman et al., Lazier than lazy greedy, AAAI 2015; their proof holds for
@@ -88,11 +90,25 @@ def stochastic_greedy(
     blocks = -(-draws // 64)
 
     def pick(run: Run) -> Run:
-        places = jax.random.randint(jax.random.fold_in(key, run.taken), (blocks, 64), 0, count)
+        own = jax.random.fold_in(key, run.taken)
+        places = jax.random.randint(own, (blocks, 64), jnp.int32(0), count, jnp.int32)
         rows = order[places]
-        gains = jax.lax.map(lambda block: oracle.bounds(block, run.cover), rows).reshape(-1)
+        bounds = jax.lax.map(lambda block: oracle.bounds(block, run.cover), rows).reshape(-1)
         rows = rows.reshape(-1)
-        gains = jnp.where(run.bounds[rows] < 0, -1.0, gains)
+        bounds = jnp.where(run.bounds[rows] < 0, -1.0, bounds)
+
+        def unsettled(state: tuple[Array, Array]) -> Array:
+            gains, known = state
+            best = first_largest(gains)
+            return (gains[best] > 0) & ~known[best]
+
+        def evaluate(state: tuple[Array, Array]) -> tuple[Array, Array]:
+            gains, known = state
+            best = first_largest(gains)
+            gain = gains_of(run.cover, oracle.exact(rows[best])[None, :])[0]
+            return gains.at[best].set(gain), known.at[best].set(True)
+
+        gains, _ = jax.lax.while_loop(unsettled, evaluate, (bounds, jnp.zeros(len(rows), bool)))
         # Only if all draws are taken already: the lowest row that is free.
         spare = first_largest(run.bounds)
         best = first_largest(gains)
@@ -114,10 +130,10 @@ def stochastic_greedy(
 
 def _start(oracle: Oracle, selectable: Array, size: int) -> Run:
     total = selectable.shape[0]
-    bounds, end = oracle.first_bounds()
+    top, cover, bounds = oracle.start()
     bounds = jnp.where(selectable, bounds, -1.0)
     return Run(
-        cover=oracle.start(),
+        cover=cover,
         nearest=jnp.full(oracle.num_clients, -1, jnp.int32),
         bounds=bounds,
         best=_best_of_blocks(bounds),
@@ -127,7 +143,7 @@ def _start(oracle: Oracle, selectable: Array, size: int) -> Run:
         taken=jnp.int32(0),
         evaluations=jnp.int32(total),
         entries=jnp.int32(0),
-        end=end,
+        top=top,
     )
 
 
@@ -164,7 +180,7 @@ def lazy_greedy(oracle: Oracle, selectable: Array, quota: Array, size: int, capa
         run = jax.lax.while_loop(lambda run: run.taken < target, computed, run)
         if capacity == 0:
             return run, quota
-        counts = jax.lax.population_count(oracle.closer(sample, run.cover))
+        counts = jax.lax.population_count(oracle.closer(sample, run.cover)).astype(jnp.int32)
         counts = jnp.where((run.bounds[sample] >= 0)[:, None], counts, 0)
         expected = jnp.sum(counts, dtype=jnp.float32) * (total / SAMPLE)
         affordable = (expected < 0.9 * capacity) & (run.taken < quota)
@@ -207,7 +223,7 @@ def _candidates(run: Run, strips: int) -> _Candidates:
     short = jnp.pad(run.best, (0, strips * length - count), constant_values=-2.0)
     # Strip s holds blocks s, s + strips, ...: each has at least one real block.
     in_strip = first_largest(short.reshape(length, strips).T)
-    blocks = in_strip * strips + jnp.arange(strips)
+    blocks = in_strip * strips + jnp.arange(strips, dtype=jnp.int32)
     values = run.bounds.reshape(count, BLOCK)[blocks]
     places = first_largest(values)
     old = jnp.max(values, axis=1)
@@ -297,7 +313,7 @@ def _listed(oracle: Oracle, run: Run, quota: Array, capacity: int) -> Run:
 
 def _window(lists: Lists, rows: Array, first: Array) -> tuple[Array, Array, Array]:
     """Clients, values and whether they are entries, [b, WINDOW], from entry ``first`` on."""
-    offsets = first + jnp.arange(WINDOW)
+    offsets = first + jnp.arange(WINDOW, dtype=jnp.int32)
     places = lists.starts[rows][:, None] + offsets[None, :]
     live = offsets[None, :] < lists.lengths[rows][:, None]
     places = jnp.minimum(places, lists.clients.shape[0] - 1)
@@ -363,7 +379,7 @@ def _build(oracle: Oracle, run: Run, capacity: int) -> tuple[Array, Lists]:
 
     def block(state: tuple[Array, Array, Lists]) -> tuple[Array, Array, Lists]:
         index, used, lists = state
-        rows = index * BUILD_ROWS + jnp.arange(BUILD_ROWS)
+        rows = index * BUILD_ROWS + jnp.arange(BUILD_ROWS, dtype=jnp.int32)
         packed = oracle.closer(rows, run.cover)
         packed = jnp.where((run.bounds[rows] >= 0)[:, None], packed, 0)
         ends = running_sum(jax.lax.population_count(packed).astype(jnp.int32).reshape(-1))

@@ -1,5 +1,6 @@
 """The training loop and evaluation, built from public pieces only."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from crest_jax import _checks
 from crest_jax.data import padded_chunks
-from crest_jax.losses import cross_entropy
+from crest_jax.losses import cross_entropy, labels_fit, per_example
 from crest_jax.types import (
     ApplyFn,
     Array,
@@ -69,7 +70,7 @@ def fit(
       The trained state.
 
     Raises:
-      ValueError: when ``steps`` is below 1.
+      ValueError: when ``steps`` is below 1 or the key is none.
 
     Example:
       >>> from crest_jax.data import ArraySource
@@ -82,7 +83,7 @@ def fit(
       6.0
     """
     _checks.positive_int("steps", steps)
-    state = selection.init(key, *view(train_state))
+    state = selection.init(_checks.prng_key("key", key), *view(train_state))
     for step in range(steps):
         state, event = selection.refresh(state, *view(train_state))
         if event is not None and on_event is not None:
@@ -117,7 +118,8 @@ def make_evaluate(
       chunk_size: rows per call.
 
     Raises:
-      ValueError: when ``chunk_size`` is below 1 or, on the call, when the source is empty.
+      ValueError: when ``chunk_size`` is below 1 or, on the call, when the source is empty, ``loss_fn``
+        returns not one loss for each example, or a label has no logit.
 
     Example:
       >>> from crest_jax.data import ArraySource
@@ -130,12 +132,15 @@ def make_evaluate(
     """
     _checks.positive_int("chunk_size", chunk_size)
 
+    def logits_of(params: Params, model_state: ModelState, inputs: Array) -> Array:
+        return apply_fn(params, model_state, inputs, train=False, rng=None)[0]
+
     @jax.jit
     def sums(
         params: Params, model_state: ModelState, examples: Examples, mask: Array
     ) -> tuple[Array, Array]:
-        logits, _ = apply_fn(params, model_state, examples.inputs, train=False, rng=None)
-        losses = loss_fn(logits, examples.labels)
+        logits = logits_of(params, model_state, examples.inputs)
+        losses = per_example(loss_fn, logits, examples.labels)
         correct = jnp.argmax(logits, axis=1) == examples.labels
         return jnp.sum(jnp.where(mask, losses, 0.0)), jnp.sum(correct & mask)
 
@@ -149,6 +154,10 @@ def make_evaluate(
             for positions, mask in padded_chunks(count, chunk_size)
         ]
         loss, correct = np.asarray(parts, np.float64).sum(axis=0).tolist()
+        if loss_fn is cross_entropy and math.isnan(loss):
+            inputs = source.take(jnp.zeros(1, jnp.int32)).inputs
+            logits = jax.eval_shape(logits_of, params, model_state, inputs)
+            labels_fit(int(np.max(source.labels)), logits.shape[1])
         return Evaluation(loss / count, correct / count)
 
     return evaluate

@@ -122,7 +122,7 @@ def match_by_class(
         own = jax.tree.map(lambda x: x[rows].astype(jnp.float32), embeddings)
         target = combine(own, valid.astype(jnp.float32))
         lengths = jnp.where(valid, _squared_lengths(own), 0.0)
-        damping = ridge * jnp.sum(lengths) / jnp.maximum(count, 1)
+        damping = ridge * jnp.sum(lengths) / jnp.maximum(count, 1).astype(jnp.float32)
         products = inner(own, target)
 
         def pick(t: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -136,7 +136,8 @@ def match_by_class(
             picks = picks.at[t].set(jnp.where(taking, best, 0))
             chosen = jnp.arange(rounds) <= t
             heads = jax.tree.map(lambda x: x[picks], own)
-            row = inner(heads, combine(jax.tree.map(lambda x: x[best][None], own), jnp.ones(1)))
+            alone = jax.tree.map(lambda x: x[best][None], own)
+            row = inner(heads, combine(alone, jnp.ones(1, jnp.float32)))
             row = jnp.where(chosen & taking, row, 0.0)
             gram = gram.at[t, :].set(row).at[:, t].set(row)
             gram = gram.at[t, t].add(jnp.where(taking, damping, 1.0))
@@ -206,7 +207,8 @@ def lower_validation_loss(
 
     def one(index: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         chosen, total = state
-        step = rate * total / jnp.maximum(jnp.sum(chosen), 1)
+        number = jnp.sum(chosen, dtype=jnp.int32)
+        step = rate * total / jnp.maximum(number, 1).astype(jnp.float32)
         moved = logits - jnp.dot(features, step.T, precision="highest")
         validation = jnp.dot(logit_residuals(moved, labels).T, features, precision="highest")
         gains = jnp.where(chosen, -jnp.inf, inner(gradients, validation / labels.shape[0]))

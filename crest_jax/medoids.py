@@ -7,8 +7,16 @@ import jax.numpy as jnp
 
 from crest_jax import metrics
 from crest_jax.embeddings import Factored, squared_distances
-from crest_jax.facility_location import coverage_counts, greedy, largest_remainder
+from crest_jax.facility_location import (
+    coverage_counts,
+    covered_as_a_whole,
+    greedy,
+    proportional_quotas,
+    sampled_classes,
+    scaled_up,
+)
 from crest_jax.grouped_greedy import dissimilarities, greedy_in_groups
+from crest_jax.metrics import Metric, Points
 from crest_jax.types import Array, Coreset, PyTree
 
 
@@ -20,13 +28,13 @@ def class_side(share: float, rows: int) -> int:
       rows: examples in a pool.
 
     Returns:
-      Half as many again as the class has on average, rounded up to a multiple of 16.
+      Half as many again as the class has on average, rounded up to a multiple of 16; at least 16.
 
     Example:
       >>> class_side(0.1, 512)
       80
     """
-    return -(-round(1.5 * share * rows) // 16) * 16
+    return max(1, -(-round(1.5 * share * rows) // 16)) * 16
 
 
 @partial(jax.jit, static_argnames=("size", "num_classes", "metric", "side"))
@@ -39,6 +47,7 @@ def medoids(
     metric: str = "euclidean",
     side: int | None = None,
     masses: Array | None = None,
+    key: Array | None = None,
 ) -> Coreset:
     """Choose medoids without any check, for use inside ``jit``.
 
@@ -48,79 +57,110 @@ def medoids(
       size: static, at most ``n``; ``size * n`` below 2^31.
       num_classes: static.
       metric: static, see ``select_coreset``.
-      side: static, a multiple of 16. Where no class has more examples than this, and each has a pick,
-        only rows of the same class are compared, ``O(c side^2)`` for ``c`` classes; otherwise, and with
-        None, all pairs are, ``O(n^2)``. The picks are the same up to float32 rounding.
+      side: static, a multiple of 16. Where no class has more examples than this only rows of the same
+        class are compared, ``O(c side^2)`` for ``c`` classes; otherwise, and with None, all pairs are,
+        ``O(n^2)``. The picks are the same up to float32 rounding.
       masses: [n], float32, how many examples each row stands for, in the objective and in the weights;
         None: one each.
+      key: PRNG key, for pools with more classes than picks. Classes are then drawn at random, those
+        whose rows lie farther from the others more often, and weights undo it: weighted sums
+        are estimated without bias, but for the choice of the medoid. None: the largest classes.
 
     Returns:
-      See ``select_coreset``.
+      See ``select_coreset``; the weights sum to that of the masses.
 
     Example:
       >>> medoids(jnp.eye(3), jnp.zeros(3, int), size=3, num_classes=1).weights.tolist()
       [1.0, 1.0, 1.0]
     """
-    if size < 2 * num_classes:
-        labels, num_classes = jnp.zeros_like(labels), 1
-    counts = jnp.bincount(labels, length=num_classes)
-    quotas = largest_remainder(counts, size)
     rows = labels.shape[0]
-    if side is None or metric == "precomputed" or num_classes * side**2 >= rows**2:
-        return _all_pairs(embeddings, labels, quotas, size, metric, masses)
-    fits = (jnp.max(counts) <= side) & jnp.all((quotas > 0) | (counts == 0))
-    return jax.lax.cond(
-        fits,
-        lambda: _by_class(embeddings, labels, counts, quotas, size, metric, side, masses),
-        lambda: _all_pairs(embeddings, labels, quotas, size, metric, masses),
-    )
+    counts = jnp.bincount(labels, length=num_classes).astype(jnp.int32)
+    points, kind, unit = metrics.prepare(embeddings, metric)
+    # Else XLA scales the rows anew in the loops over all pairs.
+    points, unit = jax.lax.optimization_barrier((points, unit))
+    apart = size >= 2 * num_classes  # else that depends on how many classes the pool has
+    if not apart:
+        aside = covered_as_a_whole(counts, size)
+        labels = jnp.where(aside, 0, labels)
+        counts = jnp.where(aside, jnp.zeros_like(counts).at[0].set(rows), counts)
+    quotas = proportional_quotas(counts, size, most=rows)
+    matrix = metric == "precomputed"
+    if not apart or side is None or matrix or num_classes * side**2 >= rows**2:
+        own_key = None if apart else key
+        found = _all_pairs(points, labels, counts, quotas, size, kind, masses, own_key)
+    else:
+        found = jax.lax.cond(
+            jnp.max(counts) <= side,
+            lambda: _by_class(points, labels, counts, quotas, size, kind, side, masses),
+            lambda: _all_pairs(points, labels, counts, quotas, size, kind, masses, None),
+        )
+    return found._replace(gains=found.gains * unit, objective=found.objective * unit)
 
 
 def _all_pairs(
-    embeddings: PyTree, labels: Array, quotas: Array, size: int, metric: str, masses: Array | None
-) -> Coreset:
-    if metric == "precomputed":
-        values, top = -embeddings.astype(jnp.float32), jnp.float32(0)
-    else:
-        kind = metrics.make_metric(metric, embeddings)
-        parts = metrics.as_float32(embeddings, metric).parts
-        values = kind.from_squared(squared_distances(parts[0] if len(parts) == 1 else Factored(*parts)))
-        same = labels[:, None] == labels[None, :]
-        top = kind.top(jnp.max(jnp.where(same, values, 0.0)))
-    indices, gains = greedy(values, top, labels, quotas, size, masses)
-    weights = coverage_counts(values, labels, indices, masses)
-    return Coreset(indices, weights, gains, jnp.sum(gains))
-
-
-def _by_class(
-    embeddings: PyTree,
+    points: Points,
     labels: Array,
     counts: Array,
     quotas: Array,
     size: int,
-    metric: str,
+    metric: Metric,
+    masses: Array | None,
+    key: Array | None,
+) -> Coreset:
+    if metric.name == "precomputed":
+        values = -points.parts[0]
+    else:
+        parts = points.parts
+        squared = squared_distances(parts[0] if len(parts) == 1 else Factored(*parts))
+        if points.blank is not None:
+            squared = squared + metrics.without_direction(points.blank[:, None], points.blank[None, :])
+        values = metric.from_squared(squared)
+    factors = None
+    if key is not None:
+        few = size < jnp.sum(counts > 0, dtype=jnp.int32)
+        each = jnp.ones(labels.shape[0], jnp.float32) if masses is None else masses
+        own = jnp.zeros(counts.shape[0], jnp.float32).at[labels].add(each * jnp.dot(values, each))
+        drawn, chances = sampled_classes(key, own, size)
+        quotas = jnp.where(few, drawn, quotas)
+        factors = jnp.where(few, chances, 1.0)
+    top = jnp.float32(0)
+    if metric.name != "precomputed":
+        same = (labels[:, None] == labels[None, :]) & (quotas > 0)[labels][:, None]
+        top = metric.top(jnp.max(jnp.where(same, values, 0.0)))
+    indices, gains = greedy(values, top, labels, quotas, size, masses)
+    weights = coverage_counts(values, labels, indices, masses, spread=True)
+    if factors is not None:
+        weights = scaled_up(weights * factors[labels[indices]], jnp.sum(weights))
+    return Coreset(indices, weights, gains, jnp.sum(gains))
+
+
+def _by_class(
+    points: Points,
+    labels: Array,
+    counts: Array,
+    quotas: Array,
+    size: int,
+    metric: Metric,
     side: int,
     masses: Array | None,
 ) -> Coreset:
-    kind = metrics.make_metric(metric, embeddings)
     order = jnp.argsort(labels, stable=True)
-    starts = jnp.cumsum(counts) - counts
+    starts = jnp.cumsum(counts, dtype=jnp.int32) - counts
     # Places beyond a class repeat its last row, which changes no largest dissimilarity.
-    inside = jnp.minimum(jnp.arange(side)[None, :], counts[:, None] - 1)
+    inside = jnp.minimum(jnp.arange(side, dtype=jnp.int32)[None, :], counts[:, None] - 1)
     rows = order[jnp.maximum(starts[:, None] + inside, 0)]
-    parts = tuple(
-        part[rows].transpose(2, 0, 1) for part in metrics.as_float32(embeddings, metric).parts
-    )
-    values = dissimilarities(kind, parts, side)
-    own = (jnp.arange(side)[None, :] < counts[:, None])[None]
-    top = kind.top(jnp.max(jnp.where(own, values, 0.0)))
+    grouped = metrics.take_rows(points, rows)
+    grouped = grouped._replace(parts=tuple(part.transpose(2, 0, 1) for part in grouped.parts))
+    values = dissimilarities(metric, grouped, side)
+    own = (jnp.arange(side, dtype=jnp.int32)[None, :] < counts[:, None])[None]
+    top = metric.top(jnp.max(jnp.where(own, values, 0.0)))
     rounds = min(size, side)
     own_masses = None if masses is None else masses[rows]
     tops = jnp.broadcast_to(top, counts.shape)
     found = greedy_in_groups(values, counts, quotas, tops, rounds, own_masses)
-    ends = jnp.cumsum(quotas)
+    ends = jnp.cumsum(quotas, dtype=jnp.int32)
     slots = jnp.arange(size, dtype=jnp.int32)
-    label = jnp.sum(slots[:, None] >= ends[None, :], axis=1)
+    label = jnp.sum(slots[:, None] >= ends[None, :], axis=1, dtype=jnp.int32)
     turn = slots - (ends - quotas)[label]
     gains = found.gains[label, turn]
     indices = rows[label, found.places[label, turn]].astype(jnp.int32)

@@ -16,12 +16,14 @@ product but cancels; with its rounding error subtracted it is a lower bound, hen
 every gain.
 """
 
+import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from crest_jax.embeddings import factored_squared
 from crest_jax.types import Array, PyTree
@@ -29,13 +31,16 @@ from crest_jax.types import Array, PyTree
 METRICS = ("euclidean", "sqeuclidean", "cosine", "exponential", "precomputed")
 _UNROLL = 64  # columns written out in one fused loop; above, a loop over groups of 16
 _EPS = 1.2e-7  # spacing of float32 at 1
+_ROOM = 30  # rows are scaled to a largest entry near 2 to this power
 _SERIES = [(-1.0) ** k / math.factorial(k + 1) for k in range(8)]  # of (1 - exp(-y)) / y
 
 
 class Points(NamedTuple):
-    """Rows prepared for one metric: every part [n, d_l]; a second part multiplies the first."""
+    """Rows prepared for one metric; every leaf has one entry for each row."""
 
-    parts: tuple[Array, ...]
+    parts: tuple[Any, ...]  # each [n, d_l], float32; a second part multiplies the first
+    blank: Any = None  # [n], int32: a number of its own for a row of zeros, which has no
+    # direction, and 0 for the others; None: there is no such row, or the metric asks for none
 
     @property
     def rows(self) -> int:
@@ -47,7 +52,7 @@ class Metric(NamedTuple):
     """A dissimilarity as a monotone function of the squared distance."""
 
     name: str
-    scale: float  # of "exponential": the number of dimensions d
+    scale: float | Array  # of "exponential": d, times the factor by which the rows were scaled
 
     def from_squared(self, squared: Array) -> Array:
         """Turn squared distances into dissimilarities."""
@@ -104,43 +109,102 @@ def _one_minus_exp(t: Array) -> Array:
     return power
 
 
-def make_metric(name: str, embeddings: PyTree) -> Metric:
-    """Return a metric for embeddings [n, d] or ``Factored``.
+def dimensions(embeddings: PyTree) -> int:
+    """Return the entries of one embedding [n, d], or of one outer product of ``Factored``.
 
     Example:
-      >>> float(make_metric("cosine", jnp.ones((2, 3))).from_squared(jnp.array(4.0)))
-      2.0
+      >>> dimensions(jnp.ones((2, 3)))
+      3
     """
-    return Metric(name, float(math.prod(leaf.shape[-1] for leaf in jax.tree.leaves(embeddings))))
+    return math.prod(leaf.shape[-1] for leaf in jax.tree.leaves(embeddings))
 
 
-def as_float32(embeddings: PyTree, name: str) -> Points:
-    """Cast embeddings [n, d] or ``Factored`` to float32, and scale them to length 1 for cosines."""
+def prepare(embeddings: PyTree, name: str) -> tuple[Points, Metric, Array]:
+    """Prepare embeddings inside ``jit``, where nothing is known about their size.
+
+    They are scaled by a power of two, which rounds nothing, so that no square overflows or vanishes;
+    rows are scaled to length 1 for cosines, one by one.
+
+    Args:
+      embeddings: [n, d] or ``Factored``; similarities [n, n] for "precomputed".
+      name: static, the metric.
+
+    Returns:
+      The points, the metric for them, and what dissimilarities of the points are to be multiplied by
+      [] to be those of the embeddings.
+
+    Example:
+      >>> points, metric, unit = prepare(jnp.array([[3e-30, 0.0], [0.0, 4e-30]]), "euclidean")
+      >>> squared = squared_pairs(take_rows(points, jnp.array([0])), take_rows(points, jnp.array([1])))
+      >>> f"{float(metric.from_squared(squared)[0] * unit):.3g}"
+      '5e-30'
+    """
     parts = tuple(leaf.astype(jnp.float32) for leaf in jax.tree.leaves(embeddings))
+    if name == "precomputed":
+        return Points(parts), Metric(name, 1.0), jnp.float32(1)
     if name == "cosine":
-        parts = tuple(part / jnp.maximum(_norms(part), 1e-30)[:, None] for part in parts)
-    return Points(parts)
+        blank = jnp.zeros(parts[0].shape[0], bool)
+        for part in parts:
+            blank |= ~jnp.any(part != 0, axis=1)
+        parts = tuple(_directions(part) for part in parts)
+        numbers = jnp.where(blank, jnp.arange(1, len(blank) + 1, dtype=jnp.int32), 0)
+        return Points(parts, numbers), Metric(name, 1.0), jnp.float32(1)
+    factor = jnp.float32(1)
+    scaled = []
+    for part in parts:
+        largest = jnp.max(jnp.abs(part))
+        known = (largest > 0) & (largest < jnp.inf)
+        exponent = jnp.where(known, jnp.minimum(_ROOM // len(parts) - _exponent(largest), 126), 0)
+        scaled.append(_times_power(part, exponent))
+        factor = _times_power(factor, exponent)
+    if name == "exponential":
+        # Beyond 2^100 all similarities are 1 to many more digits than float32 has.
+        scale = dimensions(embeddings) * jnp.minimum(factor, 2.0**100)
+        return Points(tuple(scaled)), Metric(name, scale), jnp.float32(1)
+    unit = 1 / factor
+    return Points(tuple(scaled)), Metric(name, 1.0), unit * unit if name == "sqeuclidean" else unit
 
 
-def make_points(embeddings: PyTree, name: str) -> Points:
-    """Do the same, and move columns near the origin where that loses nothing.
+def _exponent(values: Array) -> Array:
+    """Return the exponents, int32, of the powers of two at or below positive normal numbers."""
+    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+    return jnp.clip((bits >> 23) - 127, -126, 126)
+
+
+def _times_power(values: Array, exponent: Array) -> Array:
+    """Multiply by powers of two, exactly."""
+    bits = (exponent.astype(jnp.int32) + 127) << 23
+    return values * jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _directions(part: Array) -> Array:
+    """Scale rows to length 1; rows of zeros stay."""
+    largest = jnp.max(jnp.abs(part), axis=1)
+    part = _times_power(part, jnp.where(largest > 0, -_exponent(largest), 0)[:, None])
+    return part / jnp.maximum(_norms(part), 1e-30)[:, None]
+
+
+def centred(points: Points, *others: Points) -> tuple[Points, ...]:
+    """Move columns near the origin where that loses nothing, those of several sets alike.
 
     A column whose values lie within a factor of 2 of each other is shifted by one of them in the
     middle: such float32 numbers have an exact difference (Sterbenz). Expansions then cancel less.
 
     Example:
-      >>> make_points(jnp.array([[1e6], [1e6 + 1]]), "euclidean").parts[0].tolist()
+      >>> centred(Points((jnp.array([[1e6], [1e6 + 1]]),)))[0].parts[0].tolist()
       [[-0.5], [0.5]]
     """
-    points = as_float32(embeddings, name)
+    sets = (points, *others)
     if len(points.parts) > 1:
-        return points
-    values = points.parts[0]
-    low, high = jnp.min(values, axis=0), jnp.max(values, axis=0)
+        return sets
+    low, high = (
+        functools.reduce(bound, (reduce(each.parts[0], axis=0) for each in sets))
+        for bound, reduce in ((jnp.minimum, jnp.min), (jnp.maximum, jnp.max))
+    )
     least, most = jnp.minimum(jnp.abs(low), jnp.abs(high)), jnp.maximum(jnp.abs(low), jnp.abs(high))
     near = (low * high > 0) & (most <= 2 * least)
     shift = jnp.where(near, low + (high - low) / 2, 0.0)
-    return Points((values - shift[None, :],))
+    return tuple(each._replace(parts=(each.parts[0] - shift[None, :],)) for each in sets)
 
 
 def _norms(part: Array) -> Array:
@@ -152,23 +216,40 @@ def _row_sums(values: Array) -> Array:
     return jnp.dot(values, jnp.ones(values.shape[-1], values.dtype), precision="highest")
 
 
+def without_direction(x: Array | None, y: Array | None) -> Array | float:
+    """Return what rows of zeros add to a squared distance for cosines, from numbers that broadcast.
+
+    A row of zeros has cosine 0 with every other row, so their squared distance counts as 2; with its
+    length of 0 one such row contributes 1, or 0, of it.
+
+    Example:
+      >>> without_direction(jnp.array([0, 0, 1, 1]), jnp.array([0, 1, 1, 2])).tolist()
+      [0.0, 1.0, 0.0, 2.0]
+    """
+    if x is None or y is None:
+        return 0.0
+    return jnp.where(x == y, 0.0, jnp.where((x > 0) & (y > 0), 2.0, 1.0))
+
+
 def to_tiles(points: Points, width: int) -> Points:
     """Lay rows out for sweeps: parts [n, d_l] become [n / width, d_l, width]."""
     parts = (part.reshape(-1, width, part.shape[1]) for part in points.parts)
-    return Points(tuple(part.transpose(0, 2, 1) for part in parts))
+    blank = None if points.blank is None else points.blank.reshape(-1, width)
+    return Points(tuple(part.transpose(0, 2, 1) for part in parts), blank)
 
 
 def squared_to_all(row: Points, tiles: Points) -> Array:
     """Return direct squared distances [t, w] from a row (parts [d_l]) to tiles (parts [t, d_l, w])."""
+    more = without_direction(row.blank, tiles.blank)
     if len(row.parts) == 1:
-        return _sum_over_columns(row.parts[0], tiles.parts[0], lambda x, y: jnp.square(x - y))
+        return more + _sum_over_columns(row.parts[0], tiles.parts[0], lambda x, y: jnp.square(x - y))
     (a, b), (c, d) = row.parts, tiles.parts
     left_gap = _sum_over_columns(a, c, lambda x, y: jnp.square(x - y))
     right_gap = _sum_over_columns(b, d, lambda x, y: jnp.square(x - y))
     left_cross = _sum_over_columns(a, c, lambda x, y: (x - y) * y)
     right_cross = _sum_over_columns(b, d, lambda x, y: x * (x - y))
     norm_c = _sum_over_columns(a, c, lambda x, y: jnp.square(y))
-    return factored_squared(
+    return more + factored_squared(
         left_gap, right_gap, left_cross, right_cross, jnp.sum(jnp.square(b)), norm_c
     )
 
@@ -187,7 +268,7 @@ def _sum_over_columns(row: Array, tiles: Array, term: Callable[[Array, Array], A
         return total
 
     if grouped:
-        total = jax.lax.fori_loop(0, grouped // 16, group, total)
+        total = jax.lax.fori_loop(np.int32(0), np.int32(grouped // 16), group, total)
     for k in range(grouped, count):
         total = total + term(row[k], tiles[:, k])
     return total
@@ -195,10 +276,11 @@ def _sum_over_columns(row: Array, tiles: Array, term: Callable[[Array, Array], A
 
 def squared_pairs(x: Points, y: Points) -> Array:
     """Return direct squared distances [t] between corresponding rows [t] of two sets."""
+    more = without_direction(x.blank, y.blank)
     if len(x.parts) == 1:
-        return _row_sums(jnp.square(x.parts[0] - y.parts[0]))
+        return more + _row_sums(jnp.square(x.parts[0] - y.parts[0]))
     (a, b), (c, d) = x.parts, y.parts
-    return factored_squared(
+    return more + factored_squared(
         _row_sums(jnp.square(a - c)), _row_sums(jnp.square(b - d)), _row_sums((a - c) * c),
         _row_sums(b * (b - d)), jnp.square(_norms(b)), jnp.square(_norms(c)),
     )  # fmt: skip
@@ -215,7 +297,7 @@ def lower_squared(x: Points, x_lengths: Array, tile: Points, y_lengths: Array) -
 
     The rounding error of the expansion is at most ``gamma (|x|^2 + |y|^2)``, where ``gamma`` counts
     the roundings of lengths and products (Higham, Accuracy and Stability of Numerical Algorithms,
-    2002, Section 3.1).
+    2002, Section 3.1). An upper bound is ``2 gamma (|x|^2 + |y|^2)`` higher; see ``spread``.
 
     Args:
       x: parts [b, d_l].
@@ -223,15 +305,36 @@ def lower_squared(x: Points, x_lengths: Array, tile: Points, y_lengths: Array) -
       tile: parts [d_l, w].
       y_lengths: [w].
     """
-    gamma = (sum(part.shape[1] for part in x.parts) + 4) * _EPS
+    gamma = _gamma(x)
     products = [
         jnp.dot(part, columns, precision="highest")
         for part, columns in zip(x.parts, tile.parts, strict=True)
     ]
     product = math.prod(products[1:], start=products[0])
-    return (1 - gamma) * (x_lengths[:, None] + y_lengths[None, :]) - 2 * product
+    lower = (1 - gamma) * (x_lengths[:, None] + y_lengths[None, :]) - 2 * product
+    if x.blank is None or tile.blank is None:
+        return lower
+    return lower + without_direction(x.blank[:, None], tile.blank[None, :])
 
 
-def take_rows(points: Points, rows: Array) -> Points:
+def _gamma(points: Points) -> float:
+    return (sum(part.shape[-1] for part in points.parts) + 4) * _EPS
+
+
+def spread(points: Points, lengths: Array) -> Array:
+    """Return by how much, at most, a squared distance exceeds its lower bound, [n].
+
+    Args:
+      points: parts [n, d_l].
+      lengths: [n], squared lengths of what the points are compared with, at their longest.
+
+    Example:
+      >>> bool(spread(Points((jnp.ones((1, 4)),)), jnp.array([8.0]))[0] < 1e-4)
+      True
+    """
+    return 2 * (1 + 1e-5) * _gamma(points) * lengths
+
+
+def take_rows(points: Points, rows: Any) -> Points:
     """Return the points at ``rows``."""
-    return Points(tuple(part[rows] for part in points.parts))
+    return jax.tree.map(lambda leaf: leaf[rows], points)

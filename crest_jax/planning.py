@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from crest_jax import _checks
+from crest_jax.facility_location import proportional_quotas
 from crest_jax.lazy_greedy import BUILD_ROWS, EXTRACT
 from crest_jax.oracles import TILE, padded
 
@@ -142,14 +143,17 @@ def _working_set(shape: Shape, wide: int) -> int:
     return 4 * wide * (3 * shape.width + 32 + 2 * BUILD_ROWS // 8) + 3 * 4 * 64 * TILE
 
 
-def quotas_for(counts: np.ndarray, size: int, quotas: object) -> np.ndarray:
+def quotas_for(
+    counts: np.ndarray, size: int, quotas: object, names: np.ndarray | None = None
+) -> np.ndarray:
     """Return how many picks each class of each problem gets, [p, c].
 
     Args:
       counts: [p, c], examples of each class.
       size: picks in all.
-      quotas: "proportional" (largest remainder), "equal" (as equal as possible, the larger share to
-        the lower class) or the quotas [c] themselves.
+      quotas: "proportional" (see ``proportional_quotas``), "equal" (as equal as possible, the larger
+        share to the lower class) or the quotas [c] themselves.
+      names: [c], what the classes are called in a sentence; None: their places.
 
     Raises:
       ValueError: when the quotas cannot be met.
@@ -165,17 +169,14 @@ def quotas_for(counts: np.ndarray, size: int, quotas: object) -> np.ndarray:
     if isinstance(quotas, str):
         _checks.require(
             quotas in ("proportional", "equal"),
-            f'quotas is {quotas!r} but must be "proportional", "equal" or one number for each class; '
-            "choose one of these.",
+            f'quotas is {_checks.brief(quotas)} but must be "proportional", "equal" or one number for '
+            "each class; choose one of these.",
         )
         if quotas == "equal":
             each = size // classes + (np.arange(classes) < size % classes)
             found = np.broadcast_to(each, counts.shape)
         else:
-            totals = counts.sum(axis=1, keepdims=True)
-            found = counts * size // totals
-            rank = np.argsort(np.argsort(-(counts * size % totals), axis=1, kind="stable"), axis=1)
-            found = found + (rank < size - found.sum(axis=1, keepdims=True))
+            found = proportional_quotas(counts, size, np)
     else:
         each = np.asarray(quotas)
         _checks.require(
@@ -193,8 +194,9 @@ def quotas_for(counts: np.ndarray, size: int, quotas: object) -> np.ndarray:
     short = found > counts
     if short.any():
         problem, label = (int(x) for x in np.argwhere(short)[0])
+        name = label if names is None else names.tolist()[label]
         raise ValueError(
-            f"quotas ask for {found[problem, label]} picks of class {label} but it has "
+            f"quotas ask for {found[problem, label]} picks of class {_checks.brief(name)} but it has "
             f"{counts[problem, label]} examples and none is chosen twice; lower this quota or choose "
             'quotas="proportional".'
         )

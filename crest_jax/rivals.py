@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
+from crest_jax.classes import classes_of
 from crest_jax.devices import place
 from crest_jax.embeddings import (
     EmbedFn,
@@ -21,7 +22,7 @@ from crest_jax.embeddings import (
     last_layer_gradients,
     logit_gradients,
 )
-from crest_jax.losses import cross_entropy
+from crest_jax.losses import cross_entropy, fitting, labels_fit, per_example
 from crest_jax.matching import lower_validation_loss, match_by_class
 from crest_jax.planning import quotas_for
 from crest_jax.selection import select_coreset
@@ -37,6 +38,7 @@ from crest_jax.types import (
     ModelState,
     Params,
     PhaseFn,
+    PyTree,
     Selection,
     Source,
 )
@@ -66,14 +68,30 @@ def fixed_subset(source: Source, batch_size: int, size: int, *, phase: PhaseFn =
       >>> len(set(state.strata.members.tolist()))
       4
     """
-    strata = make_strata(source.labels, source.num_classes)
+    groups = classes_of(source.labels)
+    strata = make_strata(groups.codes, groups.number)
 
     def choose(key: Array, params: Params, model_state: ModelState) -> Subset:
         del params, model_state
-        rows = next_subset(open_stream(key, source.num_classes), strata, size)[1]
+        rows = next_subset(open_stream(key, groups.number), strata, size)[1]
         return Subset(rows, np.ones(size))
 
     return subset_batches(source, batch_size, size, choose, phase=phase)
+
+
+def _fitting_embed(embed_fn: EmbedFn, loss_fn: LossFn, source: Source) -> EmbedFn:
+    """Compile an embedding by logit gradients, which refuses a label without a logit when first traced.
+
+    Logit gradients, and the left factors of last-layer gradients, have a column for each logit.
+    """
+    highest = int(np.max(source.labels)) if loss_fn is cross_entropy else -1
+
+    def embed(params: Params, model_state: ModelState, examples: Examples) -> tuple[PyTree, Array]:
+        embeddings, losses = embed_fn(params, model_state, examples)
+        labels_fit(highest, jax.tree.leaves(embeddings)[0].shape[1])
+        return embeddings, losses
+
+    return jax.jit(embed)
 
 
 def craig(
@@ -103,7 +121,8 @@ def craig(
       phase: runs ``"selection"``.
 
     Raises:
-      ValueError: see ``subset_batches`` and ``select_coreset``.
+      ValueError: see ``subset_batches`` and ``select_coreset``; from ``refresh``, when a label has no
+        logit.
 
     Example:
       >>> from crest_jax.data import ArraySource
@@ -115,13 +134,16 @@ def craig(
       >>> float(selection.refresh(state, jnp.zeros((6, 2)), {})[0].weights[jnp.array([0, 1])].sum())
       4.0
     """
-    embed = jax.jit(embed_fn or logit_gradients(apply_fn, loss_fn))
-    rows = np.arange(len(source))
+    if embed_fn is None:
+        embed = _fitting_embed(logit_gradients(apply_fn, loss_fn), loss_fn, source)
+    else:
+        embed = jax.jit(embed_fn)
+    rows, groups = np.arange(len(source)), classes_of(source.labels)
 
     def choose(key: Array, params: Params, model_state: ModelState) -> Subset:
         embeddings, _ = embed_rows(embed, params, model_state, source, rows)
         coreset = select_coreset(
-            embeddings, size, labels=source.labels, num_classes=source.num_classes, key=key
+            embeddings, size, labels=groups.codes, num_classes=groups.number, key=key
         )
         return Subset(coreset.indices, coreset.weights)
 
@@ -160,7 +182,8 @@ def gradmatch(
       phase: runs ``"selection"``.
 
     Raises:
-      ValueError: see ``subset_batches``; also when ``ridge`` is not above 0.
+      ValueError: see ``subset_batches``; also when ``ridge`` is not above 0 and, from ``refresh``, when
+        a label has no logit.
 
     Example:
       >>> from crest_jax.data import ArraySource
@@ -172,12 +195,12 @@ def gradmatch(
       4
     """
     _checks.in_range("ridge", ridge, 0.0, 1e6, open_low=True)
-    embed = jax.jit(last_layer_gradients(features_fn, loss_fn))
-    count, classes = len(source), source.num_classes
+    embed = _fitting_embed(last_layer_gradients(features_fn, loss_fn), loss_fn, source)
+    count, groups = len(source), classes_of(source.labels)
     everything = np.arange(count)
-    counts = np.bincount(source.labels, minlength=classes)
-    quotas = quotas_for(counts[None], size, "proportional")[0]
-    order = np.argsort(source.labels, kind="stable").astype(np.int32)
+    counts = np.bincount(groups.codes).astype(np.int32)
+    quotas = quotas_for(counts[None], size, "proportional")[0].astype(np.int32)
+    order = np.argsort(groups.codes, kind="stable").astype(np.int32)
 
     def by_class(key: Array, params: Params, model_state: ModelState) -> Subset:
         del key
@@ -191,7 +214,7 @@ def gradmatch(
 
     def by_batch(key: Array, params: Params, model_state: ModelState) -> Subset:
         gradients = _on_device(embed_rows(embed, params, model_state, source, everything)[0])
-        shuffled = jax.random.permutation(key, count)
+        shuffled = jax.random.permutation(key, jnp.arange(count, dtype=jnp.int32))
         whole = count // batch_size
         means = _batch_sums(gradients, shuffled[: whole * batch_size].reshape(whole, batch_size))
         wanted = min(-(-size // batch_size), whole)
@@ -258,7 +281,7 @@ def glister(
 
     Raises:
       ValueError: see ``subset_batches``; also when ``size`` leaves no row to hold out or ``rate`` is
-        not above 0.
+        not above 0 and, from ``refresh``, when a label has no logit.
 
     Example:
       >>> from crest_jax.data import ArraySource
@@ -277,18 +300,20 @@ def glister(
         f"size is {size} but GLISTER holds out {held} of {count} examples to judge by; lower size to "
         f"{count - held}.",
     )
-    embed = jax.jit(last_layer_gradients(features_fn, loss_fn))
+    # The validation gradient is that of the cross-entropy, whatever the loss.
+    embed = _fitting_embed(last_layer_gradients(features_fn, loss_fn), cross_entropy, source)
     read = jax.jit(lambda p, s, e: (features_fn(p, s, e.inputs), jnp.zeros(e.labels.shape[0])))
-    strata = make_strata(source.labels, source.num_classes)
+    groups = classes_of(source.labels)
+    strata = make_strata(groups.codes, groups.number)
 
     def choose(key: Array, params: Params, model_state: ModelState) -> Subset:
-        judges = np.asarray(next_subset(open_stream(key, source.num_classes), strata, held)[1])
+        judges = np.asarray(next_subset(open_stream(key, groups.number), strata, held)[1])
         pool = np.setdiff1d(np.arange(count), judges, assume_unique=True)
         gradients = _on_device(embed_rows(embed, params, model_state, source, pool)[0])
         (features, logits), _ = embed_rows(read, params, model_state, source, judges)
         features = np.concatenate([features, np.ones((held, 1), np.float32)], axis=1)
-        own, theirs = source.labels[pool], source.labels[judges]
-        counts = np.bincount(own, minlength=source.num_classes)
+        own, theirs = groups.codes[pool], np.asarray(source.labels)[judges]
+        counts = np.bincount(own, minlength=groups.number)
         quotas = quotas_for(counts[None], size, "proportional")[0]
         chosen = lower_validation_loss(
             gradients, jnp.asarray(own), jnp.asarray(quotas, jnp.int32), jnp.asarray(features),
@@ -334,7 +359,8 @@ def pruned(
       >>> sorted(state.strata.members.tolist())
       [1, 2]
     """
-    counts = np.bincount(source.labels, minlength=source.num_classes)
+    groups = classes_of(source.labels)
+    counts = np.bincount(groups.codes, minlength=groups.number)
 
     def checked(values: np.ndarray) -> np.ndarray:
         values = np.asarray(values, np.float64)
@@ -351,9 +377,10 @@ def pruned(
     def choose(key: Array, params: Params, model_state: ModelState) -> Subset:
         values = checked(scores(key, params, model_state)) if callable(scores) else scores
         quotas = quotas_for(counts[None], size, "proportional")[0]
-        order = np.lexsort((-values, source.labels))
-        rank = np.arange(len(order)) - (np.cumsum(counts) - counts)[source.labels[order]]
-        return Subset(order[rank < quotas[source.labels[order]]], np.ones(size))
+        order = np.lexsort((-values, groups.codes))
+        own = groups.codes[order]
+        rank = np.arange(len(order)) - (np.cumsum(counts) - counts)[own]
+        return Subset(order[rank < quotas[own]], np.ones(size))
 
     return subset_batches(source, batch_size, size, choose, work=work, phase=phase)
 
@@ -371,6 +398,10 @@ def el2n_scores(
       model_state: model state.
       source: the data.
 
+    Raises:
+      ValueError: when a label has no logit.
+      FloatingPointError: when a loss is NaN or infinite.
+
     Example:
       >>> from crest_jax.data import ArraySource
       >>> def linear(params, state, inputs, *, train, rng):
@@ -379,7 +410,7 @@ def el2n_scores(
       >>> [round(x, 4) for x in el2n_scores(linear, jnp.zeros((2, 2)), {}, source).tolist()]
       [0.7071, 0.7071]
     """
-    embed = jax.jit(logit_gradients(apply_fn))
+    embed = _fitting_embed(logit_gradients(apply_fn), cross_entropy, source)
     residuals, _ = embed_rows(embed, params, model_state, source, np.arange(len(source)))
     return np.linalg.norm(residuals, axis=1)
 
@@ -429,6 +460,12 @@ def forgetting_scores(state: Forgetting) -> np.ndarray:
     return np.where(state.ever, state.events, np.inf)
 
 
+@jax.jit
+def _handed_out(rows: Array) -> tuple[Array, Array]:
+    """Return weights [m] of 1 and a copy of rows [m], since a mini-batch may be donated."""
+    return jnp.ones(rows.shape, jnp.float32), jnp.copy(rows)
+
+
 class HardestState(NamedTuple):
     """The state of ``hardest_batches``."""
 
@@ -463,7 +500,8 @@ def hardest_batches(
       phase: runs ``"selection"``.
 
     Raises:
-      ValueError: when the sizes are out of range.
+      ValueError: when the sizes are out of range; from ``refresh``, when a label has no logit or
+        ``loss_fn`` returns not one loss for each example.
 
     Example:
       >>> from crest_jax.data import ArraySource
@@ -484,18 +522,19 @@ def hardest_batches(
         f"pool_size is {pool_size} but must lie between batch_size, {batch_size}, and the number of "
         f"examples, {count}; choose a size there.",
     )
-    mesh = getattr(source, "mesh", None)
-    strata = make_strata(source.labels, source.num_classes, mesh=mesh)
-    weights = place(jnp.ones(batch_size, jnp.float32), mesh)
+    mesh, groups = getattr(source, "mesh", None), classes_of(source.labels)
+    strata = make_strata(groups.codes, groups.number, mesh=mesh)
+    fitting_loss = fitting(loss_fn, source.labels)
 
     @jax.jit
     def hardest(params: Params, model_state: ModelState, examples: Examples, rows: Array) -> Array:
         logits, _ = apply_fn(params, model_state, examples.inputs, train=False, rng=None)
-        return rows[jax.lax.top_k(loss_fn(logits, examples.labels), batch_size)[1]]
+        losses = per_example(fitting_loss, logits, examples.labels)
+        return rows[jax.lax.top_k(losses, batch_size)[1]]
 
     def init(key: Array, params: Params, model_state: ModelState) -> HardestState:
         del params, model_state
-        stream, rows = open_stream(key, source.num_classes), jnp.zeros(batch_size, jnp.int32)
+        stream, rows = open_stream(key, groups.number), jnp.zeros(batch_size, jnp.int32)
         return HardestState(0, 0, Work(), place(stream, mesh), place(rows, mesh))
 
     def select(state: HardestState, params: Params, model_state: ModelState) -> HardestState:
@@ -517,8 +556,7 @@ def hardest_batches(
             f"next_batch was called at step {state.step} with no batch chosen but needs one; call "
             "refresh before every next_batch.",
         )
-        examples = source.take(state.rows)
-        batch = Batch(examples.inputs, examples.labels, weights, state.rows)
+        batch = Batch(*source.take(state.rows), *_handed_out(state.rows))
         return state._replace(step=state.step + 1), batch
 
     return Selection(init, refresh, next_batch)

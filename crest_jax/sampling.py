@@ -1,12 +1,14 @@
 """The baselines: random mini-batches, plain or stratified by class, of all or of unlearned examples."""
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
+from crest_jax.classes import Classes, classes_of
 from crest_jax.devices import place
 from crest_jax.exclusion import (
     Exclusion,
@@ -14,11 +16,11 @@ from crest_jax.exclusion import (
     init_exclusion,
     observe_losses,
     rows_needed,
-    stands_for,
     take_all_back,
     turn_over,
+    weighted_subset,
 )
-from crest_jax.streams import Lookahead, RowStream, make_strata, open_stream
+from crest_jax.streams import Lookahead, RowStream, Strata, make_strata, next_subset, open_stream
 from crest_jax.types import Array, Batch, ModelState, Params, Selection, Source
 
 
@@ -54,7 +56,7 @@ def random_batches(source: Source, batch_size: int) -> Selection:
       >>> sorted(selection.next_batch(state)[1].rows.tolist())
       [0, 1, 2, 3]
     """
-    return _batches(source, batch_size, np.zeros(len(source), np.uint8), 1)
+    return _batches(source, batch_size, _as_one(len(source)))
 
 
 def stratified_batches(source: Source, batch_size: int) -> Selection:
@@ -73,7 +75,7 @@ def stratified_batches(source: Source, batch_size: int) -> Selection:
       >>> sorted(selection.next_batch(state)[1].labels.tolist())
       [0, 0, 1, 1]
     """
-    return _batches(source, batch_size, source.labels, source.num_classes)
+    return _batches(source, batch_size, classes_of(source.labels))
 
 
 class UnlearnedState(NamedTuple):
@@ -98,6 +100,7 @@ def unlearned_batches(
     keep: float = 0.25,
     until: int | None = None,
     stratified: bool = True,
+    nonfinite: Literal["stop", "skip"] = "stop",
 ) -> Selection:
     """Choose random mini-batches that hold few of the examples already learned, at no cost.
 
@@ -116,10 +119,14 @@ def unlearned_batches(
       until: step from which on batches are of all examples: that of the learning rate's first drop.
         None: exclusion to the end.
       stratified: draw by class, in proportion to the classes in play.
+      nonfinite: what a NaN or infinite loss does that is handed back: "stop" raises at the window's
+        end, "skip" counts it as not learned, for a training that leaves such steps out.
 
     Raises:
-      ValueError: when an argument is out of range; from ``refresh``, at the end of the first window,
-        when no losses were handed back.
+      ValueError: when an argument is out of range; from ``observe``, when the losses are no
+        floating-point numbers [m]; from ``refresh``, at the end of the first window, when no losses
+        were handed back.
+      FloatingPointError: from ``refresh``, at the end of a window; see ``nonfinite``.
 
     Example:
       >>> from crest_jax.data import ArraySource
@@ -141,20 +148,23 @@ def unlearned_batches(
     _checks.in_range("keep", keep, 0.0, 1.0)
     if until is not None:
         _checks.positive_int("until", until)
-    labels = source.labels if stratified else np.zeros(count, np.int32)
-    num_strata = source.num_classes if stratified else 1
+    _checks.require(
+        nonfinite in ("stop", "skip"),
+        f'nonfinite is {_checks.brief(nonfinite)} but must be "stop" or "skip"; choose one of these.',
+    )
+    groups = classes_of(source.labels) if stratified else _as_one(count)
     mesh, ahead = getattr(source, "mesh", None), Lookahead(source)
-    strata = make_strata(labels, num_strata, mesh=mesh)
-    needed = rows_needed(labels, num_strata, batch_size)
+    strata = make_strata(groups.codes, groups.number, mesh=mesh)
+    needed = rows_needed(groups.codes, groups.number, batch_size)
 
     def init(key: Array, params: Params, model_state: ModelState) -> UnlearnedState:
         del params, model_state
-        key, stream_key = jax.random.split(place(key, mesh))
+        key, stream_key = jax.random.split(place(_checks.prng_key("key", key), mesh))
         # Nothing was seen, so this changes nothing, and compiles now what a later window needs.
         capacity = (window + 1) * batch_size
-        fresh = init_exclusion(count, num_strata, capacity=capacity, windows=windows)
+        fresh = init_exclusion(count, groups.number, capacity=capacity, windows=windows)
         exclusion, *_ = end_window(place(fresh, mesh), strata.classes, strata.sizes, needed, windows)
-        stream = place(open_stream(stream_key, num_strata), mesh)
+        stream = place(open_stream(stream_key, groups.number), mesh)
         return UnlearnedState(0, window, 0, 0, key, stream, exclusion)
 
     def refresh(
@@ -171,12 +181,13 @@ def unlearned_batches(
             f"no losses were handed back in {state.step} steps but exclusion needs them; call observe "
             "after every step, or pass losses to fit.",
         )
-        sizes = strata.sizes
-        return turn_over(state, strata.classes, sizes, needed, windows, window), None
+        classes, sizes, skipping = strata.classes, strata.sizes, nonfinite == "skip"
+        return turn_over(state, classes, sizes, needed, windows, window, skipping=skipping), None
 
     def next_batch(state: UnlearnedState) -> tuple[UnlearnedState, Batch]:
-        stream, rows = ahead.next_subset(state.stream, strata, batch_size, state.exclusion, keep)
-        weights = stands_for(state.exclusion.rest, rows, keep)
+        rest, out = state.exclusion.rest, state.exclusion.out
+        drawn = ahead.draw(weighted_subset, state.stream, strata, rest, out, batch_size, keep)
+        stream, rows, weights = drawn
         batch = Batch(*source.take(rows), weights, rows)
         return state._replace(step=state.step + 1, stream=stream), batch
 
@@ -195,23 +206,33 @@ def _check_batch(batch_size: int, count: int) -> None:
     )
 
 
-def _batches(source: Source, batch_size: int, labels: np.ndarray, num_strata: int) -> Selection:
+def _as_one(count: int) -> Classes:
+    """All examples in one class."""
+    return Classes(np.zeros(count, np.int32), np.zeros(1, np.int32))
+
+
+@partial(jax.jit, static_argnames="size")
+def _evenly(stream: RowStream, strata: Strata, size: int) -> tuple[RowStream, Array, Array]:
+    stream, rows = next_subset(stream, strata, size)
+    return stream, rows, jnp.ones(rows.shape, jnp.float32)
+
+
+def _batches(source: Source, batch_size: int, groups: Classes) -> Selection:
     count = len(source)
     _check_batch(batch_size, count)
     mesh, ahead = getattr(source, "mesh", None), Lookahead(source)
-    strata = make_strata(labels, num_strata, mesh=mesh)
-    weights = place(jnp.ones(batch_size, jnp.float32), mesh)
+    strata = make_strata(groups.codes, groups.number, mesh=mesh)
 
     def init(key: Array, params: Params, model_state: ModelState) -> SamplingState:
         del params, model_state
-        return SamplingState(0, place(open_stream(key, num_strata), mesh))
+        return SamplingState(0, place(open_stream(key, groups.number), mesh))
 
     def refresh(state: SamplingState, params: Params, model_state: ModelState) -> tuple[Any, None]:
         del params, model_state
         return state, None
 
     def next_batch(state: SamplingState) -> tuple[SamplingState, Batch]:
-        stream, rows = ahead.next_subset(state.stream, strata, batch_size)
+        stream, rows, weights = ahead.draw(_evenly, state.stream, strata, batch_size)
         examples = source.take(rows)
         return SamplingState(state.step + 1, stream), Batch(*examples, weights, rows)
 

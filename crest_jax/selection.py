@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +18,31 @@ from crest_jax.class_greedy import (
     sorted_on_host,
 )
 from crest_jax.dense_greedy import choose_dense
-from crest_jax.facility_location import coverage_counts, largest_remainder
+from crest_jax.embeddings import Factored
+from crest_jax.facility_location import (
+    coverage_counts,
+    covered_as_a_whole,
+    proportional_quotas,
+    scaled_up,
+)
+from crest_jax.inputs import make_pool, restored, rows_of, shape_of
 from crest_jax.medoids import medoids
+from crest_jax.metrics import Metric, Points
 from crest_jax.oracles import padded
 from crest_jax.partitioned import choose_in_parts
-from crest_jax.planning import METHODS, Plan, Shape, make_plan, quotas_for
+from crest_jax.planning import METHODS, Plan, Shape, make_plan
+from crest_jax.quotas import Partition, label_shape, partition
 from crest_jax.types import Array, Coreset, PyTree
 
 
-class _Problem(NamedTuple):
-    """A checked selection problem, or ``P`` of them."""
+# Where examples of classes without a pick count: there are none, at the nearest pick, at all alike.
+Orphans = Literal["none", "nearest", "spread"]
 
-    embeddings: PyTree  # leaves [n, ...], or [p, n, ...] if batched
-    labels: np.ndarray  # [p, n], int32; zero when the pool is covered as a whole
-    counts: np.ndarray  # [p, c]
-    quotas: np.ndarray  # [p, c]
+
+class _Problem(NamedTuple):
+    """A selection problem of checked shape, or ``p`` of them."""
+
+    parts: Partition
     shape: Shape
     batched: bool
 
@@ -49,16 +59,21 @@ def select_coreset(
     memory_budget: int | None = None,
     epsilon: float = 0.1,
     key: Array | None = None,
+    batched: bool | None = None,
 ) -> Coreset:
     """Choose ``size`` weighted medoids of a pool by facility location.
 
-    Maximises ``f(S) = sum_i max_{j in S} s_ij``, where the similarity ``s_ij`` is the largest distance
-    within a class minus the distance between the embeddings of ``i`` and ``j`` (see ``metrics`` for the
-    others); the weight of a pick is the number of examples nearest to it (Yang, Kang and Mirzasoleiman,
-    ICML 2023, Section 4; Mirzasoleiman, Bilmes and Leskovec, ICML 2020). With labels, each class is
-    covered by its own picks. Proportional quotas are by the largest remainder, and then a pool with
-    fewer than two picks a class is covered as a whole; a class without a pick goes to the nearest pick
-    of any.
+    Maximises ``f(S) = sum_i max(0, max_{j in S} s_ij)``, where the similarity ``s_ij`` is the largest
+    distance within a class minus the distance between the embeddings of ``i`` and ``j`` (other metrics:
+    see below). The weight of a pick is the number of examples nearest to it; a pick stands for
+    itself, and of equally near picks the earlier one counts (Yang, Kang and Mirzasoleiman, ICML 2023,
+    Section 4; Mirzasoleiman, Bilmes and Leskovec, ICML 2020). With labels, each class is covered by its
+    own picks; classes are those that occur, whatever their numbers.
+
+    Proportional quotas are by the largest remainder, with at least one pick a class. A pool with one to
+    two picks a class is covered as a whole. With fewer picks than classes the largest classes get one
+    each, and weights are scaled up to sum to ``n``. Examples of a class to which given quotas leave no
+    pick count at the nearest pick of any class.
 
     The methods:
 
@@ -78,17 +93,23 @@ def select_coreset(
     "auto" means "dense" without class blocks (``O(n^2)`` memory), and "partitioned" is not available.
 
     Args:
-      embeddings: [n, d], or ``Factored`` last-layer gradients, or [p, n, d] for ``p`` problems at once;
-        any float type, computed in float32. With metric "precomputed" symmetric similarities [n, n].
+      embeddings: [n, d], or ``Factored`` last-layer gradients, or [p, n, d] for ``p`` problems at once,
+        or a list of batches [b, d]; any real type, computed in float32. Rows of 64-bit numbers far from
+        the origin are moved near it before. With metric "precomputed" symmetric similarities [n, n].
       size: number of picks ``m``, at most ``n``.
-      labels: [n] or [p, n], integer classes, or None.
-      num_classes: number of classes; None takes the highest label plus one.
-      metric: "euclidean", "sqeuclidean", "cosine", "exponential" or "precomputed".
-      quotas: "proportional", "equal" or the number of picks of each class [c].
+      labels: [n] or [p, n], the class of each example: whole numbers or strings; None: one class.
+      num_classes: number of classes that there may be, inside ``jit``; outside it only makes labels
+        from it on an error.
+      metric: "euclidean", "sqeuclidean", "cosine", "exponential" or "precomputed". A row of zeros has
+        cosine 0 with every other row.
+      quotas: "proportional", "equal", the number of picks of each class that occurs [c] in the order of
+        the labels, or by label from 0 on, or a dictionary ``{label: picks}``.
       method: see above.
       memory_budget: bytes of working memory above the embeddings; None allows 256 MiB.
       epsilon: for "stochastic", the loss against greedy that is allowed in expectation.
       key: PRNG key for "stochastic" and "partitioned"; None takes ``jax.random.key(0)``.
+      batched: whether embeddings are [p, n, d]; None goes by their axes, and refuses what looks like
+        images or sequences.
 
     Returns:
       A ``Coreset`` of exactly ``size`` different indices [m], class by class and in greedy order
@@ -96,9 +117,11 @@ def select_coreset(
       axis [p] for several problems.
 
     Raises:
-      ValueError: on empty, NaN or infinite embeddings, labels of the wrong length or out of range, a
-        size outside ``[1, n]``, quotas that cannot be met, similarities that are not symmetric, an
-        unknown metric or method, or a budget too small (the message says what would do).
+      ValueError: on embeddings that are empty, sparse, complex, NaN or infinite, labels of the wrong
+        length or out of range, a size outside ``[1, n]``, quotas that cannot be met, similarities that
+        are not symmetric or never positive, an unknown metric or method, a budget too small (the
+        message says what would do), or an objective that float32 cannot hold.
+      UserWarning: a warning, on similarities that look like distances.
 
     Example:
       >>> points = jnp.array([[0.0], [1.0], [10.0]])
@@ -111,16 +134,21 @@ def select_coreset(
         return _select_traced(
             embeddings, size, labels, num_classes, metric, quotas, method, epsilon, key
         )
-    problem = _checked(embeddings, size, labels, num_classes, metric, quotas)
+    key = _checks.default_key(key)
+    rows = rows_of(embeddings, metric)
+    problem = _shaped(rows, size, labels, num_classes, metric, quotas, batched)
     plan = make_plan(problem.shape, method, memory_budget, epsilon)
+    pool = make_pool(rows, metric, batched=problem.batched)
     if plan.method == "dense":
-        return choose_dense(
-            problem.embeddings, problem.labels, problem.counts, problem.quotas, size=size,
-            metric=metric, batched=problem.batched,
+        found = choose_dense(
+            pool.points, problem.parts, size=size, metric=pool.metric, batched=problem.batched
         )  # fmt: skip
-    key = jax.random.key(0) if key is None else key
-    choose = choose_in_parts if plan.method == "partitioned" else _by_class
-    return _each(problem, partial(choose, size=size, metric=metric, plan=plan, key=key))
+    else:
+        choose = choose_in_parts if plan.method == "partitioned" else _by_class
+        spread = problem.parts.spread
+        own = partial(choose, size=size, metric=pool.metric, plan=plan, spread=spread, key=key)
+        found = _each(problem, pool.points, own)
+    return restored(found, pool)
 
 
 def plan_coreset(
@@ -134,6 +162,7 @@ def plan_coreset(
     method: str = "auto",
     memory_budget: int | None = None,
     epsilon: float = 0.1,
+    batched: bool | None = None,
 ) -> Plan:
     """Say which method ``select_coreset`` would take and what it would need; nothing is computed.
 
@@ -147,6 +176,7 @@ def plan_coreset(
       method: see there.
       memory_budget: see there.
       epsilon: see there.
+      batched: see there.
 
     Raises:
       ValueError: when the budget is too small; the message says what would do.
@@ -158,14 +188,16 @@ def plan_coreset(
       ('partitioned', False, True)
     """
     _check_names(metric, method, epsilon)
-    problem = _shaped(embeddings, size, labels, num_classes, metric, quotas)
+    rows = rows_of(embeddings, metric)
+    problem = _shaped(rows, size, labels, num_classes, metric, quotas, batched)
     return make_plan(problem.shape, method, memory_budget, epsilon)
 
 
 def _check_names(metric: str, method: str, epsilon: float) -> None:
     for name, value, known in (("metric", metric, metrics.METRICS), ("method", method, METHODS)):
         _checks.require(
-            value in known, f"{name} is {value!r} but must be one of {', '.join(known)}; choose one."
+            isinstance(value, str) and value in known,
+            f"{name} is {_checks.brief(value)} but must be one of {', '.join(known)}; choose one.",
         )
     _checks.in_range("epsilon", epsilon, 0.0, 0.999, open_low=True)
     _checks.require(
@@ -176,119 +208,60 @@ def _check_names(metric: str, method: str, epsilon: float) -> None:
 
 
 def _shaped(
-    embeddings: PyTree, size: int, labels: Any, num_classes: int | None, metric: str, quotas: Any
+    embeddings: Any,
+    size: int,
+    labels: Any,
+    num_classes: int | None,
+    metric: str,
+    quotas: Any,
+    batched: bool | None,
 ) -> _Problem:
     """Check everything but the values of the embeddings."""
-    shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(embeddings)]
-    axes = {len(shape) for shape in shapes}
-    _checks.require(
-        len(shapes) > 0 and axes in ({2}, {3}) and all(min(shape[-1:]) > 0 for shape in shapes),
-        f"embeddings have shapes {shapes} but must be one array [n, d] (or [p, n, d] for p problems), "
-        "d >= 1, or a Factored pair of them; flatten each example's embedding to a vector.",
-    )
-    _checks.require(
-        len({shape[:-1] for shape in shapes}) == 1,
-        f"embeddings have shapes {shapes} but all dimensions but the last must agree; pass one row per "
-        "example in every part.",
-    )
-    batched = axes == {3}
-    problems, rows = shapes[0][:-1] if batched else (1, shapes[0][0])
-    _checks.require(
-        rows > 0 and problems > 0,
-        f"embeddings have shapes {shapes} but must hold at least one example; pass an array of shape "
-        "[n, d] with n >= 1.",
-    )
-    matrix = metric == "precomputed"
-    _checks.require(
-        not matrix or (len(shapes) == 1 and shapes[0][-1] == rows),
-        f'embeddings have shapes {shapes} but with metric="precomputed" they must be similarities '
-        "[n, n]; pass a square matrix.",
-    )
+    axes = None if labels is None else len(label_shape(labels))
+    problems, rows, width, batched = shape_of(embeddings, metric, axes, batched)
     _checks.positive_int("size", size)
     _checks.require(
         size <= rows,
         f"size is {size} but the pool holds {rows} examples and no example is chosen twice; ask for "
         f"at most {rows}.",
     )
-    if labels is None:
-        _checks.require(
-            isinstance(quotas, str) and quotas == "proportional",
-            f"quotas are {quotas!r} but there are no labels, so there is one class; pass labels, or "
-            "leave quotas out.",
-        )
-        values, classes = np.zeros((problems, rows), np.int32), 1
-    else:
-        values = np.asarray(labels)
-        _checks.require(
-            values.shape == ((problems, rows) if batched else (rows,)),
-            f"labels have shape {values.shape} but must have shape "
-            f"{(problems, rows) if batched else (rows,)}, one per example; pass one integer class per "
-            "example.",
-        )
-        flat = _checks.labels_valid(values.reshape(-1), problems * rows, num_classes)
-        values = flat.reshape(problems, rows)
-        classes = num_classes if num_classes is not None else int(values.max()) + 1
-    if isinstance(quotas, str) and quotas == "proportional" and size < 2 * classes:
-        values, classes = np.zeros_like(values), 1
-    offsets = np.arange(problems, dtype=np.int64)[:, None] * classes
-    counts = np.bincount((values + offsets).reshape(-1), minlength=problems * classes)
-    counts = counts.reshape(problems, classes)
-    each = quotas_for(counts, size, quotas)
+    parts = partition(labels, (problems, rows) if batched else (rows,), size, quotas, num_classes)
+    wanted = parts.quotas > 0
     shape = Shape(
         rows=rows,
-        width=sum(shape[-1] for shape in shapes),
-        largest=int(counts.max()),
+        width=width,
+        largest=int(parts.counts.max()),
         size=size,
-        rounds=int(each.max()),
-        share=float((counts[each > 0] / each[each > 0]).max()),
-        classes=classes,
+        rounds=int(parts.quotas.max()),
+        share=float((parts.counts[wanted] / parts.quotas[wanted]).max()),
+        classes=parts.number,
         problems=problems,
-        matrix=matrix,
+        matrix=metric == "precomputed",
     )
-    return _Problem(embeddings, values, counts, each, shape, batched)
+    return _Problem(parts, shape, batched)
 
 
-def _checked(
-    embeddings: PyTree, size: int, labels: Any, num_classes: int | None, metric: str, quotas: Any
-) -> _Problem:
-    embeddings = jax.tree.map(jnp.asarray, embeddings)
-    problem = _shaped(embeddings, size, labels, num_classes, metric, quotas)
-    _checks.embeddings_finite(embeddings, batched=problem.batched)
-    if problem.shape.matrix:
-        _check_symmetric(embeddings if problem.batched else embeddings[None])
-    return problem._replace(embeddings=embeddings)
-
-
-def _check_symmetric(similarities: Array) -> None:
-    for matrix in similarities:
-        gap = float(jnp.max(jnp.abs(matrix - matrix.T)))
-        _checks.require(
-            gap == 0.0,
-            f"similarities differ from their transpose by up to {gap:g} but must be symmetric, for "
-            "rows are read as columns; pass (s + s.T) / 2.",
-        )
-
-
-def _each(problem: _Problem, choose: Callable[..., Coreset]) -> Coreset:
+def _each(problem: _Problem, points: Points, choose: Callable[..., Coreset]) -> Coreset:
     """Solve the problems one after the other."""
     if not problem.batched:
-        return choose(problem.embeddings, problem.labels[0], problem.counts[0], problem.quotas[0])
+        return choose(points, *(each[0] for each in problem.parts[:3]))
     found = []
     for p in range(problem.shape.problems):
-        one = jax.tree.map(lambda x, p=p: x[p], problem.embeddings)
-        found.append(choose(one, problem.labels[p], problem.counts[p], problem.quotas[p]))
+        one = jax.tree.map(lambda x, p=p: x[p], points)
+        found.append(choose(one, *(each[p] for each in problem.parts[:3])))
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
 
 def _by_class(
-    embeddings: PyTree,
+    points: Points,
     labels: np.ndarray,
     counts: np.ndarray,
     quotas: np.ndarray,
     *,
     size: int,
-    metric: str,
+    metric: Metric,
     plan: Plan,
+    spread: bool,
     key: Array,
 ) -> Coreset:
     members = sorted_on_host(labels, counts)
@@ -297,36 +270,39 @@ def _by_class(
     rounds = min(size, -(-int(quotas.max()) // 32) * 32)
     settings = Settings(size, rounds, block, block, metric, plan.capacity, plan.draws)
     chosen = choose_by_class_compiled(
-        embeddings, members, None, members, jnp.asarray(quotas, jnp.int32), jnp.float32(jnp.nan), key,
-        settings=settings,
-    )  # fmt: skip
-    orphans = bool(((quotas == 0) & (counts > 0)).any())
-    return _weighted(
-        embeddings, jnp.asarray(labels), chosen.picks, chosen.gains, chosen.nearest, metric, orphans
+        points, members, None, members, jnp.asarray(quotas, jnp.int32), None, key, settings=settings
+    )
+    lost = bool(((quotas == 0) & (counts > 0)).any())
+    orphans: Orphans = ("spread" if spread else "nearest") if lost else "none"
+    return _weighted_compiled(
+        points, jnp.asarray(labels), chosen.picks, chosen.gains, chosen.nearest, metric, orphans
     )
 
 
-@partial(jax.jit, static_argnames=("metric", "orphans"))
 def _weighted(
-    embeddings: PyTree,
+    points: Points,
     labels: Array,
     picks: Array,
     gains: Array,
     nearest: Array,
-    metric: str,
-    orphans: bool,
+    metric: Metric,
+    orphans: Orphans,
 ) -> Coreset:
-    """Count what each pick stands for; with ``orphans`` some classes have no pick."""
-    if metric == "precomputed":
+    """Count what each pick stands for; ``orphans`` says where rows of classes without a pick count."""
+    if metric.name == "precomputed":
         # Negative similarities improve nobody, but still say which pick is nearest.
-        weights = coverage_counts(-embeddings, labels, picks)
+        weights = coverage_counts(-points.parts[0], labels, picks, spread=orphans == "spread")
         return Coreset(picks, weights, gains, jnp.sum(gains))
-    if orphans:
-        heads = jax.tree.map(lambda x: x[picks], embeddings)
-        slots, _ = nearest_picks(embeddings, labels, heads, labels[picks], metric_name=metric)
+    if orphans == "nearest":
+        heads = metrics.take_rows(points, picks)
+        slots, _ = nearest_picks(points, labels, heads, labels[picks], metric)
         nearest = jnp.where(nearest >= 0, nearest, slots)
-    weights = jnp.zeros(picks.shape[0], jnp.float32).at[nearest].add(1.0)
-    return Coreset(picks, weights, gains, jnp.sum(gains))
+    slots = jnp.where(nearest >= 0, nearest, picks.shape[0])
+    weights = jnp.zeros(picks.shape[0], jnp.float32).at[slots].add(1.0, mode="drop")
+    return Coreset(picks, scaled_up(weights, float(len(labels))), gains, jnp.sum(gains))
+
+
+_weighted_compiled = jax.jit(_weighted, static_argnames=("metric", "orphans"))
 
 
 def _select_traced(
@@ -341,40 +317,54 @@ def _select_traced(
     key: Array | None,
 ) -> Coreset:
     embeddings = jax.tree.map(jnp.asarray, embeddings)
-    count = jax.tree.leaves(embeddings)[0].shape[0]
+    leaves = jax.tree.leaves(embeddings)
+    _checks.require(
+        all(leaf.ndim == 2 and leaf.dtype.kind != "c" for leaf in leaves)
+        and (len(leaves) == 1 or isinstance(embeddings, Factored)),
+        f"embeddings have shapes {_checks.brief([leaf.shape for leaf in leaves])} but inside jit they "
+        "must be one real array [n, d], or Factored; for several problems use jax.vmap.",
+    )
+    count = leaves[0].shape[0]
     _checks.require(
         isinstance(quotas, str) and quotas == "proportional" and method != "partitioned",
-        f"quotas are {quotas!r} and method is {method!r}, but inside jit and vmap quotas are "
-        'proportional and the method is not "partitioned"; select outside.',
+        f"quotas are {_checks.brief(quotas)} and method is {method!r}, but inside jit and vmap quotas "
+        'are proportional and the method is not "partitioned"; select outside.',
     )
     _checks.require(
         labels is None or num_classes is not None,
         "num_classes is None but the arrays are traced, so the range of the labels is unknown; pass "
         "num_classes when calling select_coreset inside jit or vmap.",
     )
-    _checks.require(
-        1 <= size <= count, f"size is {size} but must lie in [1, {count}]; choose a size there."
-    )
+    _checks.positive_int("size", size)
+    _checks.require(size <= count, f"size is {size} but must lie in [1, {count}]; choose a size there.")
     _checks.require(
         size * count < 2**31,
         f"size times examples is {size * count} but must be below 2^31 inside jit, where quotas are "
         "computed in int32; select outside or from parts of the pool.",
     )
+    if labels is not None:
+        labels = jnp.asarray(labels)
+        _checks.require(
+            labels.shape == (count,) and labels.dtype.kind in "iub",
+            f"labels have shape {labels.shape} and dtype {labels.dtype} but must be integers of shape "
+            f"({count},); pass one class per example.",
+        )
+        _checks.positive_int("num_classes", num_classes)
     classes = 1 if labels is None or num_classes is None else num_classes
-    labels = jnp.zeros(count, jnp.int32) if labels is None else jnp.asarray(labels, jnp.int32)
+    labels = jnp.zeros(count, jnp.int32) if labels is None else labels.astype(jnp.int32)
+    key = None if key is None else _checks.prng_key("key", key)
     if method in ("auto", "dense"):
         return medoids(embeddings, labels, size=size, num_classes=classes, metric=metric)
-    if size < 2 * classes:
-        labels, classes = jnp.zeros_like(labels), 1
-    width = sum(leaf.shape[-1] for leaf in jax.tree.leaves(embeddings))
+    width = sum(leaf.shape[-1] for leaf in leaves)
     shape = Shape(count, width, count, size, size, count / size, classes, 1, metric == "precomputed")
     plan = make_plan(shape, method, None, epsilon)
+    aside = covered_as_a_whole(members_of(labels, classes).counts, size)
+    labels = jnp.where(aside, 0, labels)
     members = members_of(labels, classes)
-    settings = Settings(size, size, count, count, metric, plan.capacity, plan.draws)
+    points, kind, unit = metrics.prepare(embeddings, metric)
+    settings = Settings(size, size, count, count, kind, plan.capacity, plan.draws)
     chosen = choose_by_class(
-        embeddings, members, None, members, largest_remainder(members.counts, size),
-        jnp.float32(jnp.nan), jax.random.key(0) if key is None else key, settings=settings,
+        points, members, None, members, proportional_quotas(members.counts, size, most=count), None,
+        jax.random.key(0) if key is None else key, settings=settings,
     )  # fmt: skip
-    return _weighted(
-        embeddings, labels, chosen.picks, chosen.gains, chosen.nearest, metric, classes > 1
-    )
+    return _weighted(points, labels, chosen.picks, chosen.gains * unit, chosen.nearest, kind, "spread")

@@ -15,10 +15,12 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from crest_jax import _checks, metrics
-from crest_jax.devices import automatic, in_all_processes, place, spread
+from crest_jax.devices import automatic, gather, in_all_processes, place, spread
+from crest_jax.facility_location import scaled_up
+from crest_jax.inputs import Frame, real_array, restored
 from crest_jax.metrics import Metric
 from crest_jax.oracles import gains_of
-from crest_jax.planning import quotas_for
+from crest_jax.quotas import partition
 from crest_jax.types import Array, Coreset
 
 _SLACK = 3e-6  # rounding of the first bounds, by which they are raised, relative to their terms
@@ -49,10 +51,10 @@ def select_coreset_sharded(
         share of the rows, equally many in each, in the order of the processes.
       size: number of picks ``m``, at most ``n``.
       mesh: the devices.
-      labels: [n], integer classes of all rows, or None.
-      num_classes: number of classes; None takes the highest label plus one.
+      labels: [n], the classes of all rows, whole numbers or strings, or None.
+      num_classes: labels from it on are an error; None allows all.
       metric: "euclidean", "sqeuclidean", "cosine" or "exponential".
-      quotas: "proportional", "equal" or the number of picks of each class [c].
+      quotas: as in ``select_coreset``.
       proposals: candidates that each device proposes in a round. More make rounds fewer and longer.
 
     Returns:
@@ -70,49 +72,52 @@ def select_coreset_sharded(
       >>> coreset.indices.tolist(), coreset.weights.tolist(), float(coreset.objective)
       ([1, 2], [2.0, 1.0], 29.0)
     """
-    own = np.asarray(embeddings)
+    own = np.asarray(real_array(embeddings))
     _checks.require(
-        own.ndim == 2 and own.shape[0] > 0,
+        own.ndim == 2 and min(own.shape) > 0,
         f"embeddings have shape {own.shape} but must be [n, d] with n >= 1; flatten each example's "
         "embedding to a vector.",
     )
-    in_all_processes(lambda: _checks.embeddings_finite(own), "embeddings")
+    known = metrics.METRICS[:-1]
     _checks.require(
-        metric in metrics.METRICS[:-1],
-        f"metric is {metric!r} but must be one of {', '.join(metrics.METRICS[:-1])}; choose one.",
+        isinstance(metric, str) and metric in known,
+        f"metric is {_checks.brief(metric)} but must be one of {', '.join(known)}; choose one.",
     )
     _checks.positive_int("size", size)
     _checks.positive_int("proposals", proposals)
     share = len(own)
-    count = share * jax.process_count()
+    count, first = share * jax.process_count(), share * jax.process_index()
     _checks.require(
         size <= count,
         f"size is {size} but the pool holds {count} examples and no example is chosen twice; ask for "
         f"at most {count}.",
     )
-    if labels is None:
-        classes, num_classes = np.zeros(count, np.int32), 1
-    else:
-        classes = _checks.labels_valid(labels, count, num_classes)
-        num_classes = int(classes.max()) + 1 if num_classes is None else num_classes
-        if isinstance(quotas, str) and quotas == "proportional" and size < 2 * num_classes:
-            classes, num_classes = np.zeros(count, np.int32), 1
-    counts = np.bincount(classes, minlength=num_classes)
-    each = quotas_for(counts[None], size, quotas)[0]
-    first = share * jax.process_index()
+    parts = partition(labels, (count,), size, quotas, num_classes)
+    frame = Frame(metric)
+    points = in_all_processes(lambda: frame.points(own, first), "embeddings")
+    common = frame.common(np.stack(gather(frame.facts())))
+    points = in_all_processes(lambda: frame.moved(points, common, 0), "embeddings")
     places = np.arange(first, first + share, dtype=np.int32)
+    blank = np.zeros(share, np.int32) if points.blank is None else points.blank
+    classes = parts.labels[0]
     choose = _program(
-        automatic(mesh), Metric(metric, float(own.shape[1])), size, num_classes, proposals,
-        orphans=bool(((each == 0) & (counts > 0)).any()),
-    )  # fmt: skip
+        automatic(mesh),
+        common.metric,
+        size,
+        parts.number,
+        proposals,
+        orphans=parts.orphans and not parts.spread,
+    )
     picks, gains, weights = choose(
-        spread(own.astype(np.float32), mesh, _UNIT),
+        spread(points.parts[0], mesh, _UNIT),
+        spread(blank, mesh, _UNIT),
         spread(places + 1, mesh, _UNIT),  # 0 where zeros fill a share
         spread(classes[first : first + share], mesh, _UNIT),
-        place(jnp.asarray(each, jnp.int32), mesh),
+        place(jnp.asarray(parts.quotas[0], jnp.int32), mesh),
     )
     order = np.argsort(classes[np.asarray(picks)], kind="stable")
-    return Coreset(picks[order], weights[order], gains[order], jnp.sum(gains))
+    found = Coreset(picks[order], weights[order], gains[order], jnp.sum(gains))
+    return restored(found, common.pool())
 
 
 class _State(NamedTuple):
@@ -139,10 +144,13 @@ def _program(
     def gathered(x: Array) -> Array:
         return jax.lax.all_gather(x, axes, tiled=True)
 
-    def choose(rows: Array, marks: Array, strata: Array, quotas: Array) -> tuple[Array, Array, Array]:
+    cosine = metric.name == "cosine"
+
+    def choose(
+        rows: Array, blank: Array, marks: Array, strata: Array, quotas: Array
+    ) -> tuple[Array, Array, Array]:
         """Work on this device's rows [k, d]; see ``select_coreset_sharded``."""
         valid, places = marks > 0, marks - 1
-        rows = metrics.as_float32(rows, metric.name).parts[0]
         width = min(proposals, rows.shape[0])
         start = jax.lax.axis_index(axes) * width
         ones = valid.astype(jnp.float32)
@@ -152,7 +160,7 @@ def _program(
             """Take this device's part of something about all proposals."""
             return jax.lax.dynamic_slice_in_dim(values, start, width)
 
-        def to_rows(heads: Array) -> Array:
+        def to_rows(heads: Array, blanks: Array) -> Array:
             """Dissimilarities [t, k] of some rows [t, d] to this device's."""
 
             def add(total: Array, columns: tuple[Array, Array]) -> tuple[Array, None]:
@@ -160,18 +168,29 @@ def _program(
                 return total + jnp.square(head[:, None] - row[None, :]), None
 
             zeros = jnp.zeros((heads.shape[0], rows.shape[0]), jnp.float32)
-            return metric.from_squared(jax.lax.scan(add, zeros, (heads.T, rows.T))[0])
+            squared = jax.lax.scan(add, zeros, (heads.T, rows.T))[0]
+            if cosine:
+                squared = squared + metrics.without_direction(blanks[:, None], blank[None, :])
+            return metric.from_squared(squared)
 
-        def within(heads: Array, classes: Array) -> Array:
-            """The same, infinite between classes."""
-            return jnp.where(classes[:, None] == strata[None, :], to_rows(heads), jnp.inf)
+        def within(some: Array, classes: Array) -> Array:
+            """Dissimilarities of some rows of every device, infinite between classes."""
+            values = to_rows(gathered(rows[some]), gathered(blank[some]))
+            return jnp.where(classes[:, None] == strata[None, :], values, jnp.inf)
+
+        def one(mine: Array) -> Array:
+            """Dissimilarities [k] of the one row of all that is marked."""
+            head = jax.lax.psum(jnp.sum(jnp.where(mine[:, None], rows, 0.0), axis=0), axes)
+            number = jax.lax.psum(jnp.sum(jnp.where(mine, blank, 0), dtype=jnp.int32), axes)
+            return to_rows(head[None], number[None])[0]
 
         def look(turn: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
             """Sum the dissimilarities of the next rows of every device to all of their class."""
             sums, farthest = state
-            block = jnp.minimum(turn * width + jnp.arange(width), rows.shape[0] - 1)
+            block = turn * width + jnp.arange(width, dtype=jnp.int32)
+            block = jnp.minimum(block, rows.shape[0] - 1)
             classes = gathered(jnp.where(valid[block], strata[block], -1))
-            values = within(gathered(rows[block]), classes)
+            values = within(block, classes)
             known = jnp.where((values < jnp.inf) & valid[None, :], values, 0.0)
             total = jax.lax.psum(gains_of(jnp.zeros(known.shape[1], jnp.float32), -known), axes)
             within_picked = jnp.where((quotas[strata] > 0)[None, :], known, 0.0)
@@ -179,7 +198,7 @@ def _program(
 
         turns = -(-rows.shape[0] // width)
         start_sums = (jnp.zeros(rows.shape[0], jnp.float32), jnp.float32(0))
-        sums, farthest = jax.lax.fori_loop(0, turns, look, start_sums)
+        sums, farthest = jax.lax.fori_loop(np.int32(0), np.int32(turns), look, start_sums)
         top = metric.top(jax.lax.pmax(farthest, axes))
 
         def round_(state: _State) -> _State:
@@ -187,7 +206,7 @@ def _program(
             waiting = jnp.where(eligible & ~state.fresh, state.bounds, -jnp.inf)
             highest, proposed = jax.lax.top_k(waiting, width)
             real = highest > -jnp.inf
-            values = within(gathered(rows[proposed]), gathered(jnp.where(real, strata[proposed], -1)))
+            values = within(proposed, gathered(jnp.where(real, strata[proposed], -1)))
             gains = own(jax.lax.psum(gains_of(state.cover, values), axes))
             bounds = state.bounds.at[proposed].set(jnp.where(real, gains, state.bounds[proposed]))
             fresh = state.fresh.at[proposed].set(real | state.fresh[proposed]) | (bounds <= 0)
@@ -203,9 +222,8 @@ def _program(
 
         def taken_into(state: _State, pick: Array, gain: Array) -> _State:
             mine = places == pick
-            head = jax.lax.psum(jnp.sum(jnp.where(mine[:, None], rows, 0.0), axis=0), axes)
-            label = jax.lax.psum(jnp.sum(jnp.where(mine, strata, 0)), axes)
-            values = to_rows(head[None])[0]
+            label = jax.lax.psum(jnp.sum(jnp.where(mine, strata, 0), dtype=jnp.int32), axes)
+            values = one(mine)
             members = (strata == label) & valid
             closer = members & ((values < state.cover) | mine | (state.nearest < 0))
             return _State(
@@ -237,26 +255,27 @@ def _program(
         def adopt(index: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
             """Give the rows of classes without a pick to the nearest of any class."""
             closest, nearest = state
-            mine = places == last.picks[index]
-            head = jax.lax.psum(jnp.sum(jnp.where(mine[:, None], rows, 0.0), axis=0), axes)
-            values = to_rows(head[None])[0]
+            values = one(places == last.picks[index])
             closer = values < closest
             return jnp.minimum(closest, values), jnp.where(closer, index, nearest)
 
         if orphans:
             alone = quotas[strata] == 0
             limit = jnp.full(rows.shape[0], jnp.inf, jnp.float32)
-            adopted = jax.lax.fori_loop(0, size, adopt, (limit, jnp.zeros_like(nearest)))[1]
+            adopted = jax.lax.fori_loop(
+                np.int32(0), np.int32(size), adopt, (limit, jnp.zeros_like(nearest))
+            )[1]
             nearest = jnp.where(alone, adopted, nearest)
-        weights = jnp.zeros(size, jnp.float32).at[nearest].add(ones)
-        return last.picks, last.gains, jax.lax.psum(weights, axes)
+        slots = jnp.where(nearest >= 0, nearest, size)
+        weights = jax.lax.psum(jnp.zeros(size, jnp.float32).at[slots].add(ones, mode="drop"), axes)
+        return last.picks, last.gains, scaled_up(weights, jax.lax.psum(jnp.sum(ones), axes))
 
     apart, shared = PartitionSpec(axes), PartitionSpec()
     return jax.jit(
         jax.shard_map(
             choose,
             mesh=mesh,
-            in_specs=(apart, apart, apart, shared),
+            in_specs=(apart, apart, apart, apart, shared),
             out_specs=shared,
             check_vma=False,
         )

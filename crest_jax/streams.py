@@ -1,5 +1,6 @@
 """Random rows, stratified by class: every row once in each pass, in an order that is never stored."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from crest_jax import _checks
 from crest_jax.devices import place
 from crest_jax.types import Array, Source
 
@@ -40,16 +42,19 @@ def make_strata(
     """Sort rows by class, on the host, once.
 
     Args:
-      labels: [n], integer classes of all rows, in ``[0, num_classes)``.
-      num_classes: number of classes.
+      labels: [n], integer classes of all rows, in ``[0, num_classes)``; see ``classes.classes_of``.
+      num_classes: number of classes; an array of as many entries is made.
       rows: [k], the rows to draw from; None: all.
       mesh: see ``ArraySource``.
+
+    Raises:
+      ValueError: when the labels are no such classes.
 
     Example:
       >>> make_strata(np.array([1, 0, 1]), 2).members.tolist()
       [1, 0, 2]
     """
-    classes = compact(labels, num_classes)
+    classes = compact(_checks.labels_valid(labels, len(labels), num_classes), num_classes)
     own = classes if rows is None else classes[rows]
     order = np.argsort(own, kind="stable").astype(np.int32)
     members = order if rows is None else np.asarray(rows, np.int32)[order]
@@ -79,11 +84,13 @@ def stratified_quotas(key: Array, counts: Array, size: int, *, most: int) -> Arr
       >>> stratified_quotas(jax.random.key(0), jnp.array([30, 10]), 8, most=40).tolist()
       [6, 2]
     """
-    running, total = jnp.cumsum(counts), jnp.sum(counts)
+    running, total = jnp.cumsum(counts, dtype=jnp.int32), jnp.sum(counts, dtype=jnp.int32)
     if (size + 1) * most < 2**31:
-        edges = (size * running + jax.random.randint(key, (), 0, total)) // total
+        edges = (size * running + jax.random.randint(key, (), 0, total, jnp.int32)) // total
     else:
-        edges = jnp.floor(size * (running / total) + jax.random.uniform(key)).astype(jnp.int32)
+        shares = running.astype(jnp.float32) / total.astype(jnp.float32)
+        offset = jax.random.uniform(key, (), jnp.float32)
+        edges = jnp.floor(size * shares + offset).astype(jnp.int32)
         # Undo what rounding broke: enough left for the later classes, and no class above its count.
         edges = jnp.clip(edges, size - (total - running), jnp.minimum(running, size))
         edges = running - jax.lax.cummax(running - edges)
@@ -119,13 +126,18 @@ class Out(Protocol):
 def open_stream(key: Array, num_classes: int) -> RowStream:
     """Return a stream at the beginning of its first pass.
 
+    Raises:
+      ValueError: when the key is none.
+
     Example:
       >>> open_stream(jax.random.key(0), 3).cursors.tolist()
       [0, 0, 0]
     """
-    key, seed_key = jax.random.split(key)
-    zeros = jnp.zeros(num_classes, jnp.int32)
-    return RowStream(key, jax.random.bits(seed_key, (2,), jnp.uint32), zeros, zeros)
+    key, seed_key = jax.random.split(_checks.prng_key("key", key))
+    seed = jax.random.bits(seed_key, (2,), jnp.uint32)
+    # Two arrays, not one twice: a state may be donated.
+    cursors, passes = jnp.zeros(num_classes, jnp.int32), jnp.zeros(num_classes, jnp.int32)
+    return RowStream(key, seed, cursors, passes)
 
 
 def new_pass(stream: RowStream) -> RowStream:
@@ -172,7 +184,7 @@ def _draw(
     sizes = strata.sizes
     in_play = sizes
     if out is not None:
-        in_play = sizes - out + jnp.round(keep * out).astype(jnp.int32)
+        in_play = sizes - out + jnp.round(keep * out.astype(jnp.float32)).astype(jnp.int32)
     quotas = stratified_quotas(quota_key, in_play, size, most=strata.members.shape[0])
     seeds = _class_seeds(stream)
     if rest is None:
@@ -230,7 +242,8 @@ def _walk(
             fits |= _mix(candidates.astype(jnp.uint32) ^ _mix(seeds[group] + 1)) < limit
         fits = fits == (gone < sizes[group])  # in the second round the others
         wanted = (quotas - found)[group]
-        before = jnp.cumsum(fits) - fits
+        ones = fits.astype(jnp.int32)
+        before = jnp.cumsum(ones) - ones
         rank = before - before[2 * firsts[group]]
         taken = fits & (rank < wanted)
         slots = jnp.where(taken, (firsts + found)[group] + rank, size)
@@ -299,12 +312,16 @@ def scramble(places: Array, sizes: Array, seeds: Array) -> Array:
     return jax.lax.while_loop(outside, again, once(places.astype(jnp.uint32))).astype(jnp.int32)
 
 
+# (stream, ...) -> the stream, rows [m], weights [m]: a pure function
+Draw = Callable[..., tuple[RowStream, Array, Array]]
+
+
 class Lookahead:
     """Draws the next rows and has a source fetch them while the device trains.
 
     It remembers nothing but results of pure functions, found again by the identity of what they came
     from, so that a state that was saved and restored gives the same rows. Without ``source.prefetch``
-    it does nothing.
+    it does nothing. What it gives away it forgets, for the mini-batch's arrays may be donated.
     """
 
     def __init__(self, source: Source) -> None:
@@ -318,24 +335,16 @@ class Lookahead:
         if self._prefetch is not None:
             self._prefetch(rows)
 
-    def next_subset(
-        self,
-        stream: RowStream,
-        strata: Strata,
-        size: int,
-        out: Out | None = None,
-        keep: float = 0.0,
-    ) -> tuple[RowStream, Array]:
-        """Return ``next_subset`` of the same arguments, and draw and fetch the one after it."""
+    def draw(self, draw: Draw, stream: RowStream, *args: Any) -> tuple[RowStream, Array, Array]:
+        """Return ``draw(stream, *args)``, and draw and fetch what comes after it."""
         if self._prefetch is None:
-            return next_subset(stream, strata, size, out, keep)
-        rest = None if out is None else out.rest
-        found = self._known(stream, strata, rest, size)
+            return draw(stream, *args)
+        found = self._known(stream, *args)
         if found is None:
-            found = next_subset(stream, strata, size, out, keep)
+            found = draw(stream, *args)
             self._prefetch(found[1])
-        after = next_subset(found[0], strata, size, out, keep)
-        self._remember(after, found[0], strata, rest, size)
+        after = draw(found[0], *args)
+        self._remember(after, found[0], *args)
         self._prefetch(after[1])
         return found
 
@@ -355,9 +364,12 @@ class Lookahead:
 
     def _known(self, *origin: Any) -> Any:
         same = len(origin) == len(self._origin) and all(
-            x == y if isinstance(x, int) else x is y for x, y in zip(origin, self._origin, strict=True)
+            x == y if isinstance(x, (int, float)) else x is y
+            for x, y in zip(origin, self._origin, strict=True)
         )
-        return self._found if same else None
+        found = self._found if same else None
+        self._remember(None)
+        return found
 
     def _remember(self, found: Any, *origin: Any) -> None:
         self._origin, self._found = origin, found

@@ -1,6 +1,7 @@
 """Training on one weighted subset of the data, chosen anew every so often: what the rivals share."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
+from crest_jax.classes import classes_of
 from crest_jax.devices import place
 from crest_jax.state import Work, call
-from crest_jax.streams import Lookahead, RowStream, Strata, make_strata, open_stream
+from crest_jax.streams import Lookahead, RowStream, Strata, make_strata, next_subset, open_stream
 from crest_jax.types import Array, Batch, ModelState, Params, PhaseFn, Selection, Source
 
 NEVER = 2**31 - 1  # a step that no run reaches, and that a checkpoint of 32-bit numbers holds
@@ -93,7 +95,7 @@ def subset_batches(
       >>> event.reason, bool(batch.rows.max() < 4)
       ('start', True)
     """
-    count, num_classes = len(source), source.num_classes
+    count, groups = len(source), classes_of(source.labels)
     _checks.positive_int("batch_size", batch_size)
     _checks.positive_int("size", size)
     _checks.require(
@@ -108,11 +110,11 @@ def subset_batches(
 
     def init(key: Array, params: Params, model_state: ModelState) -> SubsetState:
         del params, model_state
-        key, stream_key = jax.random.split(place(key, mesh))
+        key, stream_key = jax.random.split(place(_checks.prng_key("key", key), mesh))
         # Rows that the first choice replaces, so that shapes never change.
-        strata = make_strata(source.labels, num_classes, np.arange(size), mesh)
+        strata = make_strata(groups.codes, groups.number, np.arange(size), mesh)
         weights = place(jnp.zeros(count, jnp.float32), mesh)
-        stream = place(open_stream(stream_key, num_classes), mesh)
+        stream = place(open_stream(stream_key, groups.number), mesh)
         return SubsetState(0, 0, 0, Work(), key, strata, weights, stream)
 
     def select(
@@ -129,9 +131,9 @@ def subset_batches(
             selected=state.selected + 1,
             work=Work(*(have + more for have, more in zip(state.work, work, strict=True))),
             key=key,
-            strata=make_strata(source.labels, num_classes, rows, mesh),
+            strata=make_strata(groups.codes, groups.number, rows, mesh),
             weights=place(jnp.asarray(full), mesh),
-            stream=place(open_stream(stream_key, num_classes), mesh),
+            stream=place(open_stream(stream_key, groups.number), mesh),
         ), float(weights.std() / weights.mean())
 
     def refresh(
@@ -144,12 +146,20 @@ def subset_batches(
         return state, SubsetEvent(state.step, reason, state.selected, spread, state.work)
 
     def next_batch(state: SubsetState) -> tuple[SubsetState, Batch]:
-        stream, rows = ahead.next_subset(state.stream, state.strata, batch_size)
-        examples = source.take(rows)
-        batch = Batch(examples.inputs, examples.labels, state.weights[rows], rows)
+        drawn = ahead.draw(_weighted, state.stream, state.strata, state.weights, batch_size)
+        stream, rows, weights = drawn
+        batch = Batch(*source.take(rows), weights, rows)
         return state._replace(step=state.step + 1, stream=stream), batch
 
     return Selection(init, refresh, next_batch)
+
+
+@partial(jax.jit, static_argnames="size")
+def _weighted(
+    stream: RowStream, strata: Strata, weights: Array, size: int
+) -> tuple[RowStream, Array, Array]:
+    stream, rows = next_subset(stream, strata, size)
+    return stream, rows, weights[rows]
 
 
 def _check_subset(rows: np.ndarray, weights: np.ndarray, size: int, count: int) -> None:

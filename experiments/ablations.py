@@ -17,7 +17,7 @@ import tyro
 from crest_jax.report import append_line, table
 from experiments.compare import made_by, run_all, with_interval, work_in_steps
 from experiments.config import TrainConfig, UserError
-from experiments.run_folder import writable_folder
+from experiments.run_folder import held_folder
 from experiments.settings import SETTINGS
 from experiments.train import one_sentence
 
@@ -142,20 +142,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing, then write and print the table."""
     with one_sentence("interrupted; the same command goes on with the runs that are missing."):
         config = tyro.cli(AblationConfig, args=argv, description=__doc__)
-        writable_folder(config.out)
-        # Seed by seed, so that all variants see the same machine.
-        names = [(variant, seed) for seed in config.seeds for variant in config.variants]
-        found = run_all([options_of(config, variant, seed) for variant, seed in names], config.jobs)
-        runs = [{**run, "variant": variant} for run, (variant, _) in zip(found, names, strict=True)]
-        lines = config.out / "summary.jsonl"
-        lines.unlink(missing_ok=True)
-        for run in runs:
-            append_line(lines, run)
-        made = made_by("ablations", argv, runs, config.jobs)
-        made += f", {len(config.seeds)} seeds, {runs[0]['steps']} steps"
-        text = summarise(config, runs)
-        (config.out / "summary.md").write_text(f"{made}\n\n{text}\n", encoding="utf-8")
-        print(text)
+        with held_folder(config.out):
+            # Seed by seed, so that all variants see the same machine.
+            names = [(variant, seed) for seed in config.seeds for variant in config.variants]
+            found = run_all([options_of(config, variant, seed) for variant, seed in names], config.jobs)
+            runs = [{**run, "variant": variant} for run, (variant, _) in zip(found, names, strict=True)]
+            lines = config.out / "summary.jsonl"
+            lines.unlink(missing_ok=True)
+            for run in runs:
+                append_line(lines, run)
+            made = made_by("ablations", argv, runs, config.jobs)
+            made += f", {len(config.seeds)} seeds, {runs[0]['steps']} steps"
+            text = summarise(config, runs)
+            (config.out / "summary.md").write_text(f"{made}\n\n{text}\n", encoding="utf-8")
+            print(text)
 
 
 if __name__ == "__main__":

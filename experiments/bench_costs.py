@@ -40,7 +40,7 @@ from experiments import models
 from experiments.compare import command_line
 from experiments.config import TrainConfig, UserError
 from experiments.program import Training, load_data, load_sources, make_training
-from experiments.run_folder import commit, new_folder
+from experiments.run_folder import commit, held_new_folder
 from experiments.train import one_sentence
 
 SCANNED = 8  # steps compiled into one call
@@ -272,28 +272,29 @@ def main() -> None:
     """Read the command line, measure, and write the files."""
     with one_sentence("interrupted; start again."):
         config = tyro.cli(CostConfig, description=__doc__)
-        new_folder(config.run.out)
-        lines, variance = measure(config)
-        for line in lines:
-            append_line(config.run.out / "costs.jsonl", line)
-        append_line(config.run.out / "costs.jsonl", {"what": "variance", "ratios": variance})
-        step = float(np.median(lines[0]["seconds"]))
-        rows = []
-        for line in lines:
-            low, middle, high = np.quantile(line["seconds"], (0.25, 0.5, 0.75))
-            rows.append(
-                [line["what"], f"{1e3 * middle:.2f}", f"{1e3 * low:.2f} to {1e3 * high:.2f}",
-                 f"{middle / step:.2f}"]
-            )  # fmt: skip
-        text = (
-            f"`{command_line('bench_costs')}` at commit {commit()}, "
-            f"on {jax.devices()[0].device_kind}\n\n"
-            + table(["what", "median ms", "quartiles", "steps"], rows)
-            + "\n\nVariance of a coreset's mean embedding, over that of a stratified batch of m:\n\n"
-            + table(["coresets", "variance"], [[name, f"{v:.3f}"] for name, v in variance.items()])
-            + "\n"
-        )
-        (config.run.out / "costs.md").write_text(text, encoding="utf-8")
+        with held_new_folder(config.run.out):
+            lines, variance = measure(config)
+            for line in lines:
+                append_line(config.run.out / "costs.jsonl", line)
+            append_line(config.run.out / "costs.jsonl", {"what": "variance", "ratios": variance})
+            step = float(np.median(lines[0]["seconds"]))
+            rows = []
+            for line in lines:
+                low, middle, high = np.quantile(line["seconds"], (0.25, 0.5, 0.75))
+                rows.append(
+                    [line["what"], f"{1e3 * middle:.2f}", f"{1e3 * low:.2f} to {1e3 * high:.2f}",
+                     f"{middle / step:.2f}"]
+                )  # fmt: skip
+            text = (
+                f"`{command_line('bench_costs')}` at commit {commit()}, "
+                f"on {jax.devices()[0].device_kind}\n\n"
+                + table(["what", "median ms", "quartiles", "steps"], rows)
+                + "\n\nVariance of a coreset's mean embedding, over that of a stratified batch of m:"
+                + "\n\n"
+                + table(["coresets", "variance"], [[name, f"{v:.3f}"] for name, v in variance.items()])
+                + "\n"
+            )
+            (config.run.out / "costs.md").write_text(text, encoding="utf-8")
     print(text)
 
 

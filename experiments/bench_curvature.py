@@ -35,7 +35,7 @@ from crest_jax.report import append_line, table
 from experiments.compare import made_by
 from experiments.config import TrainConfig, UserError
 from experiments.program import load_sources, make_training
-from experiments.run_folder import commit, new_folder
+from experiments.run_folder import commit, held_new_folder
 from experiments.train import one_sentence
 
 MIB = 2**20
@@ -63,7 +63,10 @@ class CurvatureConfig:
         if self.rounds < 1:
             raise UserError(f"--rounds is {self.rounds} but must be at least 1; 10 is usual.")
         for pattern in self.of:
-            dataclasses.replace(self.run.crest, curvature_of=pattern)  # refuses no regular expression
+            try:
+                dataclasses.replace(self.run.crest, curvature_of=pattern)
+            except ValueError as error:
+                raise UserError(str(error).replace("curvature_of", "--of")) from error
 
 
 def count(params: Any) -> int:
@@ -172,14 +175,14 @@ def main() -> None:
     with one_sentence("interrupted; start again."):
         config = tyro.cli(CurvatureConfig, description=__doc__)
         out = config.run.out
-        new_folder(out)
-        lines = measure(config)
-        for line in lines:
-            append_line(out / "curvature.jsonl", line)
-        made = made_by("bench_curvature", None, lines, 1)
-        inputs = " x ".join(map(str, lines[0]["inputs"]))
-        text = f"{made}; inputs {inputs}\n\n{as_table(lines)}\n{EXPLANATION}"
-        (out / "curvature.md").write_text(text, encoding="utf-8")
+        with held_new_folder(out):
+            lines = measure(config)
+            for line in lines:
+                append_line(out / "curvature.jsonl", line)
+            made = made_by("bench_curvature", None, lines, 1)
+            inputs = " x ".join(map(str, lines[0]["inputs"]))
+            text = f"{made}; inputs {inputs}\n\n{as_table(lines)}\n{EXPLANATION}"
+            (out / "curvature.md").write_text(text, encoding="utf-8")
     print(text)
 
 

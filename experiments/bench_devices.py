@@ -29,7 +29,7 @@ from experiments.config import TrainConfig, UserError
 from experiments.cost_model import FLOAT, Job, memory, units
 from experiments.distributed import start
 from experiments.program import Program, TrainState, make_program, shared
-from experiments.run_folder import commit, new_folder
+from experiments.run_folder import commit, held_new_folder
 from experiments.train import one_sentence
 
 RUN = TrainConfig(
@@ -295,20 +295,20 @@ of the difference over their norm, after the last step.
 
 def main() -> None:
     """Read the command line, measure, and write the files."""
-    with one_sentence("interrupted; start again."):
+    with one_sentence("interrupted; start again with another --out."):
         config = tyro.cli(DevicesConfig, description=__doc__)
         out = config.run.out
-        new_folder(out)
-        lines: list[dict[str, Any]] = []
-        base = None
-        for case in tqdm(cases(config), desc="cases", unit="case"):
-            line, found = measure(case, config)
-            base = found if base is None else base
-            lines.append(compared(line, found, base))
-            append_line(out / "devices.jsonl", lines[-1])
-        made = made_by("bench_devices", None, lines, 1)
-        text = f"{made}\n\n{as_table(lines, config.run)}\n{EXPLANATION}"
-        (out / "devices.md").write_text(text, encoding="utf-8")
+        with held_new_folder(out):
+            lines: list[dict[str, Any]] = []
+            base = None
+            for case in tqdm(cases(config), desc="cases", unit="case"):
+                line, found = measure(case, config)
+                base = found if base is None else base
+                lines.append(compared(line, found, base))
+                append_line(out / "devices.jsonl", lines[-1])
+            made = made_by("bench_devices", None, lines, 1)
+            text = f"{made}\n\n{as_table(lines, config.run)}\n{EXPLANATION}"
+            (out / "devices.md").write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -39,7 +39,7 @@ from crest_jax.report import append_line, table
 from crest_jax.streams import make_strata
 from experiments.compare import made_by
 from experiments.config import UserError
-from experiments.run_folder import commit, new_folder
+from experiments.run_folder import LOCK, Lock, commit, held_new_folder
 from experiments.train import one_sentence
 
 READS = 200
@@ -85,6 +85,12 @@ def write_examples(scratch: Path, count: int) -> None:
     if labels_path.is_file():
         return
     scratch.mkdir(parents=True, exist_ok=True)
+    with Lock(scratch / LOCK, f"--scratch {scratch}"):
+        if not labels_path.is_file():  # nor made since by another run
+            _write_examples(inputs_path, labels_path, count)
+
+
+def _write_examples(inputs_path: Path, labels_path: Path, count: int) -> None:
     shape = (count, FEATURES)
     inputs = np.lib.format.open_memmap(inputs_path, "w+", np.float32, shape)
     rng = np.random.default_rng(0)
@@ -250,19 +256,19 @@ in memory; CREST reads one a step, stratified batches half of it. "end a window"
 
 def main() -> None:
     """Read the command line, measure, and write the files."""
-    with one_sentence("interrupted; start again."):
+    with one_sentence("interrupted; start again with another --out."):
         config = tyro.cli(LargeConfig, description=__doc__)
-        new_folder(config.out)
-        write_examples(config.scratch, max(config.sizes))
-        files = paths(config.scratch, max(config.sizes))
-        lines = []
-        context = multiprocessing.get_context("spawn")
-        for count in tqdm(config.sizes, desc="sizes", unit="size"):
-            with context.Pool(1) as pool:
-                lines.append(pool.apply(measure, (count, *files, config.steps, config.rounds)))
-            append_line(config.out / "large.jsonl", lines[-1])
-        text = f"{made_by('bench_large', None, lines, 1)}\n\n{as_table(lines)}\n{EXPLANATION}"
-        (config.out / "large.md").write_text(text, encoding="utf-8")
+        with held_new_folder(config.out):
+            write_examples(config.scratch, max(config.sizes))
+            files = paths(config.scratch, max(config.sizes))
+            lines = []
+            context = multiprocessing.get_context("spawn")
+            for count in tqdm(config.sizes, desc="sizes", unit="size"):
+                with context.Pool(1) as pool:
+                    lines.append(pool.apply(measure, (count, *files, config.steps, config.rounds)))
+                append_line(config.out / "large.jsonl", lines[-1])
+            text = f"{made_by('bench_large', None, lines, 1)}\n\n{as_table(lines)}\n{EXPLANATION}"
+            (config.out / "large.md").write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -27,7 +27,7 @@ import tqdm
 import tyro
 
 from experiments.config import UserError
-from experiments.run_folder import commit
+from experiments.run_folder import commit, held_folder
 from experiments.train import one_sentence
 
 MIB = 2**20
@@ -52,9 +52,9 @@ class BenchConfig:
         """Check the settings."""
         wrong = [part for part in self.parts if part not in PARTS]
         if wrong:
-            raise UserError(f"parts has {wrong[0]!r} but must be among {', '.join(PARTS)}; drop it.")
+            raise UserError(f"--parts has {wrong[0]!r} but must be among {', '.join(PARTS)}; drop it.")
         if self.repeats < 1:
-            raise UserError(f"repeats is {self.repeats} but must be at least 1; ask for one run.")
+            raise UserError(f"--repeats is {self.repeats} but must be at least 1; ask for one run.")
 
 
 # Float64 references.
@@ -608,13 +608,18 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
 
 
 def main(config: BenchConfig) -> None:
-    """Run the parts that are not there yet, and write the report."""
+    """Refuse what cannot work, and run the parts in a folder that no other program writes to."""
     missing = [n for n in ("submodlib", "apricot") if importlib.util.find_spec(n) is None]
     if missing:
         raise UserError(
             f"{missing[0]} is not installed but is compared with; pip install 'crest_jax[peers]'."
         )
-    config.out.mkdir(parents=True, exist_ok=True)
+    with held_folder(config.out):
+        run_parts(config)
+
+
+def run_parts(config: BenchConfig) -> None:
+    """Run the parts that are not there yet, and write the report."""
     path = config.out / "results.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     there = {line["part"] for line in lines if line.get("end")}

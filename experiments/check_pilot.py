@@ -22,8 +22,8 @@ from tqdm import tqdm
 from crest_jax.report import append_line, read_lines, table
 from experiments.compare import command_line, interval, with_interval
 from experiments.map import gains, read_maps
-from experiments.pilot import ask
-from experiments.run_folder import commit, writable_folder
+from experiments.pilot import ask, check_seconds
+from experiments.run_folder import commit, held_folder
 from experiments.settings import SETTINGS
 from experiments.train import one_sentence
 
@@ -40,6 +40,10 @@ class CheckConfig:
     """Of the pilots."""
     out: Path = Path("runs/pilot_check")
     """Folder of the results."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        check_seconds(self.seconds)
 
 
 def measured(folders: tuple[Path, ...]) -> dict[str, list[float]]:
@@ -121,22 +125,24 @@ def main() -> None:
     with one_sentence("interrupted; the same command goes on with the settings that are missing."):
         config = tyro.cli(CheckConfig, description=__doc__)
         leads = measured(config.runs)
-        writable_folder(config.out)
-        lines = config.out / "pilots.jsonl"
-        there = {line["setting"] for line in read_lines(lines)} if lines.is_file() else set()
-        for name in tqdm([name for name in leads if name not in there], desc="pilots", unit="setting"):
-            found = ask(SETTINGS[name], config.seconds, config.seed)
-            line = found._asdict() | {
-                "costs": found.costs._asdict(), "advice": dataclasses.asdict(found.advice),
-                "setting": name, "commit": commit(),
-            }  # fmt: skip
-            append_line(lines, line)
-        pilots = [line for line in read_lines(lines) if line["setting"] in leads]
-        text = summarise(pilots, leads)
-        commits = ", ".join(sorted({str(line["commit"]) for line in pilots}))
-        made = f"`{command_line('check_pilot')}` at commit {commits}"
-        (config.out / "pilot_check.md").write_text(f"{made}\n\n{text}\n", encoding="utf-8")
-        draw(pilots, leads, config.out / "pilot_check.png")
+        with held_folder(config.out):
+            lines = config.out / "pilots.jsonl"
+            there = {line["setting"] for line in read_lines(lines)} if lines.is_file() else set()
+            for name in tqdm(
+                [name for name in leads if name not in there], desc="pilots", unit="setting"
+            ):
+                found = ask(SETTINGS[name], config.seconds, config.seed)
+                line = found._asdict() | {
+                    "costs": found.costs._asdict(), "advice": dataclasses.asdict(found.advice),
+                    "setting": name, "commit": commit(),
+                }  # fmt: skip
+                append_line(lines, line)
+            pilots = [line for line in read_lines(lines) if line["setting"] in leads]
+            text = summarise(pilots, leads)
+            commits = ", ".join(sorted({str(line["commit"]) for line in pilots}))
+            made = f"`{command_line('check_pilot')}` at commit {commits}"
+            (config.out / "pilot_check.md").write_text(f"{made}\n\n{text}\n", encoding="utf-8")
+            draw(pilots, leads, config.out / "pilot_check.png")
     print(text)
 
 

@@ -17,6 +17,7 @@ from experiments.data.dataset import one_line
 from experiments.distributed import leads, wait_for_all
 
 KEPT = 3
+FOLDER = "checkpoints"
 DAMAGED = "damaged_checkpoints"
 
 
@@ -30,6 +31,12 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+def newest_checkpoint(folder: Path) -> int | None:
+    """Return the step of the newest checkpoint that is whole in a run folder, or None."""
+    found = (folder / FOLDER).glob("*")  # Orbax gives those half-written other names
+    return max((int(path.name) for path in found if path.name.isdigit()), default=None)
+
+
 class Checkpoints:
     """The checkpoints in a run folder, the newest ``KEPT``; one that is cut off leaves those before it.
 
@@ -38,7 +45,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         """Open (and create) ``folder / "checkpoints"``; ``say`` tells of damaged ones."""
-        self.folder = (folder / "checkpoints").absolute()
+        self.folder = (folder / FOLDER).absolute()
         self._say = say
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT, enable_async_checkpointing=True, cleanup_tmp_directories=True

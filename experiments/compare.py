@@ -12,6 +12,7 @@ interrupted comparison goes on where it was. The folder gets one run folder per 
 import concurrent.futures
 import dataclasses
 import itertools
+import math
 import multiprocessing
 import os
 import shlex
@@ -30,6 +31,7 @@ from tqdm import tqdm
 from crest_jax.report import append_line, read_lines, table
 from experiments.config import Method, TrainConfig, UserError
 from experiments.plots import plot_accuracy
+from experiments.run_folder import held_folder
 from experiments.timing import TRAINING
 from experiments.train import one_sentence, run
 
@@ -73,10 +75,10 @@ class CompareConfig:
             if not self.budgets:
                 raise UserError("--budgets must name at least one; leave it out for --budget.")
         for method, rate in self.rates.items():
-            if method not in self.methods or not rate > 0:
+            if method not in self.methods or not 0 < rate < math.inf:
                 raise UserError(
-                    f"--rates has {method} {rate:g} but must name one of --methods with a positive "
-                    "rate; correct it."
+                    f"--rates has {method} {rate:g} but must name one of --methods with a finite "
+                    "positive rate; correct it."
                 )
         if self.jobs < 1:
             raise UserError(f"--jobs is {self.jobs} but must be at least 1; 1 runs one at a time.")
@@ -297,20 +299,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Compare, then write and print the table."""
     with one_sentence("interrupted; the same command goes on with the runs that are missing."):
         config = tyro.cli(CompareConfig, args=argv, description=__doc__)
-        results = run_all(plan(config), config.jobs)
         out = config.run.out
-        lines = out / "summary.jsonl"
-        lines.unlink(missing_ok=True)
-        for result in results:
-            append_line(lines, result)
-        text = summarise(config, results)
-        source = made_by("compare", argv, results, config.jobs)
-        (out / "summary.md").write_text(f"{source}\n\n{text}\n{EXPLANATION}", encoding="utf-8")
-        title = f"{config.run.dataset}, {config.run.model}, {len(config.seeds)} seed(s)"
-        first = results[0]["budget"]
-        shown = [r for r in results if r["budget"] == first]
-        plot_accuracy(shown, out / "accuracy.png", title)
-        print(f"\n{text}\n{EXPLANATION}\nThe picture is {out / 'accuracy.png'}.")
+        with held_folder(out):
+            results = run_all(plan(config), config.jobs)
+            lines = out / "summary.jsonl"
+            lines.unlink(missing_ok=True)
+            for result in results:
+                append_line(lines, result)
+            text = summarise(config, results)
+            source = made_by("compare", argv, results, config.jobs)
+            (out / "summary.md").write_text(f"{source}\n\n{text}\n{EXPLANATION}", encoding="utf-8")
+            title = f"{config.run.dataset}, {config.run.model}, {len(config.seeds)} seed(s)"
+            first = results[0]["budget"]
+            shown = [r for r in results if r["budget"] == first]
+            plot_accuracy(shown, out / "accuracy.png", title)
+            print(f"\n{text}\n{EXPLANATION}\nThe picture is {out / 'accuracy.png'}.")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -33,6 +34,42 @@ class UserError(Exception):
     """A mistake of the user's, told in one sentence."""
 
 
+SETTINGS_OF_CREST = {field.name for field in dataclasses.fields(CrestConfig)}
+
+
+def as_options(sentence: str) -> str:
+    """Return a sentence of the library with CREST's settings named as on the command line.
+
+    >>> as_options("tau is -1.0 but must be positive; raise tau and batch_size.")
+    '--tau is -1.0 but must be positive; raise tau and --batch-size.'
+    """
+
+    def option(found: re.Match[str]) -> str:
+        name = found[0]
+        own = name in SETTINGS_OF_CREST and ("_" in name or found.start() == 0)  # else it is a word
+        return f"--{name.replace('_', '-')}" if own else name
+
+    return re.sub(r"(?<![\w'\"./-])\w+", option, sentence)
+
+
+@dataclasses.dataclass(frozen=True)
+class CrestOptions(CrestConfig):
+    """Settings of CREST from the command line: sentences name the options."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise UserError(as_options(str(error))) from error
+
+
+def _require(name: str, value: float, sound: bool, rule: str, remedy: str) -> None:
+    """Raise ``UserError`` unless the value of an option is finite and sound."""
+    if not (math.isfinite(value) and sound):
+        raise UserError(f"--{name.replace('_', '-')} is {value} but must {rule}; {remedy}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
     """Options of runs on text."""
@@ -58,6 +95,12 @@ class TextConfig:
     """Column of the text, or the two columns of a pair."""
     label_column: str = "label"
     """Column of the label."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, before any work."""
+        _require("max_tokens", self.max_tokens, self.max_tokens >= 8, "be at least 8", "128 is usual")
+        if self.dropout is not None:
+            _require("dropout", self.dropout, 0 <= self.dropout < 1, "lie in [0, 1)", "0.1 is usual")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,13 +184,17 @@ class TrainConfig:
     embedding: Literal["logits", "last_layer", "sketch"] = "logits"
     """What crest compares examples by: the gradient with respect to the logits, to the last layer, or
     to all parameters, randomly projected to 64 numbers (an ablation: one backward pass an example)."""
-    crest: tyro.conf.OmitArgPrefixes[CrestConfig] = dataclasses.field(default_factory=CrestConfig)
+    crest: Annotated[
+        tyro.conf.OmitArgPrefixes[CrestConfig], tyro.conf.arg(constructor=CrestOptions)
+    ] = dataclasses.field(default_factory=CrestConfig)
     """Settings of CREST; its batch size is that of every method."""
     text: tyro.conf.OmitArgPrefixes[TextConfig] = dataclasses.field(default_factory=TextConfig)
     """Options of runs on text."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any work."""
+        if isinstance(self.crest, CrestOptions):  # the same settings given in code are equal
+            object.__setattr__(self, "crest", CrestConfig(**dataclasses.asdict(self.crest)))
         if (self.dataset in TEXT_DATASETS) != (self.model in ENCODERS):
             raise UserError(
                 f"--dataset is {self.dataset} and --model {self.model} but images go with "
@@ -162,27 +209,31 @@ class TrainConfig:
                 f"--shard is for images but --dataset {self.dataset} is text, whose tokens lie whole "
                 "on each device; leave it out."
             )
-        if not (math.isfinite(self.budget) and 0 < self.budget <= 1):
-            raise UserError(f"--budget is {self.budget} but must lie in (0, 1]; 0.1 is usual.")
+        _require("budget", self.budget, 0 < self.budget <= 1, "lie in (0, 1]", "0.1 is usual")
+        self._check_training()
         low, high = self.select_span
         if not 0 <= low < high <= 1:
             raise UserError(
                 f"--select-span is {low} {high} but must be two rising shares in [0, 1]; 0 1 selects "
                 "throughout."
             )
-        if not 0 <= self.warmup < 0.5:
-            raise UserError(
-                f"--warmup is {self.warmup} but must lie in [0, 0.5), before the first drop of the "
-                "rate; 0.1 is usual."
-            )
         if self.devices < 0:
             raise UserError(
                 f"--devices is {self.devices} but must be at least 0; 0 means all there are."
             )
-        if self.step_timeout is not None and not self.step_timeout > 0:
+        if self.step_timeout is not None:
+            _require(
+                "step_timeout", self.step_timeout, self.step_timeout > 0, "be finite and positive",
+                "600 is usual, or leave it out",
+            )  # fmt: skip
+        if not 0 <= self.seed < 2**32:
             raise UserError(
-                f"--step-timeout is {self.step_timeout} but must be positive; 600 is usual, or leave "
-                "it out."
+                f"--seed is {self.seed} but must lie in [0, 4294967295], for each seed to draw its own "
+                "numbers; choose one there."
+            )
+        if self.processes is not None and self.processes < 1:
+            raise UserError(
+                f"--processes is {self.processes} but must be at least 1; pass the number of processes."
             )
         for name in (
             "epochs", "evaluations", "checkpoints", "reselections", "pool_factor", "scoring_networks",
@@ -192,6 +243,31 @@ class TrainConfig:
                     f"--{name.replace('_', '-')} is {getattr(self, name)} but must be at least 1; pass "
                     "a positive integer."
                 )
+
+    def _check_training(self) -> None:
+        """Refuse network and optimizer settings that cannot work."""
+        rate, decay = self.learning_rate, self.weight_decay
+        _require("learning_rate", rate, rate > 0, "be finite and above 0", "0.1 is usual")
+        _require("momentum", self.momentum, 0 <= self.momentum < 1, "lie in [0, 1)", "0.9 is usual")
+        if self.nesterov and self.momentum == 0:
+            raise UserError(
+                "--momentum is 0.0 but must be above 0 with --nesterov, a form of the momentum; pass "
+                "0.9, say, or leave --nesterov out."
+            )
+        _require("weight_decay", decay, decay >= 0, "be finite and at least 0", "0.0001 is usual")
+        _require(
+            "warmup", self.warmup, 0 <= self.warmup < 0.5,
+            "lie in [0, 0.5), before the first drop of the rate", "0.1 is usual",
+        )  # fmt: skip
+        if self.width is not None:
+            _require(
+                "width", self.width, self.width >= 1, "be at least 1", "leave it out for the usual"
+            )
+        if self.method in ("unlearned", "random_unlearned") and self.crest.exclude_below == 0:
+            raise UserError(
+                f"--exclude-below is 0.0 but must be positive with --method {self.method}, which "
+                "leaves out what is learned; 0.02 is usual."
+            )
 
     def refuse(self, names: tuple[str, ...], remedy: str) -> None:
         """Raise ``UserError`` if an option that would have no effect was given."""

@@ -20,7 +20,7 @@ from crest_jax import Batch, el2n_scores
 from experiments.config import TrainConfig, UserError
 from experiments.methods import forgetting_of_full_run
 from experiments.program import TrainState, make_program, shared, train_network
-from experiments.run_folder import writable_folder
+from experiments.run_folder import held_file
 from experiments.train import one_sentence
 
 
@@ -61,9 +61,9 @@ def main() -> None:
         )
         if config.out.suffix != ".npz":
             raise UserError(f"--out is {config.out} but must end in .npz; name a file.")
-        writable_folder(config.out.parent)
-        found = score(config)
-        np.savez_compressed(config.out, forgetting=found["forgetting"], el2n=found["el2n"])
+        with held_file(config.out):
+            found = score(config)
+            np.savez_compressed(config.out, forgetting=found["forgetting"], el2n=found["el2n"])
     print(f"scores in {config.out}")
 
 

@@ -34,7 +34,7 @@ from crest_jax.streams import make_strata, next_subset, open_stream
 from experiments.compare import command_line
 from experiments.config import TrainConfig, UserError
 from experiments.program import Program, make_program, shared
-from experiments.run_folder import commit, new_folder
+from experiments.run_folder import commit, held_new_folder
 from experiments.train import one_sentence
 
 Kind = Literal["random", "stratified", "coreset"]
@@ -220,14 +220,14 @@ def main() -> None:
     """Measure, then write and print the table."""
     with one_sentence("interrupted before the measurement was complete; run the command again."):
         config = tyro.cli(QualityConfig, description=__doc__)
-        new_folder(config.run.out)
-        results = measure(config)
-        for row in results:
-            append_line(config.run.out / "gradient_quality.jsonl", row)
-        text = summarise(results)
-        made = f"`{command_line('gradient_quality')}` at commit {commit()}"
-        (config.run.out / "gradient_quality.md").write_text(f"{made}\n\n{text}\n", encoding="utf-8")
-        print(text)
+        with held_new_folder(config.run.out):
+            results = measure(config)
+            for row in results:
+                append_line(config.run.out / "gradient_quality.jsonl", row)
+            text = summarise(results)
+            made = f"`{command_line('gradient_quality')}` at commit {commit()}"
+            (config.run.out / "gradient_quality.md").write_text(f"{made}\n\n{text}\n", encoding="utf-8")
+            print(text)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from crest_jax.report import append_line, read_lines, table
 from experiments.compare import interval, made_by, run_all, with_interval, work_in_steps
 from experiments.config import Method, TrainConfig, UserError
-from experiments.run_folder import writable_folder
+from experiments.run_folder import held_folder
 from experiments.settings import MAP, SETTINGS
 from experiments.train import one_sentence
 
@@ -199,30 +199,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the map, then write and print the tables."""
     with one_sentence("interrupted; the same command goes on with the runs that are missing."):
         config = tyro.cli(MapConfig, args=argv, description=__doc__)
-        writable_folder(config.out)
-        if config.merge:
-            plot_map(read_maps(config.merge), config.out / "map.png")
-            print(f"The picture is {config.out / 'map.png'}.")
-            return
-        runs = [run for setting in config.settings for run in run_setting(config, setting)]
-        lines = config.out / "summary.jsonl"
-        lines.unlink(missing_ok=True)
-        for run in runs:
-            append_line(lines, run)
-        made = made_by("map", argv, runs, config.jobs)
-        parts = [f"{made}, seeds {' '.join(map(str, config.seeds))}"]
-        for name in config.settings:
-            options, own = SETTINGS[name], [run for run in runs if run["setting"] == name]
-            rates = {run["method"]: options.options(run["method"], 0).learning_rate for run in own}
-            parts.append(
-                f"## {name}\n\n{options.run.dataset}, {options.run.model}, full training of "
-                f"{options.run.epochs} epochs; rates "
-                f"{', '.join(f'{method} {rate:g}' for method, rate in rates.items())}\n\n"
-                f"{setting_table(own)}"
-            )
-        (config.out / "summary.md").write_text("\n\n".join([*parts, EXPLANATION]), encoding="utf-8")
-        plot_map(runs, config.out / "map.png")
-        print("\n\n".join([*parts[1:], EXPLANATION]), f"\nThe picture is {config.out / 'map.png'}.")
+        with held_folder(config.out):
+            if config.merge:
+                plot_map(read_maps(config.merge), config.out / "map.png")
+                print(f"The picture is {config.out / 'map.png'}.")
+                return
+            runs = [run for setting in config.settings for run in run_setting(config, setting)]
+            lines = config.out / "summary.jsonl"
+            lines.unlink(missing_ok=True)
+            for run in runs:
+                append_line(lines, run)
+            made = made_by("map", argv, runs, config.jobs)
+            parts = [f"{made}, seeds {' '.join(map(str, config.seeds))}"]
+            for name in config.settings:
+                options, own = SETTINGS[name], [run for run in runs if run["setting"] == name]
+                rates = {run["method"]: options.options(run["method"], 0).learning_rate for run in own}
+                parts.append(
+                    f"## {name}\n\n{options.run.dataset}, {options.run.model}, full training of "
+                    f"{options.run.epochs} epochs; rates "
+                    f"{', '.join(f'{method} {rate:g}' for method, rate in rates.items())}\n\n"
+                    f"{setting_table(own)}"
+                )
+            (config.out / "summary.md").write_text("\n\n".join([*parts, EXPLANATION]), encoding="utf-8")
+            plot_map(runs, config.out / "map.png")
+            print("\n\n".join([*parts[1:], EXPLANATION]), f"\nThe picture is {config.out / 'map.png'}.")
 
 
 if __name__ == "__main__":

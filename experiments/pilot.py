@@ -11,6 +11,7 @@ never touched. Writes one JSON file.
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,15 @@ from tqdm import tqdm
 from crest_jax import ArraySource, Pilot, Selection, fit, make_evaluate, pilot
 from experiments.config import TrainConfig, UserError
 from experiments.program import Training, load_data, make_training
-from experiments.run_folder import commit, writable_folder, write_json
+from experiments.run_folder import commit, held_file, write_json
 from experiments.settings import SETTINGS, Setting
 from experiments.train import one_sentence
+
+
+def check_seconds(seconds: float) -> None:
+    """Refuse seconds that no trials can take."""
+    if not 0 < seconds <= 1e9:
+        raise UserError(f"--seconds is {seconds} but must lie in (0, 1e+09]; 120 is usual.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +57,12 @@ class PilotConfig:
             raise UserError(
                 f"--setting is {self.setting} but must be one of {', '.join(SETTINGS)}; choose one."
             )
-        if not self.seconds > 0:
-            raise UserError(f"--seconds is {self.seconds} but must be above 0; 120 is usual.")
+        check_seconds(self.seconds)
+        if self.crest_rate is not None and not 0 < self.crest_rate < math.inf:
+            raise UserError(
+                f"--crest-rate is {self.crest_rate} but must be finite and above 0; leave it out for "
+                "the run's --learning-rate."
+            )
         if self.run.out.suffix != ".json":
             raise UserError(f"--out is {self.run.out} but must end in .json; name a file.")
 
@@ -149,22 +160,22 @@ def main() -> None:
     """Read the command line, ask, write the file and print the answer."""
     with one_sentence("interrupted; start again."):
         config = tyro.cli(PilotConfig, description=__doc__)
-        writable_folder(config.run.out.parent)
-        setting = config.asked()
-        found = ask(setting, config.seconds, config.run.seed)
-        values = {
-            **found._asdict(),
-            "costs": found.costs._asdict(),
-            "advice": dataclasses.asdict(found.advice),
-            "pays": found.pays,
-            "setting": config.setting,
-            "run": setting.run.as_json(),
-            "seconds": config.seconds,
-            "seed": config.run.seed,
-            "commit": commit(),
-            "device": jax.devices()[0].device_kind,
-        }
-        write_json(config.run.out, values)
+        with held_file(config.run.out):
+            setting = config.asked()
+            found = ask(setting, config.seconds, config.run.seed)
+            values = {
+                **found._asdict(),
+                "costs": found.costs._asdict(),
+                "advice": dataclasses.asdict(found.advice),
+                "pays": found.pays,
+                "setting": config.setting,
+                "run": setting.run.as_json(),
+                "seconds": config.seconds,
+                "seed": config.run.seed,
+                "commit": commit(),
+                "device": jax.devices()[0].device_kind,
+            }
+            write_json(config.run.out, values)
     print(f"{sentence(found)}\nAll numbers are in {config.run.out}.")
 
 

@@ -26,7 +26,7 @@ from experiments.compare import SPLIT, paired, with_interval, work_in_steps
 from experiments.config import TEXT_DATASETS, UserError
 from experiments.plots import COLOURS
 from experiments.program import load_data
-from experiments.run_folder import writable_folder
+from experiments.run_folder import held_file
 from experiments.train import one_sentence
 
 Run = dict[str, Any]
@@ -558,8 +558,8 @@ def main() -> None:
             path = getattr(config, name)
             if path is not None and not path.is_file():
                 raise UserError(f"--{name} {path} is not there; make it first, or leave --{name} out.")
-        writable_folder(config.out.parent)
-        build(config)
+        with held_file(config.out):
+            build(config)
     print(f"the page is {config.out}")
 
 

@@ -6,46 +6,10 @@ from typing import Any
 
 import jax
 
+from crest_jax.pilot import compile_clock
+
 TRAINING = ("step", "selection", "curvature", "check")
 PHASES = (*TRAINING, "evaluation", "checkpoint", "init", "compile", "other")
-
-
-class CompileClock:
-    """Seconds that JAX has spent tracing, lowering and compiling, nested traces counted once."""
-
-    def __init__(self) -> None:
-        """Start to listen."""
-        self._spans: list[tuple[float, float]] = []
-        jax.monitoring.register_event_duration_secs_listener(self._on_event)
-
-    def _on_event(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        del kwargs
-        if not event.startswith("/jax/core/compile"):
-            return
-        end = time.perf_counter()
-        start = end - duration_secs
-        while self._spans and self._spans[-1][0] >= start:
-            self._spans.pop()
-        self._spans.append((start, end))
-
-    def between(self, start: float, end: float) -> float:
-        """Return the seconds of compilation that ended between two readings of ``perf_counter``."""
-        total = 0.0
-        for first, last in reversed(self._spans):
-            if last < start:
-                break
-            total += min(last, end) - max(first, start)
-        return total
-
-
-_clock: CompileClock | None = None
-
-
-def _compile_clock() -> CompileClock:
-    global _clock
-    if _clock is None:
-        _clock = CompileClock()
-    return _clock
 
 
 class PhaseTimer:
@@ -56,7 +20,7 @@ class PhaseTimer:
 
     def __init__(self) -> None:
         """Start from zero."""
-        self._clock = _compile_clock()
+        self._clock = compile_clock()
         self.restart({})
 
     def restart(self, seconds: dict[str, float]) -> None:

@@ -30,8 +30,8 @@ from crest_jax import Evaluation, place
 from crest_jax.devices import in_all_processes
 from crest_jax.report import append_line, record
 from experiments import data
-from experiments.checkpoints import Checkpoints
-from experiments.config import TrainConfig, UserError
+from experiments.checkpoints import Checkpoints, newest_checkpoint
+from experiments.config import TrainConfig, UserError, as_options
 from experiments.distributed import TIMEOUT, leads, partners, start, wait_for_all
 from experiments.faults import Stopped, Watchdog, asked_by_any, listening
 from experiments.program import SKIPPED_IN_A_ROW, Program, TrainState, make_program, shared
@@ -47,17 +47,40 @@ from experiments.timing import TRAINING, PhaseTimer
 
 
 @contextlib.contextmanager
-def one_sentence(interrupted: str) -> Iterator[None]:
-    """End the program with one sentence, not a traceback, for what a user can cause or interrupt."""
+def one_sentence(interrupted: str | Callable[[], str]) -> Iterator[None]:
+    """End the program with one sentence, not a traceback, for what a user can cause or interrupt.
+
+    Args:
+      interrupted: what to say after Ctrl-C, or what returns it then.
+    """
+    told = interrupted if callable(interrupted) else lambda: interrupted
     try:
         yield
     except Stopped as stop:
-        print(f"{stop}; {interrupted.removeprefix('interrupted; ')}", file=sys.stderr)
+        print(f"{stop}; {told().removeprefix('interrupted; ')}", file=sys.stderr)
         sys.exit(128 + stop.number)
     except KeyboardInterrupt:
-        sys.exit(interrupted)
-    except (UserError, ValueError, FloatingPointError, OSError, data.DataError) as error:
+        sys.exit(told())
+    except (UserError, FloatingPointError, OSError, data.DataError) as error:
         sys.exit(f"error: {error}")
+    except ValueError as error:
+        sys.exit(f"error: {as_options(str(error))}")
+
+
+def what_is_left(config: TrainConfig | None) -> str:
+    """Say that the run was interrupted, and what it can go on from.
+
+    Args:
+      config: its options; None before they were read.
+    """
+    if config is None or not (config.out / "config.json").is_file():
+        return "interrupted; nothing was written, so start again."
+    if (config.out / "metrics.json").is_file():
+        return f"interrupted; but the run had finished, and {config.out} holds its results."
+    step = newest_checkpoint(config.out)
+    if step is None:
+        return "interrupted; no checkpoint is written yet, so --resume starts afresh."
+    return f"interrupted; --resume goes on from the checkpoint of step {step}."
 
 
 SEGMENTS = 20  # of a run, in which picks are counted
@@ -136,8 +159,8 @@ def run(config: TrainConfig, say: Callable[[str], None] = tqdm.write) -> dict[st
         return finished
     program = make_program(shared(config))
     wait_for_all("every process has looked into the run folder")
-    in_all_processes(lambda: open_folder(config) if leads() else None, "run folder")
-    with Checkpoints(config.out, say) as checkpoints:
+    lock = in_all_processes(lambda: open_folder(config, say) if leads() else None, "run folder")
+    with lock or contextlib.nullcontext(), Checkpoints(config.out, say) as checkpoints:
         return _run(config, program, checkpoints, say)
 
 
@@ -344,7 +367,8 @@ DEFAULT = TrainConfig()
 
 def main(default: TrainConfig = DEFAULT) -> None:
     """Read the command line, train, and print where the results are."""
-    with one_sentence("interrupted; --resume goes on from the last checkpoint."):
+    config: TrainConfig | None = None
+    with one_sentence(lambda: what_is_left(config)):
         config = tyro.cli(TrainConfig, default=default, description=__doc__)
         start(config)
         with partners():

@@ -39,7 +39,7 @@ def test_parameters_and_bytes_are_those_that_crest_holds() -> None:
 def test_a_part_that_is_not_there_and_options_without_effect_are_refused() -> None:
     with pytest.raises(ValueError, match=r"curvature_of is 'nowhere' but must be found"):
         bench_curvature.measure(bench_curvature.CurvatureConfig(of=("nowhere",), run=RUN))
-    with pytest.raises(ValueError, match=r"curvature_of is '\(' but must be a regular expression"):
+    with pytest.raises(UserError, match=r"--of is '\(' but must be a regular expression"):
         bench_curvature.CurvatureConfig(of=("(",), run=RUN)
     with pytest.raises(UserError, match=r"--rounds is 0"):
         bench_curvature.CurvatureConfig(rounds=0)

@@ -64,8 +64,8 @@ def test_a_report_is_made_of_measurements(tmp_path):
 
 def test_bad_settings_are_one_sentence(tmp_path):
     for flags, message in (
-        (["--parts", "pools"], "parts has 'pools' but must be among batches, pool, large; drop it."),
-        (["--repeats", "0"], "repeats is 0 but must be at least 1; ask for one run."),
+        (["--parts", "pools"], "--parts has 'pools' but must be among batches, pool, large; drop it."),
+        (["--repeats", "0"], "--repeats is 0 but must be at least 1; ask for one run."),
     ):
         command = [sys.executable, "-m", "experiments.bench_selection", "--out", str(tmp_path), *flags]
         found = subprocess.run(command, capture_output=True, text=True, check=False)

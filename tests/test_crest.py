@@ -20,6 +20,7 @@ from crest_jax import (
     sketched_gradients,
     weighted_mean,
 )
+from crest_jax.crest import most_sightings
 from crest_jax.state import CrestState
 
 FEATURES, CLASSES, COUNT = 6, 3, 96
@@ -652,3 +653,108 @@ def test_data_smaller_than_a_draw_are_refused(name: str) -> None:
 def test_config_refuses_values_that_break_their_rule(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"{field}.* but must .*;"):
         CrestConfig(**{field: value})
+
+
+def test_a_label_without_a_logit_is_named_before_anything_is_scored() -> None:
+    inputs = np.asarray(make_source().take(jnp.arange(COUNT)).inputs)
+    labels = np.where(np.arange(COUNT) == 5, 3, make_source().labels)  # a single one, seldom drawn
+    for nonfinite in ("stop", "skip"):
+        config = dataclasses.replace(CONFIG, nonfinite=nonfinite)
+        selection = crest(linear, ArraySource(inputs, labels), config)
+        state = selection.init(jax.random.key(0), make_params(), STATE)
+        with pytest.raises(ValueError, match="highest label is 3 but the model returns 3 logits"):
+            selection.refresh(state, make_params(), STATE)
+    # More logits than classes are usual, and another loss may read its labels in another way.
+    selection = crest(linear, ArraySource(inputs, labels % 2), CONFIG)
+    selection.refresh(selection.init(jax.random.key(0), make_params(), STATE), make_params(), STATE)
+
+    def distance(logits: Any, labels: Any) -> Any:
+        return jnp.square(logits[:, 0] - labels.astype(jnp.float32))
+
+    selection = crest(linear, ArraySource(inputs, labels), CONFIG, loss_fn=distance)
+    selection.refresh(selection.init(jax.random.key(0), make_params(), STATE), make_params(), STATE)
+
+
+def test_a_loss_or_an_embedding_that_is_not_one_for_each_example_is_refused() -> None:
+    def mean(logits: Any, labels: Any) -> Any:
+        return cross_entropy(logits, labels).mean()
+
+    def short(params: Any, state: Any, examples: Any) -> Any:
+        return examples.inputs[:5], examples.inputs[:, 0]
+
+    for options, message in (
+        ({"loss_fn": mean}, r"loss_fn returned losses of shape \(\) for 30 examples"),
+        ({"embed_fn": short}, r"embed_fn returned embeddings of shape \[\(5, 6\)\] for 36 examples"),
+    ):
+        selection = crest(linear, make_source(), CONFIG, **options)
+        state = selection.init(jax.random.key(0), make_params(), STATE)
+        with pytest.raises(ValueError, match=message):
+            selection.refresh(state, make_params(), STATE)
+
+
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+def test_a_bad_loss_of_a_step_is_told_when_its_window_ends(nonfinite: Any) -> None:
+    config = dataclasses.replace(
+        CONFIG,
+        select_from=12,
+        exclude_below=0.2,
+        exclude_window=4,
+        exclude_keep=0.0,
+        nonfinite=nonfinite,
+    )
+    selection = crest(linear, make_source(), config)
+    state = selection.init(jax.random.key(0), make_params(), STATE)
+
+    def go(state: CrestState) -> tuple[int, int]:
+        bad = -1
+        for step in range(5):
+            state, _ = selection.refresh(state, make_params(), STATE)
+            state, batch = selection.next_batch(state)
+            bad = int(batch.rows[3]) if step == 2 else bad
+            losses = jnp.zeros(12).at[3].set(jnp.nan if step == 2 else 0.0)
+            state = selection.observe(state, batch, losses)
+        return bad, int(state.exclusion.rest[bad])
+
+    if nonfinite == "stop":
+        with pytest.raises(FloatingPointError, match=r"handed to observe was NaN .* before step 4 "):
+            go(state)
+    else:
+        assert go(state)[1] == 0, "it is not learned"
+
+
+# b, reuse, curvature_coresets, interval_multiplier, tau: regions of one step, or of many
+@pytest.mark.parametrize(
+    ("ratio", "reuse", "first", "multiplier", "tau"),
+    [
+        (1.0, 1, 1, 0.01, 1e-6),
+        (3.0, 1, 1, 0.01, 1e-6),
+        (4.0, 4, 1, 0.01, 1e-6),
+        (1.0, 1, 3, 0.01, 1e-6),
+        (2.0, 2, 1, 16.0, 1e-6),
+        (1.0, 2, 1, 16.0, 1e6),
+        (0.5, 1, 1, 16.0, 1e6),
+    ],
+)
+def test_the_sightings_of_every_window_are_remembered_and_not_many_more(
+    ratio: float, reuse: int, first: int, multiplier: float, tau: float
+) -> None:
+    config = dataclasses.replace(
+        CONFIG, coresets_per_interval=ratio, reuse=reuse, curvature_coresets=first, tau=tau,
+        interval_multiplier=multiplier, exclude_below=0.1, exclude_window=30, max_interval=8,
+        max_coresets=8,
+    )  # fmt: skip
+    selection = crest(linear, make_source(), config)
+    params = [jax.tree.map(lambda x, i=i: x + 0.1 * i, make_params()) for i in range(2)]
+    state = selection.init(jax.random.key(0), params[0], STATE)
+    most = 0
+    for step in range(80):
+        before = state.window_end
+        state, _ = selection.refresh(state, params[step % 2], STATE)
+        most = max(most, int(state.exclusion.logged))
+        state, _ = selection.next_batch(state)
+        assert before >= step - config.max_interval
+    capacity = state.exclusion.log.shape[0]
+    assert capacity == most_sightings(config)
+    assert most <= capacity
+    if multiplier < 1:  # the worst case: every region ends after one step
+        assert most > capacity / 2

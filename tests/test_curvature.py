@@ -152,3 +152,12 @@ def test_a_part_that_is_not_there_is_an_error():
     with pytest.raises(ValueError, match=r"curvature_of is 'tail' .* such as head/w"):
         covered({"body": {"w": 1.0}, "head": {"w": 2.0}}, "tail")
     assert covered({"body": 1.0}, None) == {"body": 1.0}
+
+
+def test_keys_of_both_forms_draw_the_same_probes_and_a_plain_number_none():
+    loss, params = (lambda p: jnp.sum(p**3)), jnp.ones(40)
+    new, old = (draw_probes(key, params, 2) for key in (jax.random.key(3), jax.random.PRNGKey(3)))
+    np.testing.assert_array_equal(new, old)
+    for call in (lambda: draw_probes(3, params, 2), lambda: hutchinson_diagonal(3, loss, params)):
+        with pytest.raises(ValueError, match="key is 3 but must be one PRNG key"):
+            call()

@@ -20,6 +20,7 @@ from crest_jax.report import read_lines
 from experiments import distributed
 from experiments.config import TrainConfig, UserError
 from experiments.distributed import make_mesh, share_out, start
+from experiments.run_folder import held_folder
 
 
 def address():
@@ -104,6 +105,18 @@ def test_two_processes_make_the_run_of_one_and_one_of_them_writes(tmp_path, alon
     assert codes == [0, 0], said
     assert said.count("results in") == 1
     alike(config, alone)
+
+
+def test_a_folder_in_use_is_refused_in_all_processes(tmp_path):
+    config = dataclasses.replace(SMALL, out=tmp_path / "run")
+    with held_folder(config.out), tempfile.TemporaryFile() as log:
+        codes = ends(begin_two(config, log))
+        log.seek(0)
+        said = log.read().decode()
+        assert not (config.out / "config.json").exists()
+    assert 0 not in codes, said
+    assert f"--out {config.out} is in use by another run" in said
+    assert "process 0 refuses its run folder" in said
 
 
 @pytest.mark.slow

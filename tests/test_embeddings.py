@@ -245,3 +245,115 @@ def test_chunks_in_one_program_change_nothing(problem, chunk):
     np.testing.assert_allclose(chunk_losses, losses, rtol=1e-6)
     for part, expected in zip(found, whole, strict=True):
         np.testing.assert_allclose(part, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [jnp.int32, jnp.uint8, jnp.int8])
+def test_a_label_without_a_logit_is_nan_inside_jit_in_loss_residual_and_gradient(kind):
+    labels = jnp.array([0, 3, -1, 2]).astype(kind)  # the third is 255 where the type has no sign
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+    right = np.array([True, False, False, True])
+    losses = jax.jit(cross_entropy)(logits, labels)
+    each = jax.jit(jax.vmap(jax.grad(lambda z, y: cross_entropy(z[None], y[None])[0])))(logits, labels)
+    residuals = jax.jit(logit_residuals)(logits, labels)
+    assert np.isfinite(losses).tolist() == right.tolist()
+    for found in (each, residuals):
+        assert np.isnan(found[~right]).all()
+        expected = numpy_softmax(logits)[right] - np.eye(3)[[0, 2]]
+        np.testing.assert_allclose(found[right], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0, 3]), r"label 3 has no logit of its own among 3 logits.*\[0, 3\); renumber"),
+        (np.array([0, -1]), r"label -1 has no logit"),
+        (np.array([0, 2**33 + 1]), r"label 8589934593 has no logit"),
+        (np.array([[0], [1]]), r"labels have shape \(2, 1\) for logits of shape \(2, 3\).*argmax"),
+        (np.eye(3)[:2], r"labels have shape \(2, 3\)"),
+        (np.array([0.0, 1.0]), "labels have dtype float32 but must be integers; cast"),
+        (np.array([False, True]), "labels have dtype bool"),
+        (np.int32(1), r"labels have shape \(\)"),
+    ],
+)
+def test_wrong_labels_are_named(labels, message):
+    logits = jnp.zeros((2, 3))
+    with pytest.raises(ValueError, match=message):
+        cross_entropy(logits, labels)
+    if "no logit" not in message:  # shapes and types are known while tracing
+        with pytest.raises(ValueError, match=message):
+            jax.jit(cross_entropy)(logits, labels)
+    with pytest.raises(ValueError, match=r"logits have shape \(2,\) but must have shape \[b, c\]"):
+        cross_entropy(jnp.zeros(2), labels)
+
+
+def test_a_gradient_taken_outside_jit_names_the_label_too():
+    with pytest.raises(ValueError, match="label 3 has no logit"):
+        jax.grad(lambda z: cross_entropy(z, jnp.array([3])).sum())(jnp.zeros((1, 3)))
+
+
+@pytest.mark.parametrize(
+    ("losses", "weights"), [((4, 1), (4,)), ((4,), (4, 1)), ((4,), ()), ((), ()), ((4,), (3,))]
+)
+def test_a_weighted_mean_takes_one_loss_for_each_weight(losses, weights):
+    for mean in (weighted_mean, jax.jit(weighted_mean)):
+        with pytest.raises(ValueError, match=r"losses have shape .* but both must be .m.*; flatten"):
+            mean(jnp.ones(losses), jnp.ones(weights))
+
+
+BAD_LOSSES = {
+    "mean": lambda logits, labels: cross_entropy(logits, labels).mean(),
+    "column": lambda logits, labels: cross_entropy(logits, labels)[:, None],
+}
+
+
+@pytest.mark.parametrize("loss_fn", BAD_LOSSES.values(), ids=BAD_LOSSES)
+@pytest.mark.parametrize(
+    "embed",
+    [
+        lambda loss_fn: logit_gradients(mlp, loss_fn),
+        lambda loss_fn: last_layer_gradients(mlp_features, loss_fn),
+        lambda loss_fn: sketched_gradients(jax.random.key(0), mlp, 4, loss_fn),
+    ],
+    ids=["logits", "last layer", "sketch"],
+)
+def test_a_loss_that_is_not_one_for_each_example_is_refused(problem, embed, loss_fn):
+    params, examples = problem
+    with pytest.raises(ValueError, match=r"loss_fn returned losses of shape .* but must .*; leave out"):
+        jax.jit(embed(loss_fn))(params, {}, examples)
+
+
+@pytest.mark.parametrize(
+    ("embed", "message"),
+    [
+        (lambda x: (x.sum(0), x.sum(1)), r"embeddings of shape \[\(5,\)\] for 4 examples"),
+        (lambda x: ((x, x[:2]), x.sum(1)), r"embeddings of shape \[\(4, 5\), \(2, 5\)\]"),
+        (lambda x: ((), x.sum(1)), r"embeddings of shape \[\]"),
+        (lambda x: (x, x.sum()), r"losses of shape \(\) for 4 examples"),
+        (lambda x: (x, x[:, :1]), r"losses of shape \(4, 1\) for 4 examples"),
+    ],
+)
+def test_embeddings_have_one_row_for_each_example(problem, embed, message):
+    params, examples = problem
+    source = ArraySource(np.asarray(examples.inputs), np.asarray(examples.labels), 3)
+    with pytest.raises(ValueError, match=message + r".* but .*; (take no|leave out the) mean"):
+        embed_rows(lambda p, s, e: embed(e.inputs), params, {}, source, np.arange(7), chunk_size=4)
+
+
+@pytest.mark.parametrize("rows", [np.array([0, 11]), np.array([-1, 2]), np.array([0.5, 1.0])])
+def test_rows_that_the_source_has_not_are_refused(problem, rows):
+    params, examples = problem
+    source = ArraySource(np.asarray(examples.inputs), np.asarray(examples.labels), 3)
+    with pytest.raises(ValueError, match=r"rows (span|have dtype) .* but must .*; pass positions"):
+        embed_rows(logit_gradients(mlp), params, {}, source, rows)
+
+
+def test_a_sketch_takes_keys_of_both_forms_and_no_plain_number(problem):
+    params, examples = problem
+    found = [
+        jax.jit(sketched_gradients(key, mlp, 4))(params, {}, examples)[0]
+        for key in (jax.random.key(5), jax.random.PRNGKey(5))
+    ]
+    np.testing.assert_array_equal(*found)
+    for make in (lambda: sketched_gradients(5, mlp, 4), lambda: count_sketch(5, jnp.ones(3), 4)):
+        with pytest.raises(ValueError, match="key is 5 but must be one PRNG key"):
+            make()

@@ -47,10 +47,12 @@ def run_lazy(points, size, capacity, name="euclidean"):
     def go(points):
         n = points.shape[0]
         wide = oracles.padded(n)
-        prepared = metrics.make_points(jnp.pad(points, ((0, wide - n), (0, 0))), name)
+        prepared, metric, unit = metrics.prepare(jnp.pad(points, ((0, wide - n), (0, 0))), name)
+        (prepared,) = metrics.centred(prepared)
         valid = jnp.arange(wide) < n
-        oracle = oracles.PointOracle(metrics.make_metric(name, points), prepared, prepared, valid)
-        return lazy_greedy.lazy_greedy(oracle, valid, jnp.int32(size), size, capacity)
+        oracle = oracles.PointOracle(metric, prepared, prepared, valid, None)
+        run = lazy_greedy.lazy_greedy(oracle, valid, jnp.int32(size), size, capacity)
+        return run._replace(cover=run.cover * unit)
 
     return jax.jit(go)(jnp.asarray(points))
 

@@ -1,5 +1,8 @@
 """Exclusion against a simulation with dictionaries."""
 
+import math
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +14,11 @@ from crest_jax.exclusion import (
     observe,
     observe_losses,
     stands_for,
+    take_all_back,
+    turn_over,
+    weighted_subset,
 )
+from crest_jax.streams import make_strata, open_stream
 
 COUNT, CLASSES, ALPHA = 30, 3, 0.1
 close_compiled = jax.jit(close_window, static_argnames="windows")
@@ -184,3 +191,83 @@ def test_where_none_is_kept_every_row_stands_for_itself():
     rest = jnp.array([0, 2, 0, 1], jnp.int8)
     assert stands_for(rest, jnp.arange(4), 0.0).tolist() == [1.0] * 4
     assert stands_for(rest, jnp.arange(4), 0.5).tolist() == [1.0, 2.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("losses", [jnp.float32(0), jnp.zeros((2, 1)), jnp.zeros(2, int), jnp.zeros(3)])
+def test_losses_must_be_one_number_for_each_row(losses):
+    with pytest.raises(ValueError, match=r"losses handed to observe are .* but must .*; pass the step"):
+        run_observe(init(3, 1), jnp.arange(2), losses)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+def test_a_bad_loss_is_remembered_until_the_window_ends(bad):
+    state = run_observe(init(4, 1), jnp.arange(2), jnp.array([0.01, bad]))
+    state = run_observe(state, jnp.arange(2), jnp.array([0.01, 0.01]))
+    assert not state.finite
+    assert run_close(state, [0] * 4, [0]).finite
+
+
+class State(NamedTuple):
+    step: int
+    window_end: int
+    exclusion: Any
+    excluded: int
+    stream: Any
+
+
+def test_the_end_of_a_window_tells_a_bad_loss_unless_such_are_skipped():
+    sizes, needed, classes = jnp.array([4]), jnp.array([1]), jnp.zeros(4, int)
+    exclusion = run_observe(init(4, 1), jnp.arange(2), jnp.array([jnp.nan, 0.01]))
+    state = State(8, 8, exclusion, 0, open_stream(jax.random.key(0), 1))
+    with pytest.raises(
+        FloatingPointError, match=r"before step 8 but all must be finite; .*\"skip\"\.$"
+    ):
+        turn_over(state, classes, sizes, needed, None, 8)
+    assert turn_over(state, classes, sizes, needed, None, 8, skipping=True).excluded == 1
+    assert bool(take_all_back(state).exclusion.finite)
+
+
+def expected_share(m, p, a):
+    """Mean of ``a K / (a K + m - K)`` for K of Binomial(m, p): the weight of the learned in a batch."""
+    chances = [math.comb(m, k) * p**k * (1 - p) ** (m - k) for k in range(m + 1)]
+    return sum(c * a * k / (a * k + m - k) for k, c in enumerate(chances))
+
+
+@pytest.mark.parametrize(("m", "share"), [(8, 0.5), (16, 0.3)])
+def test_learned_examples_kept_fall_short_by_what_is_documented(m, share):
+    count, keep, draws = 4000, 0.25, 20_000
+    learned = np.arange(count) < share * count
+    rest, out = jnp.asarray(learned, jnp.int8), jnp.array([learned.sum()], jnp.int32)
+    strata = make_strata(np.zeros(count, int), 1)
+
+    def weigh(key):
+        _, rows, weights = weighted_subset(open_stream(key, 1), strata, rest, out, m, keep)
+        own = jnp.sum(jnp.where(rest[rows] > 0, weights, 0.0))
+        return own / jnp.sum(weights), own, jnp.sum(weights)
+
+    part, own, total = (
+        np.asarray(x, np.float64)
+        for x in jax.jit(jax.vmap(weigh))(jax.random.split(jax.random.key(0), draws))
+    )
+    # Sums are right on average ...
+    assert own.mean() / total.mean() == pytest.approx(share, rel=0.01)
+    # ... their quotient is what the formula says, and clearly below.
+    a, p = 1 / keep, share * keep / (share * keep + 1 - share)
+    error = part.std() / np.sqrt(draws)
+    assert part.mean() == pytest.approx(expected_share(m, p, a), abs=4 * error)
+    assert part.mean() < share - 8 * error
+    # The documented approximation, and its figures for mini-batches of 128.
+    short = 1 - part.mean() / share
+    assert short == pytest.approx(shortfall(m, p, a), rel=0.25)
+
+
+def shortfall(m, p, a):
+    return (a - 1) * (1 - p) / (1 + (a - 1) * p) ** 2 / m
+
+
+def test_the_shortfall_of_mini_batches_of_128_is_between_the_documented_figures():
+    for share, documented in ((0.5, 0.007), (0.01, 0.023)):
+        p = share * 0.25 / (share * 0.25 + 1 - share)
+        exact = 1 - expected_share(128, p, 4.0) / share
+        assert exact == pytest.approx(documented, abs=0.0006)
+        assert shortfall(128, p, 4.0) == pytest.approx(exact, rel=0.05)

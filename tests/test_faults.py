@@ -1,8 +1,12 @@
 """Runs that are stopped, killed, damaged or starved end as if nothing had been, or with a sentence."""
 
 import dataclasses
+import errno
+import fcntl
+import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,13 +16,16 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from flax import serialization
 from small_run import ROOT, SMALL, command, damage, options
 
-from crest_jax import Batch, CrestConfig
-from experiments import checkpoints, train
+from crest_jax import ArraySource, Batch, CrestConfig, crest
+from experiments import checkpoints, run_folder, train
 from experiments.config import TrainConfig, UserError
 from experiments.faults import Stopped, listening
+from experiments.run_folder import Lock, finished_run, held_file, held_folder, open_folder
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +80,46 @@ def test_values_that_changed_are_found_even_where_the_files_can_be_read(tmp_path
     again = checkpoints.Checkpoints(tmp_path, print)
     with pytest.raises(UserError, match="not those that were saved"):
         again.restore({"x": jnp.zeros(4), "n": 0})
+
+
+@pytest.mark.parametrize("saver", ["orbax", "flax"])
+def test_the_selections_state_is_saved_in_the_ways_that_the_readme_names(tmp_path, saver):
+    rng = np.random.default_rng(0)
+    source = ArraySource(np.float32(rng.normal(size=(96, 4))), np.arange(96) % 3)
+    params = jnp.zeros((4, 3))
+    selection = crest(
+        lambda params, state, inputs, *, train, rng: (inputs @ params, state),
+        source,
+        CrestConfig(batch_size=12, subset_size=24, probe_size=24),
+    )
+    state, like = (selection.init(jax.random.key(seed), params, {}) for seed in (0, 1))
+    state, _ = selection.refresh(state, params, {})
+    state, _ = selection.next_batch(state)
+
+    def is_key(leaf):
+        return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+    def plain(tree):
+        return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, tree)
+
+    if saver == "orbax":
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(tmp_path / "state", state)
+            checkpointer.wait_until_finished()
+            found = checkpointer.restore(tmp_path / "state", like)
+    else:
+        with pytest.raises(TypeError, match="key_data"):
+            serialization.to_bytes(state)
+        found = serialization.from_bytes(plain(like), serialization.to_bytes(plain(state)))
+        found = jax.tree.map(
+            lambda old, new: jax.random.wrap_key_data(new) if is_key(old) else new, like, found
+        )
+    for _ in range(12):  # through the end of the region
+        states = [selection.refresh(one, params, {})[0] for one in (state, found)]
+        (state, batch), (found, other) = (selection.next_batch(one) for one in states)
+        np.testing.assert_array_equal(batch.rows, other.rows)
+        np.testing.assert_array_equal(batch.weights, other.weights)
+    assert type(found.step) is int
 
 
 def test_all_checkpoints_damaged_is_one_sentence_and_nothing_is_lost(tmp_path, monkeypatch):
@@ -140,6 +187,236 @@ def test_a_second_signal_ends_the_run_at_once():
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def interrupted_at(config, monkeypatch, where):
+    """Run the script until Ctrl-C comes at some place, and return what it says."""
+    program = train.make_program(train.shared(config))
+
+    def ctrl_c(*_):
+        raise KeyboardInterrupt
+
+    if where == "loading":
+        monkeypatch.setattr(train, "make_program", ctrl_c)
+    elif where == "compiling":
+        monkeypatch.setattr(train, "make_program", lambda _: program._replace(init=ctrl_c))
+    elif where == "writing":
+        monkeypatch.setattr(train, "write_network", ctrl_c)
+    elif where == "finished":
+        run = train.run
+        monkeypatch.setattr(train, "run", lambda config: ctrl_c(run(config)))
+    else:
+        steps = iter(range(1, where + 1))
+
+        def train_step(state, batch):
+            return program.train_step(state, batch) if next(steps) < where else ctrl_c()
+
+        monkeypatch.setattr(train, "make_program", lambda _: program._replace(train_step=train_step))
+    monkeypatch.setattr("sys.argv", ["train", *options(config)])
+    with pytest.raises(SystemExit) as found:
+        train.main()
+    monkeypatch.undo()
+    return found.value.code
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("loading", "nothing was written, so start again."),
+        ("compiling", "no checkpoint is written yet, so --resume starts afresh."),
+        (5, "no checkpoint is written yet, so --resume starts afresh."),
+        (40, "--resume goes on from the checkpoint of step 34."),
+        ("writing", "--resume goes on from the checkpoint of step 52."),
+        ("finished", "but the run had finished, and {out} holds its results."),
+    ],
+)
+def test_an_interrupt_promises_what_is_there(tmp_path, monkeypatch, undisturbed, where, said):
+    config = dataclasses.replace(SMALL, out=tmp_path / "run")
+    found = interrupted_at(config, monkeypatch, where)
+    assert found == f"interrupted; {said.format(out=config.out)}"
+    if where == "loading":
+        assert not config.out.exists()
+        return
+    told = []
+    metrics = train.run(dataclasses.replace(config, resume=True), told.append)
+    assert metrics["params_sha256"] == undisturbed
+    step = re.search(r"of step \d+", said)
+    what = "starting afresh" if "afresh" in said else f"at {step[0][3:]}" if step else "finished"
+    assert what in told[0]
+
+
+def test_ctrl_c_while_the_script_begins_promises_what_is_there(tmp_path):
+    config = dataclasses.replace(SMALL, out=tmp_path / "run")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.train", *options(config)], cwd=ROOT,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(config.out / "config.json", process)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode != 0
+    there = checkpoints.newest_checkpoint(config.out)
+    if there is None:
+        assert "interrupted; no checkpoint is written yet, so --resume starts afresh." in said
+    else:
+        assert f"--resume goes on from the checkpoint of step {there}." in said
+    assert "Traceback" not in said
+
+
+def test_two_runs_that_found_the_same_empty_folder_do_not_mix(tmp_path):
+    first, second = (dataclasses.replace(SMALL, out=tmp_path / "run", seed=seed) for seed in (0, 1))
+    assert finished_run(first) is finished_run(second) is None
+    in_use = pytest.raises(UserError, match="is in use by another run but only one may write")
+    with open_folder(first), in_use:
+        open_folder(second)
+    with pytest.raises(UserError, match="already holds a run"):
+        open_folder(second)
+    with pytest.raises(UserError, match=r"seed = 1 but the run in .* has 0"):
+        open_folder(dataclasses.replace(second, resume=True))
+    assert [path.name for path in first.out.iterdir()] == ["config.json"]
+    (first.out / "metrics.json").write_text("{}")
+    with pytest.raises(UserError, match="was finished by another run just now"):
+        open_folder(dataclasses.replace(first, resume=True))
+
+
+def no_locks(file, how):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_without_file_locks_one_of_two_runs_goes_on_all_the_same(tmp_path, monkeypatch, links):
+    def no_link(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
+    first, second = (dataclasses.replace(SMALL, out=tmp_path / "run", seed=seed) for seed in (0, 1))
+    exists = run_folder.Path.exists
+    said = []
+    with open_folder(first, said.append):
+        assert "cannot be locked" in said[0]
+        monkeypatch.setattr(
+            run_folder.Path, "exists", lambda path: path.name != "config.json" and exists(path)
+        )
+        monkeypatch.setattr(run_folder, "new_folder", lambda _: None)  # it was empty a moment ago
+        with pytest.raises(UserError, match="was taken by another run just now"):
+            open_folder(second, said.append)
+        monkeypatch.undo()
+    assert json.loads((first.out / "config.json").read_text())["seed"] == 0
+    assert [path.name for path in first.out.iterdir()] == ["config.json"]
+
+
+def test_a_killed_run_leaves_no_lock(tmp_path):
+    code = (
+        "from experiments.run_folder import held_folder\nfrom pathlib import Path\nimport sys, time\n"
+        "with held_folder(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="in use by another run"), held_folder(tmp_path):
+        pass
+    process.kill()
+    process.communicate()
+    assert (tmp_path / run_folder.LOCK).exists()
+    config = dataclasses.replace(SMALL, out=tmp_path)
+    with open_folder(config):  # nor does what it left count as a file of somebody's
+        pass
+    assert not (tmp_path / run_folder.LOCK).exists()
+
+
+def test_a_lock_that_its_holder_takes_away_meanwhile_is_not_mistaken_for_ones_own(
+    tmp_path, monkeypatch
+):
+    flock, first = fcntl.flock, Lock(tmp_path / "lock", "it")
+
+    def late(file, how):
+        if first._file is not None:
+            first.__exit__()  # between opening and locking
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with Lock(tmp_path / "lock", "it"):
+        monkeypatch.undo()
+        with pytest.raises(UserError, match="it is in use"):
+            Lock(tmp_path / "lock", "it")
+
+
+def test_two_that_resume_one_folder_do_not_mix(tmp_path):
+    config = dataclasses.replace(SMALL, out=tmp_path / "run", epochs=4000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.train", *options(config)], cwd=ROOT,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(config.out / "events.jsonl", process)
+    second = command(*options(config), "--resume")
+    assert second.returncode != 0
+    assert "is in use by another run but only one may write there at a time" in second.stderr
+    assert len(second.stderr.splitlines()) == 1
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with open_folder(dataclasses.replace(config, resume=True)):
+        pass
+
+
+def test_two_runs_started_at_once_give_one_whole_run(tmp_path):
+    configs = [dataclasses.replace(SMALL, out=tmp_path / "run", seed=seed) for seed in (0, 1)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "experiments.train", *options(config), "--seed", str(config.seed)],
+            cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        )
+        for config in configs
+    ]  # fmt: skip
+    said = [process.communicate(timeout=240)[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert sorted(codes) == [0, 1], said
+    refused = said[codes.index(1)]
+    assert "in use by another run" in refused or "already holds a run" in refused
+    assert len(refused.splitlines()) == 1
+    seeds = {
+        json.loads((tmp_path / "run" / f"{name}.json").read_text())["seed"]
+        for name in ("config", "metrics")
+    }
+    assert seeds == {codes.index(0)}
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "compare", "ablations", "map", "check_pilot", "bench_costs", "bench_curvature", "bench_devices",
+        "bench_large", "gradient_quality",
+    ],
+)  # fmt: skip
+def test_every_script_refuses_a_folder_that_another_one_writes(tmp_path, monkeypatch, script):
+    module = importlib.import_module(f"experiments.{script}")
+    monkeypatch.setattr("sys.argv", [script, "--out", str(tmp_path)])
+    if script == "check_pilot":
+        monkeypatch.setattr("sys.argv", [script, "--out", str(tmp_path), "--runs", str(tmp_path)])
+        monkeypatch.setattr(module, "measured", lambda _: {})
+    with held_folder(tmp_path):
+        with pytest.raises(SystemExit, match=r"is in use by another run but only one may write"):
+            module.main()
+        assert [path.name for path in tmp_path.iterdir()] == [run_folder.LOCK]
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [("pilot", "a.json"), ("difficulty", "a.npz"), ("report", "a.html")],
+)
+def test_every_script_refuses_a_file_that_another_one_writes(tmp_path, monkeypatch, script, name):
+    module = importlib.import_module(f"experiments.{script}")
+    out = tmp_path / name
+    runs = ["--runs", str(tmp_path)] if script == "report" else []
+    monkeypatch.setattr("sys.argv", [script, "--out", str(out), *runs])
+    with held_file(out):
+        with pytest.raises(SystemExit, match=rf"{name} is in use by another run but only one may"):
+            module.main()
+        with held_file(tmp_path / "other"):
+            pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def wait_for(path, process):

@@ -8,9 +8,10 @@ import pytest
 import crest_jax
 
 ORDER = [
-    "types", "_checks", "devices", "compiling", "losses", "data", "host", "streams", "embeddings",
-    "facility_location", "metrics", "oracles", "lazy_greedy", "class_greedy", "planning",
-    "grouped_greedy", "dense_greedy", "medoids", "partitioned", "selection", "sharded", "curvature",
+    "types", "_checks", "devices", "compiling", "classes", "losses", "data", "host", "streams",
+    "embeddings", "facility_location", "metrics", "inputs", "oracles", "lazy_greedy", "class_greedy",
+    "planning", "quotas", "grouped_greedy", "dense_greedy", "medoids", "partitioned", "selection",
+    "stream", "sharded", "curvature",
     "region", "exclusion", "sampling", "config", "kernels", "state", "crest", "matching", "subset",
     "rivals", "loop", "pilot", "report", "adapters",
 ]  # fmt: skip

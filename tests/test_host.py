@@ -1,5 +1,8 @@
 """Data that are read as they are needed: the same rows, fetched ahead, and errors in a sentence."""
 
+import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -217,3 +220,63 @@ def test_a_reader_that_gives_other_shapes_is_named():
     source = HostSource(lambda rows: INPUTS[rows] if len(rows) == 1 else INPUTS[rows][:, :2], LABELS)
     with pytest.raises(ValueError, match="reading 4 rows gave float32 of shape"):
         source.take(jnp.arange(4))
+
+
+def test_a_reader_may_use_its_memory_again():
+    room = np.zeros(4 * 4 * FEATURES + 64, np.uint8)  # JAX shares memory that begins at such a place
+    start = -room.ctypes.data % 64
+    memory = room[start : start + 4 * 4 * FEATURES].view(np.float32).reshape(4, FEATURES)
+
+    def read(rows):
+        memory[: len(rows)] = INPUTS[rows]
+        return memory[: len(rows)]
+
+    for mesh in (None, jax.make_mesh((1,), ("data",))):
+        source = HostSource(read, LABELS, mesh=mesh)
+        first, second = (source.take(jnp.arange(i, i + 4)).inputs for i in (0, 8))
+        assert (np.asarray(first) == INPUTS[:4]).all()
+        assert (np.asarray(second) == INPUTS[8:12]).all()
+
+
+FORKED = """
+import os, signal, warnings
+warnings.simplefilter("ignore")
+import jax.numpy as jnp, numpy as np
+from crest_jax import HostSource
+source = HostSource(np.zeros((6, 2)), np.zeros(6, int))
+source.take(rows := jnp.arange(3))
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    for call in (source.take, source.prefetch):
+        try:
+            call(rows)
+        except RuntimeError as error:
+            print(error, flush=True)
+    os._exit(0)
+print("status", os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_forked_child_is_told_instead_of_waiting_for_ever():
+    command = [sys.executable, "-c", FORKED]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    *sentences, status = found.stdout.splitlines()
+    assert status == "status 0", "it did not hang until the alarm"
+    assert len(sentences) == 2
+    for sentence in sentences:
+        assert re.search(r"this HostSource was made in process \d+, .*; start worker", sentence)
+
+
+def test_a_state_asked_twice_gives_arrays_of_their_own():
+    selection = METHODS["crest"](HostSource(INPUTS, LABELS))
+    params = jnp.zeros((FEATURES, CLASSES))
+    state = selection.init(jax.random.key(0), params, {})
+    for _ in range(12):
+        state, _ = selection.refresh(state, params, {})
+        batch = selection.next_batch(state)[1]
+        rows = batch.rows.tolist()
+        for leaf in batch:
+            leaf.delete()
+        state, again = selection.next_batch(state)
+        assert again.rows.tolist() == rows

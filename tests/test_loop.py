@@ -334,3 +334,68 @@ def test_random_methods_train_with_one_trace(name):
 def test_random_methods_refuse_a_bad_batch_size(method, size):
     with pytest.raises(ValueError, match=rf"batch_size is {size} but .*; (pass|lower)"):
         method(make_source(), size)
+
+
+def test_evaluation_names_a_label_without_a_logit():
+    source = make_source(11, classes=5)
+    with pytest.raises(
+        ValueError, match=r"highest label is 4 but the model returns 3 logits.*; renumber"
+    ):
+        make_evaluate(mlp, chunk_size=4)(init_mlp(4, 4, 5, 3), {}, source)
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, init_mlp(4, 4, 5, 6))
+    assert np.isnan(make_evaluate(mlp)(broken, {}, source).loss), "what diverged is told as such"
+
+
+@pytest.mark.parametrize("axis", [None, 1])
+def test_evaluation_takes_one_loss_for_each_example(axis):
+    def loss_fn(logits, labels):
+        losses = cross_entropy(logits, labels)
+        return losses.mean() if axis is None else losses[:, None]
+
+    with pytest.raises(ValueError, match=r"loss_fn returned losses of shape .* for 4 examples but"):
+        make_evaluate(mlp, loss_fn, chunk_size=4)(init_mlp(4, 4, 5, 3), {}, make_source(11))
+
+
+def test_fit_takes_keys_of_both_forms_and_no_plain_number():
+    def rows(key):
+        seen = []
+
+        def step(state, batch):
+            seen.append(batch.rows.tolist())
+            return state, None
+
+        selection, read = random_batches(make_source(), BATCH), lambda state: (state.params, {})
+        fit(selection, step, start(), key=key, steps=2, view=read)
+        return seen
+
+    assert rows(jax.random.key(1)) == rows(jax.random.PRNGKey(1))
+    with pytest.raises(ValueError, match="key is 1 but must be one PRNG key"):
+        rows(1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_bad_loss_is_told_at_the_end_of_its_window_or_counts_as_not_learned(bad):
+    for nonfinite in ("stop", "skip"):
+        source = make_source()
+        selection = unlearned_batches(source, BATCH, window=4, below=0.1, keep=0.0, nonfinite=nonfinite)
+        state, seen = selection.init(jax.random.key(0), None, None), set()
+        for step in range(4):
+            state, _ = selection.refresh(state, None, None)
+            state, batch = selection.next_batch(state)
+            losses = jnp.zeros(BATCH).at[2].set(bad if step == 1 else 0.0)
+            seen |= {int(batch.rows[2])} if step == 1 else set()
+            state = selection.observe(state, batch, losses)
+        if nonfinite == "stop":
+            with pytest.raises(
+                FloatingPointError, match=r"handed to observe was NaN .* before step 4 "
+            ):
+                selection.refresh(state, None, None)
+            continue
+        state, _ = selection.refresh(state, None, None)
+        assert set(np.flatnonzero(state.exclusion.rest == 0).tolist()) >= seen
+        for _ in range(4):  # the next window is a clean one
+            state, batch = selection.next_batch(state)
+            state = selection.observe(state, batch, jnp.ones(BATCH))
+        assert bool(state.exclusion.finite)
+    with pytest.raises(ValueError, match=r"nonfinite is 'no' but must be .*; choose"):
+        unlearned_batches(make_source(), BATCH, nonfinite="no")

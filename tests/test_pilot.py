@@ -1,5 +1,6 @@
 """The pilot: its arithmetic, its trials, its clock, and the script."""
 
+import functools
 import json
 import time
 
@@ -9,8 +10,18 @@ import numpy as np
 import pytest
 from helpers import init_mlp, mlp
 
-from crest_jax import ArraySource, CrestConfig, cross_entropy, fit, pilot, weighted_mean
-from crest_jax.pilot import Costs, advise, slope_at
+from crest_jax import (
+    ArraySource,
+    CrestConfig,
+    Evaluation,
+    Pilot,
+    cross_entropy,
+    fit,
+    pilot,
+    weighted_mean,
+)
+from crest_jax.pilot import Costs, _Clock, advise, slope_at
+from experiments import check_pilot
 from experiments import pilot as script
 from experiments.config import UserError
 
@@ -28,8 +39,7 @@ def make_source(count=512):
 SOURCE, JUDGES = make_source(), make_source(64)
 
 
-@jax.jit
-def step(params, batch):
+def plain_step(params, batch):
     def loss(params):
         logits, _ = mlp(params, {}, batch.inputs, train=False, rng=None)
         losses = cross_entropy(logits, batch.labels)
@@ -37,6 +47,9 @@ def step(params, batch):
 
     gradient, losses = jax.grad(loss, has_aux=True)(params)
     return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient), losses
+
+
+step = jax.jit(plain_step)
 
 
 def evaluate(params, model_state):
@@ -115,21 +128,141 @@ def test_shorter_trials_where_steps_are_slow_and_the_ratio_counts_all_seconds():
     assert found.ratio > 1.8
 
 
-def test_bad_questions_get_one_sentence():
-    with pytest.raises(ValueError, match="steps is 4 but must be at least 16"):
-        pilot(Trainer(), evaluate, mlp, SOURCE, steps=4, config=CONFIG)
-    with pytest.raises(ValueError, match=r"seconds is -1\.0"):
-        pilot(Trainer(), evaluate, mlp, SOURCE, steps=40, config=CONFIG, seconds=-1.0)
+def compile_for(seconds):
+    """Let seconds go by, and tell JAX's listeners that they went into a compilation."""
+    time.sleep(seconds)
+    jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", seconds)
 
+
+def test_neither_trials_nor_phases_count_compilation():
+    def train(selection, steps, key):
+        asked = 0
+
+        def own_step(params, batch):
+            nonlocal asked
+            asked += 1
+            if asked == 2:
+                compile_for(0.4)
+            return step(params, batch)
+
+        start = init_mlp(1, 4, 8, 4)
+        return fit(selection, own_step, start, key=key, steps=steps, view=lambda p: (p, {})), {}
+
+    found = pilot(train, evaluate, mlp, SOURCE, steps=40, config=CONFIG, seconds=0.5)
+    assert found.steps == 40, "0.4 seconds of compilation would leave room for 16"
+    assert found.costs.step < 0.4 / 40 / 2
+
+    clock = _Clock()
+    clock.phase("selection", lambda: (compile_for(0.2), time.sleep(0.02)))
+    assert 0.02 <= clock.phases["selection"][0] < 0.15
+
+
+def test_a_step_that_is_compiled_in_every_trial_takes_no_longer_than_one_compiled_before():
+    def train(selection, steps, key):
+        own_step = jax.jit(lambda params, batch: plain_step(params, batch))  # unknown to any cache
+        start = init_mlp(1, 4, 8, 4)
+        return fit(selection, own_step, start, key=key, steps=steps, view=lambda p: (p, {})), {}
+
+    inside = pilot(train, evaluate, mlp, SOURCE, steps=200, config=CONFIG, seconds=2.0)
+    outside = pilot(Trainer(), evaluate, mlp, SOURCE, steps=200, config=CONFIG, seconds=2.0)
+    assert inside.steps > outside.steps / 4, "counted, compilation leaves room for a tenth"
+    assert inside.costs.step < 4 * outside.costs.step
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        83.2, -0.1, float("nan"), float("inf"), True, np.True_, "0.8", None, [0.8],
+        np.array([0.8]), np.array([0.1, 0.9]), jnp.array(True), Evaluation(0.3, 0.8), 0.8 + 0j,
+    ],
+)  # fmt: skip
+def test_what_is_no_accuracy_is_refused_before_the_long_trials(value):
+    train = Trainer()
+    with pytest.raises(ValueError, match=r"evaluate returned .* but must return one accuracy"):
+        pilot(train, lambda *_: value, mlp, SOURCE, steps=400, config=CONFIG)
+    assert [steps for steps, _ in train.asked] == [64]
+
+
+@pytest.mark.parametrize(
+    "value", [0.75, 1, np.float32(0.75), np.array(0.75), jnp.array(0.75), jnp.bfloat16(0.75)]
+)
+def test_one_number_of_any_kind_is_an_accuracy(value):
+    found = pilot(Trainer(), lambda *_: value, mlp, SOURCE, steps=16, config=CONFIG, seconds=0.1)
+    assert found.gain == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 4}, "steps is 4 but must be at least 16"),
+        ({"steps": 40.0}, r"steps is 40\.0 but must be an integer"),
+        ({"steps": "40"}, "steps is '40' but must be an integer"),
+        ({"seconds": -1.0}, r"seconds is -1\.0 but must be a number in"),
+        ({"seconds": float("nan")}, "seconds is nan but must be a number in"),
+        ({"seconds": "120"}, "seconds is '120' but must be a number in"),
+        ({"seconds": None}, "seconds is None but must be a number in"),
+        ({"select_span": 0.5}, r"select_span is 0\.5 but must be two rising shares"),
+        ({"select_span": (0.5, 0.35)}, "select_span is .* but must be two rising shares"),
+        ({"select_span": (0.1, 1.5)}, "select_span is .* but must be two rising shares"),
+        ({"select_span": (0.1, float("nan"))}, "select_span is .* but must be two rising shares"),
+        ({"select_span": (0.1, 0.2, 0.3)}, "select_span is .* but must be two rising shares"),
+        ({"select_span": ("a", "b")}, "select_span is .* but must be two rising shares"),
+        ({"key": 0}, "key is 0 but must be one PRNG key"),
+        ({"key": "seed"}, "key is 'seed' but must be one PRNG key"),
+    ],
+)
+def test_bad_questions_get_one_sentence_before_any_work(options, message):
+    train = Trainer()
+    with pytest.raises(ValueError, match=message) as found:
+        pilot(train, evaluate, mlp, SOURCE, **{"steps": 40, "config": CONFIG, **options})
+    assert train.asked == []
+    assert len(str(found.value)) < 300
+
+
+def test_keys_of_both_forms_ask_the_same():
+    asked = []
+    for key in (jax.random.key(3), jax.random.PRNGKey(3)):
+        train = Trainer()
+        pilot(train, evaluate, mlp, SOURCE, steps=16, config=CONFIG, seconds=0.1, key=key)
+        asked.append({str(key) for _, key in train.asked[:6]})
+    assert asked[0] == asked[1]
+
+
+@pytest.mark.parametrize("kind", [Pilot, Costs])
+def test_help_gives_every_field_its_unit(kind):
+    text = " ".join(kind.__doc__.split())
+    units = ("steps", "number", "seconds", "point", "ratio", "share", "settings")
+    for name, after in zip(kind._fields, [*kind._fields[1:], None], strict=True):
+        start = text.index(f" {name}: ")
+        line = text[start + len(name) + 2 : text.index(f" {after}: ") if after else None]
+        assert any(unit in line for unit in units), name
+
+
+def test_what_train_does_wrong_gets_one_sentence():
     def short(selection, steps, key):
         return Trainer()(selection, steps - 1, key)
 
     with pytest.raises(ValueError, match="took 39 batches but was asked for 40 steps"):
         pilot(short, evaluate, mlp, SOURCE, steps=40, config=CONFIG)
+
+    def alone(selection, steps, key):
+        return {"params": Trainer()(selection, steps, key)[0], "batch_stats": {}}
+
+    with pytest.raises(ValueError, match=r"train returned .* but must return \(params, model_state\)"):
+        pilot(alone, evaluate, mlp, SOURCE, steps=40, config=CONFIG)
+
+
+def test_the_script_refuses_what_cannot_work():
     with pytest.raises(UserError, match="--setting is nowhere but must be one of short_resnet"):
         script.PilotConfig(setting="nowhere")
     with pytest.raises(UserError, match=r"must end in .json"):
         script.PilotConfig(run=script.TrainConfig(out=script.Path("x")))
+    for seconds in (-1.0, float("nan"), float("inf")):
+        for kind in (script.PilotConfig, functools.partial(check_pilot.CheckConfig, runs=())):
+            with pytest.raises(UserError, match=r"--seconds is .* but must lie in"):
+                kind(seconds=seconds)
+        with pytest.raises(UserError, match=r"--crest-rate is .* but must be finite and above 0"):
+            script.PilotConfig(crest_rate=seconds)
 
 
 @pytest.mark.slow

@@ -299,3 +299,37 @@ def test_sizes_out_of_range_are_refused(size):
         cj.fixed_subset(make_source(), 3, size)
     with pytest.raises(ValueError, match="must lie between batch_size, 3"):
         cj.hardest_batches(mlp, make_source(), 3, size)
+
+
+@pytest.mark.parametrize(
+    "method", ["craig", "gradmatch", "gradmatch_batch", "glister", "hardest", "el2n"]
+)
+def test_a_label_without_a_logit_is_named(method):
+    source = make_source()
+    inputs = source.take(jnp.arange(N)).inputs
+    source = ArraySource(inputs, source.labels + 1)
+    make = {
+        "craig": lambda: cj.craig(mlp, source, 3, 9, every=4),
+        "gradmatch": lambda: cj.gradmatch(mlp_features, source, 3, 9, every=4),
+        "gradmatch_batch": lambda: cj.gradmatch(mlp_features, source, 3, 9, per_batch=True, every=4),
+        "glister": lambda: cj.glister(mlp_features, source, 3, 9, rate=0.1, every=4),
+        "hardest": lambda: cj.hardest_batches(mlp, source, 3, 9),
+    }
+    with pytest.raises(ValueError, match="highest label is 3 but the model returns 3 logits"):
+        cj.el2n_scores(mlp, PARAMS, {}, source) if method == "el2n" else first_choice(make[method]())
+
+
+@pytest.mark.parametrize("method", ["craig", "gradmatch", "glister", "hardest"])
+def test_a_loss_that_is_a_mean_is_refused(method):
+    def mean(logits, labels):
+        return cj.cross_entropy(logits, labels).mean()
+
+    source = make_source()
+    selection = {
+        "craig": lambda: cj.craig(mlp, source, 3, 9, every=4, loss_fn=mean),
+        "gradmatch": lambda: cj.gradmatch(mlp_features, source, 3, 9, every=4, loss_fn=mean),
+        "glister": lambda: cj.glister(mlp_features, source, 3, 9, rate=0.1, every=4, loss_fn=mean),
+        "hardest": lambda: cj.hardest_batches(mlp, source, 3, 9, loss_fn=mean),
+    }[method]()
+    with pytest.raises(ValueError, match=r"loss_fn returned losses of shape \(\) for .* leave out"):
+        first_choice(selection)

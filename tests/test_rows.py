@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crest_jax.data import ArraySource, padded_chunks
 from crest_jax.exclusion import stands_for
+from crest_jax.host import HostSource
 from crest_jax.streams import make_strata, next_subset, open_stream, scramble, stratified_quotas
 
 COUNT = st.one_of(st.just(0), st.just(1), st.integers(0, 60))
@@ -324,3 +326,121 @@ def test_a_source_takes_rows_in_order_and_keeps_the_type():
 def test_a_source_refuses_bad_data_in_a_sentence(inputs, labels, num_classes, message):
     with pytest.raises(ValueError, match=message):
         ArraySource(inputs, labels, num_classes)
+
+
+class Table:
+    """What of a data frame NumPy and a source look at; its brackets pick columns."""
+
+    def __init__(self, values):
+        self.values, self.shape, self.iloc = values, values.shape, None
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.values, dtype)
+
+    def __getitem__(self, columns):
+        return Table(self.values[:, columns])
+
+
+ROWS = np.random.default_rng(0).normal(size=(6, 4))
+TARGETS = np.arange(6) % 3
+
+
+@pytest.mark.parametrize("kind", [ArraySource, HostSource])
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        ROWS.tolist(),
+        [row.reshape(2, 2) for row in ROWS],
+        Table(ROWS),
+        ROWS.astype(">f4"),
+        ROWS.astype(np.longdouble),
+        ROWS + 1j,
+        ROWS > 0,
+        np.arange(6) - 2**31,
+        np.arange(6, dtype=np.uint64) + 2**31,
+        np.where(ROWS > 1, np.inf, ROWS),
+        np.ma.array(ROWS),
+        jnp.asarray(ROWS, jnp.bfloat16),
+    ],
+    ids=["list", "images", "table", "big-endian", "longdouble", "complex", "bool", "int64", "uint64",
+         "infinite", "no mask", "bfloat16"],
+)  # fmt: skip
+def test_a_source_takes_numbers_of_every_usual_form(kind, inputs):
+    expected = np.asarray(inputs)
+    expected = np.float64(expected.astype(np.float32)) if expected.dtype.kind == "f" else expected
+    found = np.asarray(kind(inputs, TARGETS).take(jnp.array([4, 1])).inputs)
+    if expected.dtype.kind == "c":
+        expected = expected.astype(np.complex64)
+    assert (found == expected[[4, 1]]).all()
+    assert found.size > 0
+
+
+@pytest.mark.parametrize("kind", [ArraySource, HostSource])
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (scipy.sparse.csr_matrix(ROWS), r"sparse matrix \(csr_matrix\) .*; pass .toarray"),
+        (np.ma.masked_less(ROWS, 0), "masked entries but .*; fill"),
+        (ROWS.astype(object), "dtype object but must be numbers; encode"),
+        (np.array(list("abcdef")), "dtype <U1 but must be numbers"),
+        (np.arange(6).astype("datetime64[s]"), "dtype datetime64.* but must be numbers"),
+        (np.arange(6).astype("timedelta64[s]"), "dtype timedelta64.* but must be numbers"),
+        (np.arange(6) * 2**40, "span 0 to .*, beyond int32.*; scale or number"),
+        (np.arange(6, dtype=np.uint64) + 2**40, "beyond uint32"),
+        (ROWS * 1e300, "beyond float32"),
+        ([[1, 2], [3]] * 3, "must make one array of numbers .*; give every example the same shape"),
+        ([[1.0] * 900, [2.0]] * 3, "must make one array of numbers"),
+        (None, r"; (encode|pass)"),
+        ({"a": ROWS}, r"; (encode|pass)"),
+    ],
+)
+def test_a_source_refuses_what_is_no_array_of_numbers(kind, inputs, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        kind(inputs, TARGETS).take(jnp.arange(6))
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("kind", [ArraySource, HostSource])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array(list("abcabc")), r"dtype <U1 but .*; number the classes with np.unique"),
+        (np.array(list("abcabc"), object), "dtype object but .*; number"),
+        (np.eye(3)[TARGETS], r"shape \(6, 3\) but .*argmax"),
+        (TARGETS > 0, "dtype bool but .*; cast"),
+        (TARGETS * 2.0, "dtype float64 but .*; cast"),
+        (TARGETS * 2**33, r"span 0 to 17179869184 but .*\[0, 2147483648\); renumber"),
+        (np.ma.array(TARGETS, mask=TARGETS == 1), "masked entries but .*; fill"),
+        (TARGETS.astype("timedelta64[s]"), "dtype timedelta64.s. but .*; cast"),
+    ],
+)
+def test_a_source_refuses_labels_that_are_no_class_numbers(kind, labels, message):
+    with pytest.raises(ValueError, match=f"^labels .*{message}"):
+        kind(ROWS, labels)
+    with pytest.raises(ValueError, match=r"num_classes is 2.5 but must be an integer"):
+        kind(ROWS, TARGETS, 2.5)
+
+
+@pytest.mark.parametrize("kind", [ArraySource, HostSource])
+@pytest.mark.parametrize("rows", [[0, 6], np.array([-1]), np.array([0.5])])
+def test_a_source_refuses_rows_on_the_host_that_it_has_not(kind, rows):
+    with pytest.raises(ValueError, match=r"rows (span|have dtype) .* but must .*; pass positions"):
+        kind(ROWS, TARGETS).take(rows)
+
+
+def test_strata_are_of_classes_that_are_counted():
+    with pytest.raises(ValueError, match=r"labels span 0 to 300 but must lie in \[0, 3\)"):
+        make_strata(np.array([0, 300, 1]), 3)
+
+
+@pytest.mark.parametrize("most", [40, 2**31 - 1], ids=["exact", "float32"])
+def test_quotas_are_the_same_in_64_bits(most):
+    counts, keys = jnp.array([17, 12, 11], jnp.int32), jax.random.split(jax.random.key(0), 50)
+    found = []
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            quotas = [stratified_quotas(key, counts, 7, most=most) for key in keys]
+            assert {x.dtype for x in quotas} == {np.dtype("int32")}
+            found.append([x.tolist() for x in quotas])
+    assert found[0] == found[1]
+    assert len({tuple(x) for x in found[0]}) > 1

@@ -3,13 +3,14 @@
 import dataclasses
 import importlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,10 @@ import pytest
 import tyro
 from small_run import ROOT, SMALL, STEPS, command, options
 
-from crest_jax import ArraySource, Batch
+from crest_jax import ArraySource, Batch, CrestConfig
 from crest_jax.report import read_lines
 from experiments import compare, methods, nnx_example, program, train
-from experiments.config import TrainConfig, UserError
+from experiments.config import TextConfig, TrainConfig, UserError, as_options
 from experiments.data import Dataset
 from experiments.run_folder import read_network
 from experiments.timing import PHASES, TRAINING, PhaseTimer
@@ -227,8 +228,9 @@ def test_compare_gives_methods_their_own_learning_rates(tmp_path: Path) -> None:
     )
     rates = {options.method: options.learning_rate for options in compare.plan(config)}
     assert rates == {"random": 0.2, "crest": 0.3}
-    with pytest.raises(UserError, match=r"--rates has full 0\.1 but must name one of --methods"):
-        compare.CompareConfig(methods=("random",), rates={"full": 0.1})
+    for rates, said in (({"full": 0.1}, r"full 0\.1"), ({"random": math.inf}, "random inf")):
+        with pytest.raises(UserError, match=rf"--rates has {said} but must name one of --methods"):
+            compare.CompareConfig(methods=("random",), rates=rates)
 
 
 def test_compare_writes_table_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -290,6 +292,16 @@ def test_preset_takes_two_steps_on_stand_in_arrays(
     shape, classes = PRESETS[name]
     preset = importlib.import_module(f"experiments.configs.{name}").CONFIG
     assert (preset.epochs, preset.budget, preset.crest.batch_size) == (200, 0.1, 128)
+    crest = preset.crest  # as its docstring says
+    assert (preset.learning_rate, preset.warmup, preset.select_span) == (0.1, 0.1, (0.0, 1.0))
+    assert (crest.tau, crest.exclude_below, crest.exclude_for, crest.exclude_keep) == (
+        0.1,
+        0.1,
+        None,
+        0,
+    )
+    assert (crest.coresets_per_interval, crest.interval_multiplier, crest.max_interval) == (1, 8, 16)
+    assert crest.smoothing == "signed"
     rng = np.random.default_rng(0)
     inputs = rng.integers(0, 256, (16, *shape), dtype=np.uint8)
     labels = rng.integers(0, classes, 16).astype(np.int32)
@@ -346,7 +358,8 @@ def test_occupied_and_changed_folders_are_refused(
         (["--warmup", "0.6"], "--warmup is 0.6 but must lie in"),
         (["--dataset", "fashion_mnist", "--data-dir", "/nowhere"], "/nowhere"),
         (["--evaluate-on", "validation"], "has no validation rows"),
-        (["--batch-size", "512", "--subset-size", "20000"], "subset_size is 20000 but the data hold"),
+        (["--batch-size", "512", "--subset-size", "20000"], "--subset-size is 20000 but the data hold"),
+        (["--tau", "-1"], "error: --tau is -1.0 but must lie in (0, 1e+06]; choose a value there."),
     ],
 )
 def test_bad_options_end_with_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
@@ -358,12 +371,77 @@ def test_bad_options_end_with_one_sentence(arguments: list[str], sentence: str, 
     assert not out.exists()
 
 
-def test_a_bad_setting_of_crest_is_told_before_any_work(tmp_path: Path) -> None:
-    result = command("--out", str(tmp_path / "run"), "--tau", "-1")
-    assert result.returncode != 0
-    assert "tau is -1.0 but must lie in (0, 1e+06]" in " ".join(result.stderr.split())
-    assert "Traceback" not in result.stderr
-    assert not (tmp_path / "run").exists()
+NUMBERS = {  # option: what of these works, or is refused by another rule
+    "width": (), "epochs": (), "budget": (), "learning-rate": (), "momentum": ("0",),
+    "weight-decay": ("0",), "warmup": ("0",), "seed": ("0",), "evaluations": (), "checkpoints": (),
+    "step-timeout": (), "devices": ("0",), "processes": (), "reselections": (), "pool-factor": (),
+    "scoring-networks": (), "max-tokens": (), "dropout": ("0",), "batch-size": (), "subset-size": (),
+    "scoring-chunk": (), "max-coresets": (), "coresets-per-interval": (), "interval-multiplier": (),
+    "max-interval": (), "reference-step": ("0",), "tau": (), "probe-size": (),
+    "curvature-coresets": (), "hutchinson-probes": (), "beta1": ("0",), "beta2": ("0",),
+    "exclude-below": ("0",), "exclude-window": (), "exclude-for": (), "exclude-keep": ("0",),
+    "exclude-until": (), "reuse": (), "select-from": ("0",), "select-until": (),
+    "process": ("-1", "0"),  # refused where the processes begin
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", NUMBERS)
+def test_every_number_out_of_range_is_refused_by_its_option(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = 0
+    for value in ("-1", "0", "nan", "inf"):
+        if value in NUMBERS[option]:
+            tyro.cli(TrainConfig, args=[f"--{option}", value])
+            continue
+        try:
+            with pytest.raises(UserError, match=rf"^--{option} is \S+ but must .*; .*\.$") as found:
+                tyro.cli(TrainConfig, args=[f"--{option}", value])
+            assert len(str(found.value)) < 200
+            refused += 1
+        except SystemExit:  # no whole number
+            assert option in capsys.readouterr().err
+            assert value in ("nan", "inf")
+    assert refused >= 2 - len(NUMBERS[option])
+
+
+def test_no_number_is_forgotten() -> None:
+    def numeric(kind: type) -> set[str]:
+        hints = get_type_hints(kind)
+        fields = [field.name for field in dataclasses.fields(kind)]
+        number = (int, float, int | None, float | None)
+        return {name.replace("_", "-") for name in fields if hints[name] in number}
+
+    assert numeric(TrainConfig) | numeric(CrestConfig) | numeric(TextConfig) == set(NUMBERS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--nesterov", "--momentum", "0"], r"^--momentum is 0\.0 but must be above 0 with --nesterov"),
+        (
+            ["--method", "unlearned", "--exclude-below", "0"],
+            "^--exclude-below is .* --method unlearned",
+        ),
+        (["--seed", "4294967296"], r"^--seed is 4294967296 but must lie in \[0, 4294967295\]"),
+        (["--batch-size", "9", "--subset-size", "8"], "^--batch-size is 9 .*; raise --subset-size"),
+        (["--curvature-of", "("], r"^--curvature-of is '\(' but must be a regular expression"),
+    ],
+)
+def test_options_that_do_not_fit_each_other_are_named(options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tyro.cli(TrainConfig, args=options)
+
+
+def test_options_of_the_command_line_are_those_of_code() -> None:
+    found = tyro.cli(TrainConfig, args=["--tau", "0.2", "--budget", "0.3"])
+    assert found == TrainConfig(budget=0.3, crest=CrestConfig(tau=0.2))
+
+
+def test_a_library_sentence_names_options_but_no_words() -> None:
+    said = "tau is 2 but weighted losses need batch_size below 'subset_size' in /batch_size; lower tau."
+    expected = "--tau is 2 but weighted losses need --batch-size below 'subset_size' in /batch_size; "
+    assert as_options(said) == expected + "lower tau."
 
 
 def test_a_diverged_run_names_the_step(tmp_path: Path) -> None:

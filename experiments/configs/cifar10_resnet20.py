@@ -1,11 +1,15 @@
-"""CIFAR-10 with ResNet-20: the paper's first setting (Yang, Kang and Mirzasoleiman, ICML 2023).
+"""CIFAR-10 with ResNet-20, after the paper's first setting (Yang, Kang and Mirzasoleiman, ICML 2023).
 
     python -m experiments.prepare cifar10
     python -m experiments.configs.cifar10_resnet20 --method crest --out runs/cifar10-crest
 
-200 epochs as full training, a 10 % budget, batches of 128 out of random subsets of 1 % of the data, the
-rate dropped at half and three quarters, alpha 0.1; momentum, weight decay and the exclusion window are
-this project's choice. The data are on no package registry, so no result of its own stands here.
+From the paper or its public code: data and network, 200 epochs as full training, a 10 % budget,
+batches of 128 out of random subsets of 1 % of the data, a rate of 0.1 after a warm-up of a tenth,
+dropped at half and three quarters, coresets throughout, tau 0.1, and exclusion below alpha 0.1 until a
+class runs dry. This project's: momentum, weight decay, the exclusion window, coresets trained on
+whole, and everything that is not named below, such as b = 1, h0 = 8, at most 16 steps between checks
+and signed curvature (the public code has b = 5, h0 = 1). The data are on no package registry, so no
+result of its own stands here.
 """
 
 from pathlib import Path

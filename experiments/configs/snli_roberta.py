@@ -1,14 +1,16 @@
-"""SNLI with RoBERTa: the paper's language setting (Yang, Kang and Mirzasoleiman, ICML 2023).
+"""SNLI with RoBERTa, after the paper's language setting (Yang, Kang and Mirzasoleiman, ICML 2023).
 
     pip install -e '.[prepare,text]'
     python -m experiments.prepare snli
     python -m experiments.configs.snli_roberta --checkpoint DIR --method crest --out runs/snli-crest
 
-DIR holds ``config.json``, ``model.safetensors`` and the tokenizer's files of RoBERTa-base. A 10 %
-budget; the rest is what fine-tuning of RoBERTa usually takes (Liu et al., 2019): AdamW at 1e-5, 6 %
-warm-up, linear decay, weight decay 0.1, batches of 32. Three epochs as full training, subsets of four
-mini-batches, and the curvature of the last layer and the head are this project's choice. Neither data
-nor weights are on a package registry, so no result of its own stands here.
+DIR holds ``config.json``, ``model.safetensors`` and the tokenizer's files of RoBERTa-base. From the
+paper or its public code: data and network, a 10 % budget, coresets throughout, tau 0.1, and exclusion
+below alpha 0.1 until a class runs dry. What fine-tuning of RoBERTa usually takes (Liu et al., 2019):
+AdamW at 1e-5, 6 % warm-up, linear decay, weight decay 0.1, batches of 32. This project's: three epochs
+as full training, subsets of four mini-batches, the curvature of the last layer and the head alone, the
+exclusion window, and everything that is not named below, such as b = 1 and h0 = 8. Neither data nor
+weights are on a package registry, so no result of its own stands here.
 """
 
 from pathlib import Path
