@@ -189,3 +189,20 @@ def not_forked(process: int = IMPORTED, what: str = "crest_jax was imported") ->
             'not copy; start worker processes with "spawn" or "forkserver", or begin in the child, '
             "before JAX is used."
         )
+
+
+_first_use: list[int] = []  # the process in which a selection first ran
+
+
+def same_process() -> None:
+    """Require to be in the process in which this was first called: JAX would wait for ever in a fork.
+
+    Raises:
+      RuntimeError: in a child that was forked after the first call.
+
+    Example:
+      >>> same_process()
+    """
+    if not _first_use:
+        _first_use.append(os.getpid())
+    not_forked(_first_use[0], "JAX was first used")

@@ -154,8 +154,9 @@ def sampled_classes(key: Array, masses: Array, size: int) -> tuple[Array, Array]
     falling = whole[order]
     rest = jnp.cumsum(falling[::-1], dtype=jnp.int32)[::-1]
     left = size - jnp.arange(whole.shape[0], dtype=jnp.int32)
-    certain = jnp.cumprod((left * falling >= rest).astype(jnp.int32), dtype=jnp.int32) * (left > 0)
-    sure = jnp.zeros_like(whole).at[order].set(certain.astype(jnp.int32))
+    certain = (left * falling >= rest) & (left > 0)
+    certain = jnp.cumprod(certain.astype(jnp.int32), dtype=jnp.int32)
+    sure = jnp.zeros_like(whole).at[order].set(certain)
     others = jnp.where(sure > 0, 0, whole)
     wanted, total = size - jnp.sum(sure, dtype=jnp.int32), jnp.sum(others, dtype=jnp.int32)
     start = jax.random.randint(key, (), jnp.int32(0), jnp.maximum(total, 1), jnp.int32)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
+from crest_jax.classes import classes_of
 from crest_jax.config import CrestConfig
 from crest_jax.crest import crest
 from crest_jax.embeddings import embed_rows, logit_gradients
@@ -435,12 +436,13 @@ def _state_of(
     key: Array,
 ) -> tuple[dict[int, float], float, float]:
     """Variance ratio by r, share learned and share covered, at trained parameters, on a pool."""
-    num_classes, m = source.num_classes, config.batch_size
+    partition, m = classes_of(source.labels), config.batch_size
+    num_classes, codes = partition.number, partition.codes
     size = min(POOL, len(source))
-    rows = next_subset(open_stream(key, num_classes), make_strata(source.labels, num_classes), size)[1]
+    rows = next_subset(open_stream(key, num_classes), make_strata(codes, num_classes), size)[1]
     embed_fn = jax.jit(logit_gradients(apply_fn, loss_fn))
     embeddings, losses = embed_rows(embed_fn, *trained, source, np.asarray(rows))
-    labels = source.labels[np.asarray(rows)]
+    labels = codes[np.asarray(rows)]
     pool, strata = jnp.asarray(embeddings), make_strata(labels, num_classes)
     classes = jnp.asarray(labels, jnp.int32)
     stream = open_stream(key, num_classes)

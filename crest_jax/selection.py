@@ -34,7 +34,6 @@ from crest_jax.planning import METHODS, Plan, Shape, make_plan
 from crest_jax.quotas import Partition, label_shape, partition
 from crest_jax.types import Array, Coreset, PyTree
 
-
 # Where examples of classes without a pick count: there are none, at the nearest pick, at all alike.
 Orphans = Literal["none", "nearest", "spread"]
 
@@ -121,6 +120,7 @@ def select_coreset(
         length or out of range, a size outside ``[1, n]``, quotas that cannot be met, similarities that
         are not symmetric or never positive, an unknown metric or method, a budget too small (the
         message says what would do), or an objective that float32 cannot hold.
+      RuntimeError: in a process that was forked after the first call.
       UserWarning: a warning, on similarities that look like distances.
 
     Example:
@@ -134,6 +134,7 @@ def select_coreset(
         return _select_traced(
             embeddings, size, labels, num_classes, metric, quotas, method, epsilon, key
         )
+    _checks.same_process()
     key = _checks.default_key(key)
     rows = rows_of(embeddings, metric)
     problem = _shaped(rows, size, labels, num_classes, metric, quotas, batched)

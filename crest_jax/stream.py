@@ -84,6 +84,7 @@ def select_coreset_stream(
         width >= size,
         f"part is {width} but must be at least size, which is {size}; raise part.",
     )
+    _checks.same_process()
     key = _checks.default_key(key)
     if hasattr(chunks, "toarray") or isinstance(chunks, (str, bytes, dict)) or chunks is None:
         real_array(chunks, "chunks")  # says what is wrong

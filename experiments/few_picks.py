@@ -41,7 +41,7 @@ from crest_jax.streams import make_strata, next_subset, open_stream
 from experiments.compare import command_line
 from experiments.config import UserError
 from experiments.data.fashion_mnist import read_originals
-from experiments.run_folder import commit, new_folder
+from experiments.run_folder import commit, held_folder, new_folder
 from experiments.train import one_sentence
 
 RULES = {
@@ -825,24 +825,25 @@ def main() -> None:
     """Read the command line, measure, and write the files."""
     with one_sentence("interrupted; the same command goes on with the points that are missing."):
         config = tyro.cli(FewPicksConfig, description=__doc__)
-        kept = config.out / "few_picks.jsonl"
-        if not kept.exists():
-            new_folder(config.out)
-        lines = read_lines(kept) if kept.exists() else []
-        options = {"hidden": config.hidden, "learning_rate": config.learning_rate}
-        if any({x: line[x] for x in options} != options for line in lines):
-            raise UserError(
-                f"--out {config.out} holds points with another --hidden or --learning-rate, which do "
-                "not go together; choose another folder."
-            )
-        for line in measure(config, list(lines)):
-            lines.append(line | options)
-            append_line(kept, lines[-1])
-        rows = ",\n".join(json.dumps(line) for line in lines)
-        text = f'{{"rules": {json.dumps(RULES)},\n"lines": [\n{rows}\n]}}\n'
-        (config.out / "few_picks.json").write_text(text, encoding="utf-8")
-        found = f"{sources_of(lines)}\n{EXPLANATION}\n{report(lines)}"
-        (config.out / "few_picks.md").write_text(found, encoding="utf-8")
+        with held_folder(config.out):
+            kept = config.out / "few_picks.jsonl"
+            if not kept.exists():
+                new_folder(config.out)
+            lines = read_lines(kept) if kept.exists() else []
+            options = {"hidden": config.hidden, "learning_rate": config.learning_rate}
+            if any({x: line[x] for x in options} != options for line in lines):
+                raise UserError(
+                    f"--out {config.out} holds points with another --hidden or --learning-rate, which "
+                    "do not go together; choose another folder."
+                )
+            for line in measure(config, list(lines)):
+                lines.append(line | options)
+                append_line(kept, lines[-1])
+            rows = ",\n".join(json.dumps(line) for line in lines)
+            text = f'{{"rules": {json.dumps(RULES)},\n"lines": [\n{rows}\n]}}\n'
+            (config.out / "few_picks.json").write_text(text, encoding="utf-8")
+            found = f"{sources_of(lines)}\n{EXPLANATION}\n{report(lines)}"
+            (config.out / "few_picks.md").write_text(found, encoding="utf-8")
     print(found)
 
 

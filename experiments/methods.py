@@ -78,6 +78,7 @@ def make_selection(
                 keep=config.crest.exclude_keep,
                 until=exclude_until(config, steps, train),
                 stratified=config.method == "unlearned",
+                nonfinite=config.crest.nonfinite,
             )
         case "fixed":
             return fixed_subset(train, batch, size, phase=timer)

@@ -59,7 +59,7 @@ def problems(draw):
             "clusters": np.abs(x @ x.T),
         }[shape]
         x = np.triu(s) + np.triu(s, 1).T
-        x = np.clip(x, -6e4, 6e4) if kind == "float16" else x
+        x = np.clip(x, *{"float16": (-6e4, 6e4), "float32": (-3e38, 3e38)}.get(kind, (-1e9, 1e9)))
     x = x.astype(kind)
     size = draw(st.sampled_from([1, max(1, n // 4), n]))
     labels = None

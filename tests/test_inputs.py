@@ -1,5 +1,7 @@
 """What people pass: each form of embeddings, labels, quotas and keys is taken rightly, or refused."""
 
+import os
+import signal
 import warnings
 
 import jax
@@ -16,9 +18,11 @@ from crest_jax import (
     crest,
     plan_coreset,
     select_coreset,
+    select_coreset_sharded,
     select_coreset_stream,
 )
 from crest_jax.classes import classes_of
+from crest_jax.medoids import medoids
 
 X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
 Y = np.arange(60) % 3
@@ -245,3 +249,61 @@ def test_a_thousand_classes_are_no_trouble(rows):
     _, batch = selection.next_batch(state)
     np.testing.assert_allclose(float(batch.weights.sum()), 256.0, rtol=1e-5)
     assert len(set(np.asarray(batch.labels).tolist())) == 128, "each pick is of another class"
+
+
+def test_a_forked_child_is_told_and_does_not_hang():
+    select_coreset(X, 5)
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        try:
+            select_coreset(X, 5)
+        except RuntimeError as error:
+            os.write(write, str(error).encode())
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert b'a fork does not copy; start worker processes with "spawn"' in os.read(read, 1000)
+
+
+MODES = {
+    "jax_enable_x64": True, "jax_debug_nans": True, "jax_numpy_dtype_promotion": "strict",
+    "jax_numpy_rank_promotion": "raise",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_selection_works_in_the_modes_of_jax(mode):
+    near = np.exp(-numpy_distances(X))
+    mesh = jax.make_mesh((1,), ("data",))
+    calls = {
+        "dense": lambda: select_coreset(X, 9, labels=Y, metric="cosine", method="dense"),
+        "lazy": lambda: select_coreset(
+            X.astype(float), 9, labels=Y, metric="exponential", method="lazy"
+        ),
+        "stochastic": lambda: select_coreset(X, 5, metric="sqeuclidean", method="stochastic"),
+        "given": lambda: select_coreset(near, 6, labels=Y, metric="precomputed"),
+        "factored": lambda: select_coreset(Factored(X[:, :2], X[:, 1:]), 5, method="lazy"),
+        "orphans": lambda: select_coreset(X, 6, labels=Y, quotas=[6, 0, 0]),
+        "few": lambda: select_coreset(X, 2, labels=Y),
+        "jit": lambda: jax.jit(lambda x: select_coreset(x, 6, labels=jnp.asarray(Y), num_classes=3))(X),
+        "stream": lambda: select_coreset_stream(X, 6, labels=Y, part=40),
+        "sharded": lambda: select_coreset_sharded(X, 6, mesh=mesh, labels=Y),
+        "medoids": lambda: medoids(
+            jnp.asarray(X), jnp.asarray(Y, jnp.int32), size=2, num_classes=3, key=jax.random.key(0)
+        ),
+    }
+    want = {name: call() for name, call in calls.items()}
+    before = getattr(jax.config, mode)
+    try:
+        jax.config.update(mode, MODES[mode])
+        for name, call in calls.items():
+            found = call()
+            assert found.indices.tolist() == want[name].indices.tolist(), name
+            assert [str(leaf.dtype) for leaf in found] == ["int32", "float32", "float32", "float32"], (
+                name
+            )
+    finally:
+        jax.config.update(mode, before)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import numpy_distances
 
 from crest_jax.embeddings import Factored
 from crest_jax.medoids import class_side, medoids
@@ -99,3 +100,44 @@ def test_a_class_may_grow_by_half_before_all_pairs_are_compared():
     assert "branches" not in str(program(jnp.ones((64, 3)), 32)), (
         "blocks as large as all pairs gain nothing"
     )
+
+
+def test_with_fewer_picks_than_classes_weighted_sums_are_unbiased():
+    rng = np.random.default_rng(0)
+    labels = jnp.asarray(np.repeat(np.arange(12), rng.integers(1, 9, 12)), jnp.int32)
+    centres = rng.normal(size=(12, 5)) * rng.uniform(0.2, 3, (12, 1))
+    points = jnp.asarray(
+        centres[np.asarray(labels)], jnp.float32
+    )  # a class is one point: no medoid errs
+    draw = jax.vmap(lambda key: medoids(points, labels, size=4, num_classes=12, key=key))
+    found = draw(jax.random.split(jax.random.key(1), 4000))
+    own = np.asarray(labels)[np.asarray(found.indices)]
+    assert all(len(set(row)) == 4 for row in own.tolist()), "no class twice"
+    # Weights are scaled to a sum of n; before that scaling sums over classes are unbiased.
+    counts = np.bincount(np.asarray(labels), minlength=12)
+    drawn = np.stack([(own == c).any(axis=1) for c in range(12)], axis=1)
+    spread = np.asarray(numpy_distances(points)).sum(axis=1)
+    masses = np.bincount(np.asarray(labels), spread, minlength=12)
+    chances = chances_of(masses, 4)
+    np.testing.assert_allclose(drawn.mean(axis=0), chances, atol=4 * 0.5 / np.sqrt(4000))
+    expected = (counts / chances)[own]
+    expected *= counts.sum() / expected.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found.weights, expected, rtol=1e-3)
+
+
+def chances_of(masses, size):
+    """Probabilities in proportion to masses, those above one cut to one, summing to ``size``."""
+    sure = np.zeros(len(masses), bool)
+    while True:
+        share = np.where(sure, 1.0, (size - sure.sum()) * masses / masses[~sure].sum())
+        if (share[~sure] <= 1).all():
+            return share
+        sure |= share >= 1
+
+
+def test_without_a_key_the_largest_classes_are_taken():
+    labels = jnp.asarray(np.repeat(np.arange(5), [2, 6, 3, 6, 1]), jnp.int32)
+    points = jnp.asarray(np.random.default_rng(2).normal(size=(18, 3)), jnp.float32)
+    found = medoids(points, labels, size=3, num_classes=5)
+    assert np.asarray(labels)[np.asarray(found.indices)].tolist() == [1, 2, 3]
+    np.testing.assert_allclose(found.weights, np.array([6, 3, 6]) * 18 / 15, rtol=1e-6)

@@ -10,22 +10,41 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crest_jax.class_greedy import Members, Settings, choose_by_class_compiled
+from crest_jax.facility_location import proportional_quotas
+from crest_jax.metrics import Metric, Points
 from crest_jax.planning import Shape, make_plan, quotas_for
 
 
 @settings(deadline=None, max_examples=200)
 @given(counts=st.lists(st.integers(0, 50), min_size=1, max_size=8).filter(any), data=st.data())
-def test_proportional_quotas_are_by_the_largest_remainder(counts, data):
+def test_proportional_quotas_are_by_the_largest_remainder_with_one_pick_a_class(counts, data):
     size = data.draw(st.integers(0, sum(counts)))
     found = quotas_for(np.array([counts, counts[::-1]]), size, "proportional")
     for own, quotas in zip((counts, counts[::-1]), found.tolist(), strict=True):
-        shares = [Fraction(size * count, sum(counts)) for count in own]
-        expected = [int(share) for share in shares]
-        short = sorted(range(len(own)), key=lambda c: (expected[c] - shares[c], c))
-        for c in short[: size - sum(expected)]:
-            expected[c] += 1
+        present = sum(count > 0 for count in own)
+        expected = remainders([Fraction(size * count, sum(counts)) for count in own], size)
+        if size < present:
+            largest = sorted(range(len(own)), key=lambda c: (-own[c], c))[:size]
+            expected = [int(c in largest) for c in range(len(own))]
+        elif any(count > 0 and quota == 0 for count, quota in zip(own, expected, strict=True)):
+            above = [max(Fraction(size * count, sum(own)) - 1, 0) for count in own]
+            scale = Fraction(size - present) / max(sum(above), Fraction(1, 10**9))
+            more = remainders([share * scale for share in above], size - present)
+            expected = [m + (count > 0) for m, count in zip(more, own, strict=True)]
         assert quotas == expected
         assert sum(quotas) == size
+        assert all(quota <= count for quota, count in zip(quotas, own, strict=True))
+        compiled = jax.jit(proportional_quotas, static_argnums=(1,), static_argnames="most")
+        assert compiled(jnp.array(own, jnp.int32), size, most=sum(own)).tolist() == expected
+
+
+def remainders(shares, size):
+    """Round exact shares to whole numbers with the sum ``size`` by the largest remainder."""
+    whole = [int(share) for share in shares]
+    short = sorted(range(len(shares)), key=lambda c: (whole[c] - shares[c], c))
+    for c in short[: size - sum(whole)]:
+        whole[c] += 1
+    return whole
 
 
 def test_quotas_of_millions_do_not_overflow():
@@ -77,9 +96,9 @@ def test_the_compiled_program_keeps_to_the_budget(rows, width, mib):
     plan = make_plan(problem(rows, width, size), "lazy", mib * 2**20, 0.1)
     members = Members(jnp.arange(rows, dtype=jnp.int32), jnp.array([rows], jnp.int32))
     program = choose_by_class_compiled.compiled().lower(
-        jnp.zeros((rows, width)), members, None, members, jnp.array([size], jnp.int32),
-        jnp.float32(jnp.nan), jax.random.key(0),
-        settings=Settings(size, size, rows, rows, "euclidean", plan.capacity, 0),
+        Points((jnp.zeros((rows, width)),)), members, None, members, jnp.array([size], jnp.int32),
+        None, jax.random.key(0),
+        settings=Settings(size, size, rows, rows, Metric("euclidean", 1.0), plan.capacity, 0),
     ).compile()  # fmt: skip
     used = program.memory_analysis().temp_size_in_bytes
     assert 0.3 * plan.memory < used <= plan.memory

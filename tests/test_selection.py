@@ -146,12 +146,12 @@ def test_factored_embeddings_choose_as_their_outer_products_do():
 
 def test_missing_classes_and_classes_of_one_example_work():
     embeddings, _ = make_problem(5)
-    labels = np.array([4] + [1] * 11 + [2] * 12)  # 0 and 3 are missing; a quota of 10/24 for class 4
+    labels = np.array([4] + [1] * 11 + [2] * 12)  # 0 and 3 are missing; class 4 gets its one pick
     coreset = select_coreset(embeddings, 10, labels=labels, num_classes=5)
-    assert np.bincount(labels[coreset.indices], minlength=5).tolist() == [0, 5, 5, 0, 0]
+    assert np.bincount(labels[coreset.indices], minlength=5).tolist() == [0, 4, 5, 0, 1]
     assert float(coreset.weights.sum()) == N
-    picks, weights, _ = numpy_coreset(embeddings, 10, labels)
-    assert coreset.indices.tolist() == picks
+    similarities = -numpy_distances(embeddings)
+    weights = numpy_coverage(similarities, labels, coreset.indices.tolist())
     assert coreset.weights.tolist() == weights.tolist()
     everything = select_coreset(embeddings, N, labels=labels, num_classes=5)
     assert sorted(everything.indices.tolist()) == list(range(N))
