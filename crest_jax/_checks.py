@@ -96,49 +96,6 @@ def in_range(name: str, value: float, low: float, high: float, *, open_low: bool
     )
 
 
-@jax.jit
-def _largest_on_device(leaf: jax.Array) -> jax.Array:
-    return jnp.max(jnp.abs(leaf.astype(jnp.float32)))
-
-
-def _largest(leaf: Any) -> Any:
-    return _largest_on_device(leaf) if isinstance(leaf, jax.Array) else np.abs(leaf).max()
-
-
-def embeddings_finite(embeddings: Any, *, batched: bool = False) -> None:
-    """Require at least one row and only finite values below 1e15 in every leaf [n, ...].
-
-    With ``batched`` leaves are [p, n, d], and rows are counted through all problems.
-    """
-    leaves = jax.tree.leaves(embeddings)
-    filled = leaves and all(leaf.size and leaf.ndim for leaf in leaves)
-    # One pass settles the usual case: NaN is not below anything.
-    if filled and all(bool(_largest(leaf) < 1e15) for leaf in leaves):
-        return
-    for leaf in leaves:
-        values = np.asarray(leaf, dtype=np.float32) if leaf.dtype.itemsize < 4 else np.asarray(leaf)
-        require(
-            values.ndim >= 1 and values.shape[0] > 0,
-            f"embeddings have shape {values.shape} but must hold at least one example; pass "
-            "an array of shape [n, d] with n >= 1.",
-        )
-        values = values.reshape((-1, values.shape[-1]) if batched else (values.shape[0], -1))
-        bad = ~np.isfinite(values).all(axis=1)
-        require(
-            not bad.any(),
-            f"embeddings of {int(bad.sum())} of {len(bad)} examples are NaN or infinite (the first "
-            f"is row {int(bad.argmax())}) but must be finite; check the model's loss or drop these "
-            "rows.",
-        )
-
-    largest = max(float(np.abs(np.asarray(leaf)).max()) for leaf in jax.tree.leaves(embeddings))
-    require(
-        largest < 1e15,
-        f"embeddings reach {largest:g} but must stay below 1e15, for their squares to fit float32; "
-        "divide them all by one number, which changes no pick.",
-    )
-
-
 def labels_valid(labels: Any, count: int, num_classes: int | None = None) -> np.ndarray:
     """Require integer labels [count] in ``[0, num_classes)`` and return them as int32."""
     values = np.asarray(labels)

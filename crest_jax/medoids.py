@@ -63,8 +63,8 @@ def medoids(
       masses: [n], float32, how many examples each row stands for, in the objective and in the weights;
         None: one each.
       key: PRNG key, for pools with more classes than picks. Classes are then drawn at random, those
-        whose rows lie farther from the others more often, and weights undo it: weighted sums
-        are estimated without bias, but for the choice of the medoid. None: the largest classes.
+        whose rows lie farther from the mean more often, and weights undo it: weighted sums come out
+        without bias, but for the choice of the medoid. None: the largest classes.
 
     Returns:
       See ``select_coreset``; the weights sum to that of the masses.
@@ -119,7 +119,9 @@ def _all_pairs(
     if key is not None:
         few = size < jnp.sum(counts > 0, dtype=jnp.int32)
         each = jnp.ones(labels.shape[0], jnp.float32) if masses is None else masses
-        own = jnp.zeros(counts.shape[0], jnp.float32).at[labels].add(each * jnp.dot(values, each))
+        simple = len(points.parts) == 1 and metric.name != "precomputed"
+        pairs = None if simple else values
+        own = jnp.zeros(counts.shape[0], jnp.float32).at[labels].add(each * _apart(points, pairs, each))
         drawn, chances = sampled_classes(key, own, size)
         quotas = jnp.where(few, drawn, quotas)
         factors = jnp.where(few, chances, 1.0)
@@ -132,6 +134,15 @@ def _all_pairs(
     if factors is not None:
         weights = scaled_up(weights * factors[labels[indices]], jnp.sum(weights))
     return Coreset(indices, weights, gains, jnp.sum(gains))
+
+
+def _apart(points: Points, values: Array | None, masses: Array) -> Array:
+    """Return how far rows [n] lie from their mean; with values [n, n], from all others on average."""
+    shares = masses / jnp.sum(masses)
+    if values is not None:
+        return jnp.dot(values - jnp.min(values), shares, precision="highest")
+    gaps = points.parts[0] - jnp.dot(shares, points.parts[0], precision="highest")[None, :]
+    return jnp.sqrt(jnp.sum(jnp.square(gaps), axis=1))
 
 
 def _by_class(

@@ -251,6 +251,34 @@ def test_a_thousand_classes_are_no_trouble(rows):
     assert len(set(np.asarray(batch.labels).tolist())) == 128, "each pick is of another class"
 
 
+@pytest.mark.parametrize("shift", [100, 300, 1000])
+def test_exact_distances_decide_far_from_the_origin(shift):
+    # A row at the origin keeps columns from being moved: bounds from a product say nothing then.
+    x = (np.random.default_rng(0).normal(size=(800, 10)) + shift).astype(np.float32)
+    x[0] = 0
+    distances = numpy_distances(x)
+    halves = np.arange(800) % 2
+    calls = {
+        "partitioned": lambda: select_coreset(x, 10, method="partitioned"),
+        "stream": lambda: select_coreset_stream(x, 10),
+        "orphans": lambda: select_coreset(x, 10, labels=halves, quotas=[10, 0], method="lazy"),
+        "lazy": lambda: select_coreset(x, 10, method="lazy"),
+        "stochastic": lambda: select_coreset(x, 10, method="stochastic"),
+    }
+    for name, call in calls.items():
+        found = call()
+        near = distances[:, np.asarray(found.indices)].argmin(axis=1)
+        near[np.asarray(found.indices)] = np.arange(10)
+        moved = np.abs(np.bincount(near, minlength=10) - np.asarray(found.weights)).sum() / 2
+        assert moved <= 1, name
+        if name in ("lazy", "stochastic"):
+            cover = distances.max() - distances[:, np.asarray(found.indices)].min(axis=1)
+            np.testing.assert_allclose(float(found.objective), cover.sum(), rtol=1e-6)
+    # So many draws that every row is among them: the best of all must be picked.
+    best = select_coreset(x, 1, method="stochastic", epsilon=1e-3)
+    assert int(best.indices[0]) == distances.sum(axis=0).argmin()
+
+
 def test_a_forked_child_is_told_and_does_not_hang():
     select_coreset(X, 5)
     read, write = os.pipe()
