@@ -200,6 +200,7 @@ def predicted_bytes(program: Program, run: TrainConfig, devices: int, state: Tra
         subset_size=run.crest.subset_size,
         max_coresets=run.crest.max_coresets,
         exclude_window=run.crest.exclude_window,
+        max_interval=run.crest.max_interval,
     )
     held_out = len(program.held_out) * (inputs.nbytes + FLOAT)
     return memory(job).total + 2 * statistics * FLOAT + held_out

@@ -49,6 +49,8 @@ class Job:
     """Coresets held at most."""
     exclude_window: int = 100
     """Steps of an exclusion window, whose sightings are held."""
+    max_interval: int = 16
+    """Longest T1, steps by which a window may end late."""
     region: float = 16.0
     """Steps that a region lasts, in the mean."""
     coresets: float = 16.0
@@ -72,8 +74,8 @@ class Job:
         """Refuse what cannot be."""
         for name in (
             "examples", "classes", "parameters", "input_bytes", "devices", "batch_size", "subset_size",
-            "probe_size", "max_coresets", "exclude_window", "region", "coresets", "checks",
-            "hutchinson_probes", "unit_seconds", "bandwidth",
+            "probe_size", "max_coresets", "exclude_window", "max_interval", "region", "coresets",
+            "checks", "hutchinson_probes", "unit_seconds", "bandwidth",
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise UserError(
@@ -160,7 +162,7 @@ def memory(job: Job) -> Memory:
     label = 1 if job.classes <= 256 else 2 if job.classes <= 65_536 else 4
     each = 4 + label + 1 + (0 if job.stored == "host" else 4)
     held = 8 * job.max_coresets * job.batch_size
-    seen = 2 * (max(job.exclude_window, 16) + job.max_coresets)
+    seen = job.exclude_window + job.max_interval + job.max_coresets
     held += FLOAT * min(seen * max(job.batch_size, job.subset_size), MOST_SIGHTINGS)
     return Memory(
         inputs=rows * job.input_bytes,
