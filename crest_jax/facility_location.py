@@ -119,10 +119,13 @@ def proportional_quotas(counts: Any, size: int, xp: Any = jnp, *, most: int = 0)
     one = (counts > 0).astype(kind)
     present = xp.sum(one, axis=-1, keepdims=True, dtype=kind)
     plain = largest_remainder(counts, size, xp)
+    left_out = xp.any((plain == 0) & (counts > 0), axis=-1, keepdims=True)
+    if xp is np and not left_out.any():
+        return plain
+    # Bits of the shares are dropped where their products would not fit.
     above = xp.maximum(size * counts - total, 0) >> max(0, (size * size * most).bit_length() - 31)
     each = one + largest_remainder(above, xp.maximum(size - present, 0), xp)
     largest = (_rank(-counts, xp) < size).astype(kind)
-    left_out = xp.any((plain == 0) & (counts > 0), axis=-1, keepdims=True)
     return xp.where(size < present, largest, xp.where(left_out, each, plain))
 
 

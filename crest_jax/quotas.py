@@ -72,8 +72,9 @@ def partition(
     counts = _counts(values, len(names))
     if proportional:
         aside = covered_as_a_whole(counts, size, np)
-        values = np.where(aside[:, None], np.int32(0), values)
-        counts = _counts(values, 1 if aside.all() else len(names))
+        if aside.any():
+            values = np.where(aside[:, None], np.int32(0), values)
+            counts = _counts(values, 1 if aside.all() else len(names))
     return Partition(values, counts, quotas_for(counts, size, quotas, names=names), proportional)
 
 
