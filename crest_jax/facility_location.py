@@ -129,7 +129,7 @@ def proportional_quotas(counts: Any, size: int, xp: Any = jnp, *, most: int = 0)
     return xp.where(size < present, largest, xp.where(left_out, each, plain))
 
 
-def sampled_classes(key: Array, masses: Array, size: int) -> tuple[Array, Array]:
+def sampled_classes(key: Array, masses: Array, counts: Array, size: int) -> tuple[Array, Array]:
     """Draw ``size`` classes, one pick each, with probabilities in proportion to masses where possible.
 
     Systematic sampling (Madow, Annals of Mathematical Statistics 1949); classes whose share would
@@ -138,21 +138,24 @@ def sampled_classes(key: Array, masses: Array, size: int) -> tuple[Array, Array]
 
     Args:
       key: PRNG key.
-      masses: [c], float32, at least 0; more than ``size`` of them above 0.
+      masses: [c], float32, at least 0; classes with examples and no mass are drawn last.
+      counts: [c], int32, examples of each class, more than ``size`` of them above 0; a class without
+        any is never drawn.
       size: static.
 
     Returns:
       Which classes are drawn [c], int32, 0 or 1, and one over their probabilities [c], float32.
 
     Example:
-      >>> drawn, factors = sampled_classes(jax.random.key(0), jnp.array([4.0, 1.0, 0.0, 1.0]), 2)
+      >>> masses, counts = jnp.array([4.0, 1.0, 0.0, 1.0]), jnp.array([1, 1, 0, 1])
+      >>> drawn, factors = sampled_classes(jax.random.key(0), masses, counts, 2)
       >>> int(drawn.sum()), int(drawn[0]), factors[jnp.array([0, 1, 3])].tolist()
       (2, 1, [1.0, 2.0, 2.0])
     """
     # In whole numbers, so that exactly ``size`` are drawn whatever the rounding.
     unit = 2**30 // max(1, size) - masses.shape[0]
     shares = masses / jnp.maximum(jnp.sum(masses), 1e-30)
-    whole = jnp.round(shares * unit).astype(jnp.int32) + (masses > 0).astype(jnp.int32)
+    whole = jnp.round(shares * unit).astype(jnp.int32) + (counts > 0).astype(jnp.int32)
     order = jnp.argsort(-whole, stable=True)
     falling = whole[order]
     rest = jnp.cumsum(falling[::-1], dtype=jnp.int32)[::-1]

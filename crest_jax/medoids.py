@@ -119,10 +119,9 @@ def _all_pairs(
     if key is not None:
         few = size < jnp.sum(counts > 0, dtype=jnp.int32)
         each = jnp.ones(labels.shape[0], jnp.float32) if masses is None else masses
-        simple = len(points.parts) == 1 and metric.name != "precomputed"
-        pairs = None if simple else values
-        own = jnp.zeros(counts.shape[0], jnp.float32).at[labels].add(each * _apart(points, pairs, each))
-        drawn, chances = sampled_classes(key, own, size)
+        apart = each * _apart(points, values, each, metric)
+        own = jnp.zeros(counts.shape[0], jnp.float32).at[labels].add(apart)
+        drawn, chances = sampled_classes(key, own, counts, size)
         quotas = jnp.where(few, drawn, quotas)
         factors = jnp.where(few, chances, 1.0)
     top = jnp.float32(0)
@@ -136,10 +135,10 @@ def _all_pairs(
     return Coreset(indices, weights, gains, jnp.sum(gains))
 
 
-def _apart(points: Points, values: Array | None, masses: Array) -> Array:
-    """Return how far rows [n] lie from their mean; with values [n, n], from all others on average."""
+def _apart(points: Points, values: Array, masses: Array, metric: Metric) -> Array:
+    """Return how far rows [n] lie from their mean; where there is none, from all others on average."""
     shares = masses / jnp.sum(masses)
-    if values is not None:
+    if len(points.parts) > 1 or metric.name == "precomputed":
         return jnp.dot(values - jnp.min(values), shares, precision="highest")
     gaps = points.parts[0] - jnp.dot(shares, points.parts[0], precision="highest")[None, :]
     return jnp.sqrt(jnp.sum(jnp.square(gaps), axis=1))

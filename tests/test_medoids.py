@@ -141,3 +141,18 @@ def test_without_a_key_the_largest_classes_are_taken():
     found = medoids(points, labels, size=3, num_classes=5)
     assert np.asarray(labels)[np.asarray(found.indices)].tolist() == [1, 2, 3]
     np.testing.assert_allclose(found.weights, np.array([6, 3, 6]) * 18 / 15, rtol=1e-6)
+
+
+@pytest.mark.parametrize("apart", [0, 2], ids=["all rows alike", "two classes differ"])
+def test_classes_are_drawn_among_those_with_rows_even_where_no_gradient_is_left(apart):
+    labels = jnp.asarray(
+        np.repeat([1, 2, 4, 5, 7], [2, 3, 1, 2, 4]), jnp.int32
+    )  # 0, 3 and 6 are missing
+    points = np.zeros((12, 3), np.float32)
+    points[:apart] = np.eye(3)[:apart]
+    for seed in range(20):
+        found = medoids(jnp.asarray(points), labels, size=3, num_classes=8, key=jax.random.key(seed))
+        picks = found.indices.tolist()
+        assert len(set(picks)) == 3
+        assert len(set(np.asarray(labels)[picks].tolist())) == 3
+        np.testing.assert_allclose(float(found.weights.sum()), 12.0, rtol=1e-6)
