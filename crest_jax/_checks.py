@@ -1,6 +1,7 @@
 """Host-side validation: every message states the value, the rule and the remedy."""
 
 import os
+from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
@@ -96,6 +97,52 @@ def in_range(name: str, value: float, low: float, high: float, *, open_low: bool
     )
 
 
+def one_of(name: str, value: Any, known: Sequence[str]) -> None:
+    """Require one of some names.
+
+    Example:
+      >>> one_of("metric", "cosine", ("euclidean", "cosine"))
+    """
+    require(
+        isinstance(value, str) and value in known,
+        f"{name} is {brief(value)} but must be one of {', '.join(known)}; choose one.",
+    )
+
+
+def host_array(value: Any, name: str, remedy: str) -> np.ndarray:
+    """Return what NumPy makes of a value, in the machine's byte order; its type is not checked.
+
+    Args:
+      value: an array-like.
+      name: what a sentence calls it, a plural.
+      remedy: what to do where its parts differ in shape.
+
+    Raises:
+      ValueError: on sparse matrices, masked entries, and parts that differ in shape.
+
+    Example:
+      >>> host_array([[1, 2]], "rows", "mend them").shape
+      (1, 2)
+    """
+    require(
+        not (hasattr(value, "toarray") or hasattr(value, "todense")),
+        f"{name} are a sparse matrix ({type(value).__name__}) but must be dense; pass .toarray(), or "
+        "reduce the columns first (sklearn.decomposition.TruncatedSVD) where that does not fit.",
+    )
+    require(
+        not np.ma.is_masked(value),
+        f"{name} have masked entries but all must have a value; fill them or drop their rows.",
+    )
+    try:
+        found = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} are {brief(value)} but must make one array of numbers ({brief(str(error))}); "
+            f"{remedy}."
+        ) from None
+    return found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
+
+
 def labels_valid(labels: Any, count: int, num_classes: int | None = None) -> np.ndarray:
     """Require integer labels [count] in ``[0, num_classes)`` and return them as int32."""
     values = np.asarray(labels)
@@ -128,17 +175,14 @@ def labels_valid(labels: Any, count: int, num_classes: int | None = None) -> np.
     return values.astype(np.int32)
 
 
-IMPORTED = os.getpid()  # the process in which JAX runs, unless crest_jax is imported a second time
-
-
-def not_forked(process: int = IMPORTED, what: str = "crest_jax was imported") -> None:
+def not_forked(process: int, what: str) -> None:
     """Require to be in the process with this id still: threads, and JAX, do not survive a fork.
 
     Raises:
       RuntimeError: in a forked child, where waiting for a thread would never end.
 
     Example:
-      >>> not_forked()
+      >>> not_forked(os.getpid(), "this began")
     """
     if os.getpid() != process:
         raise RuntimeError(
@@ -146,20 +190,3 @@ def not_forked(process: int = IMPORTED, what: str = "crest_jax was imported") ->
             'not copy; start worker processes with "spawn" or "forkserver", or begin in the child, '
             "before JAX is used."
         )
-
-
-_first_use: list[int] = []  # the process in which a selection first ran
-
-
-def same_process() -> None:
-    """Require to be in the process in which this was first called: JAX would wait for ever in a fork.
-
-    Raises:
-      RuntimeError: in a child that was forked after the first call.
-
-    Example:
-      >>> same_process()
-    """
-    if not _first_use:
-        _first_use.append(os.getpid())
-    not_forked(_first_use[0], "JAX was first used")

@@ -211,11 +211,9 @@ def nearest_picks(
     points, heads = metrics.centred(points, heads)
     head_lengths = metrics.squared_lengths(heads)
     columns = heads._replace(parts=tuple(part.T for part in heads.parts))
-    padding = -count % width
 
     def blocked(leaf: Array) -> Array:
-        filled = jnp.pad(leaf, ((0, padding), *[(0, 0)] * (leaf.ndim - 1)))
-        return filled.reshape(-1, width, *leaf.shape[1:])
+        return metrics.pad_rows(leaf, -count % width).reshape(-1, width, *leaf.shape[1:])
 
     def one(block: tuple[Points, Array]) -> tuple[Array, Array]:
         rows, own = block

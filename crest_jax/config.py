@@ -159,8 +159,4 @@ class CrestConfig:
             ("exhausted", get_args(Exhausted)),
             ("nonfinite", get_args(Nonfinite)),
         ):
-            _checks.require(
-                getattr(self, name) in options,
-                f"{name} is {getattr(self, name)!r} but must be one of {', '.join(options)}; choose "
-                "one of these.",
-            )
+            _checks.one_of(name, getattr(self, name), options)

@@ -112,21 +112,7 @@ def as_numbers(value: Any, name: str = "inputs") -> np.ndarray | Array:
     """
     if isinstance(value, jax.Array):
         return value
-    _checks.require(
-        not hasattr(value, "toarray"),
-        f"{name} are a sparse matrix ({type(value).__name__}) but must be dense; pass .toarray().",
-    )
-    _checks.require(
-        not np.ma.is_masked(value),
-        f"{name} have masked entries but all must have a value; fill them or drop their rows.",
-    )
-    try:
-        found = np.asarray(value)
-    except ValueError as error:
-        raise ValueError(
-            f"{name} are {_checks.brief(value)} but must make one array of numbers "
-            f"({_checks.brief(str(error))}); give every example the same shape."
-        ) from None
+    found = _checks.host_array(value, name, "give every example the same shape")
     kind = found.dtype
     _checks.require(
         kind.kind in "biufc" or kind == jnp.bfloat16,
@@ -134,7 +120,6 @@ def as_numbers(value: Any, name: str = "inputs") -> np.ndarray | Array:
     )
     if kind == np.longdouble or kind == np.clongdouble:
         found = found.astype(np.complex128 if kind.kind == "c" else np.float64)
-    found = found if found.dtype.isnative else found.astype(kind.newbyteorder("="))
     _check_width(found, name)
     return found
 

@@ -11,11 +11,10 @@ import numpy as np
 
 from crest_jax import _checks
 from crest_jax.embeddings import Factored
-from crest_jax.metrics import Metric, Points
+from crest_jax.metrics import ROOM, Metric, Points, dimensions, exponential_scale
 from crest_jax.types import Array, Coreset
 
 ArrayOf = np.ndarray | Array
-_ROOM = 30  # rows that had to be scaled have their largest entry at 2 to this power
 _USUAL = (-20, 40)  # exponents of the largest entry for which squares neither vanish nor overflow
 _AT_ONCE = 1 << 22  # entries moved at once
 
@@ -27,11 +26,6 @@ class Pool(NamedTuple):
     metric: Metric
     exponents: np.ndarray  # [p]: dissimilarities were multiplied by two to this power
     batched: bool
-
-    @property
-    def problems(self) -> int:
-        """Number of problems."""
-        return len(self.exponents)
 
 
 def real_array(value: Any, name: str = "embeddings") -> ArrayOf:
@@ -68,17 +62,6 @@ def real_array(value: Any, name: str = "embeddings") -> ArrayOf:
 
 
 def _from_others(value: Any, name: str) -> np.ndarray:
-    if hasattr(value, "toarray") or hasattr(value, "todense"):
-        raise ValueError(
-            f"{name} are a sparse matrix ({type(value).__name__}) of shape "
-            f"{tuple(getattr(value, 'shape', ()))} but must be dense; pass .toarray(), or reduce the "
-            "columns first (sklearn.decomposition.TruncatedSVD) where that does not fit."
-        )
-    if np.ma.is_masked(value):
-        raise ValueError(
-            f"{name} have {int(np.ma.getmaskarray(value).sum())} masked entries but all must have a "
-            "value; fill them or drop their rows."
-        )
     if value is None or isinstance(value, (str, bytes, dict, set)):
         raise ValueError(
             f"{name} are {_checks.brief(value)} but must be an array [n, d]; pass one row of numbers "
@@ -94,18 +77,16 @@ def _from_others(value: Any, name: str) -> np.ndarray:
             "crest_jax.Factored(left, right) for outer products.",
         )
         return np.concatenate([np.asarray(piece) for piece in pieces])
+    found = _checks.host_array(value, name, "pass one row of d numbers for each example")
+    if found.dtype != object:
+        return found
     try:
-        found = np.asarray(value)
-        if found.dtype == object:
-            found = found.astype(np.float64)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        return found.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"{name} are {_checks.brief(value)} but must make one array of numbers "
             f"({_checks.brief(str(error))}); pass one row of d numbers for each example."
         ) from None
-    if found.dtype.byteorder in "<>" and not found.dtype.isnative:
-        found = found.astype(found.dtype.newbyteorder("="))
-    return found
 
 
 def _first(value: Any) -> Any:
@@ -219,18 +200,13 @@ def make_pool(embeddings: Any, metric: str, *, batched: bool) -> Pool:
     scaled = tuple(_scaled(part, own, batched) for part, own in zip(parts, exponents, strict=True))
     total, scale = exponents.sum(axis=0), 1.0
     if metric == "exponential":
-        scale = _scale(math.prod(part.shape[-1] for part in parts), int(total[0]))
+        scale = exponential_scale(dimensions(parts), 2.0 ** min(int(total[0]), 127))
         total = np.zeros_like(total)
     elif metric == "sqeuclidean":
         total = 2 * total
     elif metric == "precomputed":
         _check_similarities(scaled[0] if batched else scaled[0][None], total)
     return Pool(Points(scaled), Metric(metric, scale), total, batched)
-
-
-def _scale(dimensions: int, exponent: int) -> float:
-    # Beyond this all similarities are 1 to many more digits than float32 has; their order stays.
-    return dimensions * 2.0 ** min(exponent, 100)
 
 
 def _on_device(part: ArrayOf) -> ArrayOf:
@@ -295,7 +271,7 @@ def _exponents(largest: np.ndarray) -> np.ndarray:
     """
     own, parts = np.frexp(largest)[1], len(largest)
     usual = (largest == 0) | ((own >= _USUAL[0] // parts) & (own <= _USUAL[1] // parts))
-    return np.where(usual, 0, _ROOM // parts - own)
+    return np.where(usual, 0, ROOM // parts - own)
 
 
 def _scaled(part: ArrayOf, exponents: np.ndarray, batched: bool) -> Array:
@@ -399,8 +375,10 @@ class Frame:
     @property
     def metric(self) -> Metric:
         """The metric of the points."""
-        exponential = self._name == "exponential"
-        return Metric(self._name, _scale(self._columns, self._exponent or 0) if exponential else 1.0)
+        if self._name != "exponential":
+            return Metric(self._name, 1.0)
+        factor = 2.0 ** min(self._exponent or 0, 127)
+        return Metric(self._name, exponential_scale(self._columns, factor))
 
     @property
     def _power(self) -> int:
@@ -418,26 +396,26 @@ class Frame:
           ValueError: on NaN or infinite values, and on rows far longer than the first ones.
         """
         rows, self._columns = np.asarray(rows), rows.shape[1]
-        largest = largest_of(rows, batched=False)
-        numbers = None
+        given, largest, numbers = rows, float(largest_of(rows, batched=False)[0]), None
         if self._name == "cosine":
             rows, zeros = _unit_rows(rows)
             numbers = np.where(zeros, first + 1 + np.arange(len(rows)), 0).astype(np.int32)
         if self._shift is None:
-            plain = self._name != "cosine" and _fits_float32(rows, float(largest[0]))
+            plain = self._name != "cosine" and _fits_float32(rows, largest)
             self._shift = np.zeros((1, rows.shape[1])) if plain else _far_middle(rows)
         if self._shift.any():
             rows = _moved(rows, self._shift)
-        return Points((self._scaled(rows, f"the rows after {first} others"),), numbers)
+        if rows is not given:
+            largest = float(largest_of(rows, batched=False)[0])
+        return Points((self._scaled(rows, largest, f"the rows after {first} others"),), numbers)
 
-    def _scaled(self, rows: np.ndarray, what: str) -> np.ndarray:
-        largest = float(largest_of(rows, batched=False)[0])
+    def _scaled(self, rows: np.ndarray, largest: float, what: str) -> np.ndarray:
         if self._exponent is None and largest > 0:
             fixed = self._name == "cosine"
             self._exponent = 0 if fixed else int(_exponents(np.array([[largest]]))[0, 0])
         _checks.require(
-            np.frexp(largest)[1] + (self._exponent or 0) <= 2 * _ROOM,
-            f"{what} reach {largest:g} but the first ones are smaller by a factor of 2^{_ROOM}, so "
+            np.frexp(largest)[1] + (self._exponent or 0) <= 2 * ROOM,
+            f"{what} reach {largest:g} but the first ones are smaller by a factor of 2^{ROOM}, so "
             "that float32 cannot hold both; give larger rows first, or divide the outliers.",
         )
         if not self._exponent:
@@ -473,7 +451,9 @@ class Frame:
         (rows,) = points.parts
         if self._exponent != frame._exponent or (self._shift != frame._shift).any():
             wide = np.ldexp(rows.astype(np.float64), -(self._exponent or 0))
-            rows = frame._scaled(wide + (self._shift - frame._shift), "the rows of a process")
+            wide = wide + (self._shift - frame._shift)
+            largest = float(largest_of(wide, batched=False)[0])
+            rows = frame._scaled(wide, largest, "the rows of a process")
         return Points((rows,), blank)
 
     def moved_value(self, value: float, frame: "Frame") -> float:

@@ -19,7 +19,7 @@ every gain.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +28,11 @@ import numpy as np
 from crest_jax.embeddings import factored_squared
 from crest_jax.types import Array, PyTree
 
+T = TypeVar("T")
 METRICS = ("euclidean", "sqeuclidean", "cosine", "exponential", "precomputed")
 _UNROLL = 64  # columns written out in one fused loop; above, a loop over groups of 16
 _EPS = 1.2e-7  # spacing of float32 at 1
-_ROOM = 30  # rows are scaled to a largest entry near 2 to this power
+ROOM = 30  # rows are scaled to a largest entry near 2 to this power
 _SERIES = [(-1.0) ** k / math.factorial(k + 1) for k in range(8)]  # of (1 - exp(-y)) / y
 
 
@@ -119,6 +120,19 @@ def dimensions(embeddings: PyTree) -> int:
     return math.prod(leaf.shape[-1] for leaf in jax.tree.leaves(embeddings))
 
 
+def exponential_scale(count: int, factor: Any) -> Any:
+    """Return the scale of the metric "exponential" for rows [n, count] that were scaled by a factor.
+
+    Beyond 2^100 all similarities are 1 to many more digits than float32 has; their order stays.
+
+    Example:
+      >>> exponential_scale(3, 2.0)
+      6.0
+    """
+    bound = jnp.minimum if isinstance(factor, jax.Array) else min
+    return count * bound(factor, 2.0**100)
+
+
 def prepare(embeddings: PyTree, name: str) -> tuple[Points, Metric, Array]:
     """Prepare embeddings inside ``jit``, where nothing is known about their size.
 
@@ -154,12 +168,11 @@ def prepare(embeddings: PyTree, name: str) -> tuple[Points, Metric, Array]:
     for part in parts:
         largest = jnp.max(jnp.abs(part))
         known = (largest > 0) & (largest < jnp.inf)
-        exponent = jnp.where(known, jnp.minimum(_ROOM // len(parts) - _exponent(largest), 126), 0)
+        exponent = jnp.where(known, jnp.minimum(ROOM // len(parts) - _exponent(largest), 126), 0)
         scaled.append(_times_power(part, exponent))
         factor = _times_power(factor, exponent)
     if name == "exponential":
-        # Beyond 2^100 all similarities are 1 to many more digits than float32 has.
-        scale = dimensions(embeddings) * jnp.minimum(factor, 2.0**100)
+        scale = exponential_scale(dimensions(embeddings), factor)
         return Points(tuple(scaled)), Metric(name, scale), jnp.float32(1)
     unit = 1 / factor
     return Points(tuple(scaled)), Metric(name, 1.0), unit * unit if name == "sqeuclidean" else unit
@@ -333,6 +346,20 @@ def spread(points: Points, lengths: Array) -> Array:
       True
     """
     return 2 * (1 + 1e-5) * _gamma(points) * lengths
+
+
+def pad_rows(tree: T, count: int) -> T:
+    """Append rows of zeros to the leaves [n, ...] of a tree.
+
+    Example:
+      >>> pad_rows(np.ones(2), 1).tolist()
+      [1.0, 1.0, 0.0]
+    """
+
+    def filled(leaf: Any) -> Array:
+        return jnp.pad(jnp.asarray(leaf), ((0, count), *[(0, 0)] * (leaf.ndim - 1)))
+
+    return cast(T, jax.tree.map(filled, tree))
 
 
 def take_rows(points: Points, rows: Any) -> Points:

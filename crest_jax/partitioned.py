@@ -20,7 +20,7 @@ from crest_jax.class_greedy import (
     nearest_picks,
     sorted_on_host,
 )
-from crest_jax.metrics import Metric, Points, take_rows
+from crest_jax.metrics import Metric, Points, pad_rows, take_rows
 from crest_jax.planning import Plan
 from crest_jax.types import Array, Coreset
 
@@ -161,10 +161,6 @@ def choose_in_part(
 def _padded(points: Points, labels: Any, classes: int) -> tuple[Points, Any, int]:
     """Fill rows up to a multiple of 512; return them, their members and the largest class, rounded."""
     padding = -len(labels) % 512
-
-    def filled(leaf: Any) -> Array:
-        return jnp.pad(jnp.asarray(leaf), ((0, padding), *[(0, 0)] * (leaf.ndim - 1)))
-
     counts = np.bincount(labels, minlength=classes)
     members = sorted_on_host(labels, counts, padding)
-    return jax.tree.map(filled, points), members, -(-int(counts.max()) // 512) * 512
+    return pad_rows(points, padding), members, -(-int(counts.max()) // 512) * 512

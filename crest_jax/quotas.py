@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from crest_jax import _checks
-from crest_jax.classes import classes_of
+from crest_jax.classes import Classes, classes_of
 from crest_jax.facility_location import covered_as_a_whole
 from crest_jax.inputs import real_array
 from crest_jax.planning import quotas_for
@@ -60,12 +60,7 @@ def partition(
         )
         values, names = np.zeros(shape, np.int32), np.zeros(1, int)
     else:
-        _checks.require(
-            label_shape(labels) == shape,
-            f"labels have shape {label_shape(labels)} but must have shape {shape}, one per example; "
-            "pass one class per example.",
-        )
-        found = classes_of(labels, num_classes)
+        found = classes_shaped(labels, shape, num_classes)
         values, names = found.codes, found.names
         quotas = _by_code(quotas, names, num_classes)
     values = values.reshape(-1, shape[-1])
@@ -82,6 +77,25 @@ def _counts(values: np.ndarray, classes: int) -> np.ndarray:
     offsets = np.arange(len(values), dtype=np.int64)[:, None] * classes
     found = np.bincount((values + offsets).reshape(-1), minlength=len(values) * classes)
     return found.reshape(len(values), classes)
+
+
+def classes_shaped(labels: Any, shape: tuple[int, ...], num_classes: int | None) -> Classes:
+    """Return the classes of labels of a certain shape; see ``classes_of``.
+
+    Raises:
+      ValueError: on labels of another shape.
+
+    Example:
+      >>> classes_shaped([5, 7], (2,), None).codes.tolist()
+      [0, 1]
+    """
+    found = label_shape(labels)
+    _checks.require(
+        found == shape,
+        f"labels have shape {found} but must have shape {shape}, one per example; pass one class per "
+        "example.",
+    )
+    return classes_of(labels, num_classes)
 
 
 def label_shape(labels: Any) -> tuple[int, ...]:

@@ -148,10 +148,7 @@ def unlearned_batches(
     _checks.in_range("keep", keep, 0.0, 1.0)
     if until is not None:
         _checks.positive_int("until", until)
-    _checks.require(
-        nonfinite in ("stop", "skip"),
-        f'nonfinite is {_checks.brief(nonfinite)} but must be "stop" or "skip"; choose one of these.',
-    )
+    _checks.one_of("nonfinite", nonfinite, ("stop", "skip"))
     groups = classes_of(source.labels) if stratified else _as_one(count)
     mesh, ahead = getattr(source, "mesh", None), Lookahead(source)
     strata = make_strata(groups.codes, groups.number, mesh=mesh)

@@ -1,5 +1,6 @@
 """Coresets of a pool of examples, from their embeddings: one front for all methods."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -134,7 +135,7 @@ def select_coreset(
         return _select_traced(
             embeddings, size, labels, num_classes, metric, quotas, method, epsilon, key
         )
-    _checks.same_process()
+    not_forked()
     key = _checks.default_key(key)
     rows = rows_of(embeddings, metric)
     problem = _shaped(rows, size, labels, num_classes, metric, quotas, batched)
@@ -150,6 +151,23 @@ def select_coreset(
         own = partial(choose, size=size, metric=pool.metric, plan=plan, spread=spread, key=key)
         found = _each(problem, pool.points, own)
     return restored(found, pool)
+
+
+_first_use: list[int] = []  # the process in which a selection first ran
+
+
+def not_forked() -> None:
+    """Require to be in the process in which a selection first ran: a forked child would wait for ever.
+
+    Raises:
+      RuntimeError: in a child that was forked after the first call.
+
+    Example:
+      >>> not_forked()
+    """
+    if not _first_use:
+        _first_use.append(os.getpid())
+    _checks.not_forked(_first_use[0], "JAX was first used")
 
 
 def plan_coreset(
@@ -195,11 +213,8 @@ def plan_coreset(
 
 
 def _check_names(metric: str, method: str, epsilon: float) -> None:
-    for name, value, known in (("metric", metric, metrics.METRICS), ("method", method, METHODS)):
-        _checks.require(
-            isinstance(value, str) and value in known,
-            f"{name} is {_checks.brief(value)} but must be one of {', '.join(known)}; choose one.",
-        )
+    _checks.one_of("metric", metric, metrics.METRICS)
+    _checks.one_of("method", method, METHODS)
     _checks.in_range("epsilon", epsilon, 0.0, 0.999, open_low=True)
     _checks.require(
         not (metric == "precomputed" and method == "partitioned"),

@@ -78,11 +78,7 @@ def select_coreset_sharded(
         f"embeddings have shape {own.shape} but must be [n, d] with n >= 1; flatten each example's "
         "embedding to a vector.",
     )
-    known = metrics.METRICS[:-1]
-    _checks.require(
-        isinstance(metric, str) and metric in known,
-        f"metric is {_checks.brief(metric)} but must be one of {', '.join(known)}; choose one.",
-    )
+    _checks.one_of("metric", metric, metrics.METRICS[:-1])
     _checks.positive_int("size", size)
     _checks.positive_int("proposals", proposals)
     share = len(own)

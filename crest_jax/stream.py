@@ -14,9 +14,11 @@ from crest_jax.devices import gather, in_all_processes
 from crest_jax.embeddings import Factored
 from crest_jax.facility_location import covered_as_a_whole, proportional_quotas
 from crest_jax.inputs import Frame, largest_of, real_array, restored
-from crest_jax.metrics import METRICS, Points, take_rows
+from crest_jax.metrics import METRICS, Points, pad_rows, take_rows
 from crest_jax.partitioned import choose_in_part, coreset_of, generator
 from crest_jax.planning import DEFAULT_BUDGET, Shape, make_plan, part_rows, quotas_for
+from crest_jax.quotas import classes_shaped
+from crest_jax.selection import not_forked
 from crest_jax.types import Array, Coreset
 
 Progress = Callable[[int], None]  # called with the number of rows that are done
@@ -73,18 +75,14 @@ def select_coreset_stream(
       ((10,), 3000.0)
     """
     _checks.positive_int("size", size)
-    known = METRICS[:-1]
-    _checks.require(
-        isinstance(metric, str) and metric in known,
-        f"metric is {_checks.brief(metric)} but must be one of {', '.join(known)}; choose one.",
-    )
+    _checks.one_of("metric", metric, METRICS[:-1])
     width = part_rows(size) if part is None else part
     _checks.positive_int("part", width)
     _checks.require(
         width >= size,
         f"part is {width} but must be at least size, which is {size}; raise part.",
     )
-    _checks.same_process()
+    not_forked()
     key = _checks.default_key(key)
     if hasattr(chunks, "toarray") or isinstance(chunks, (str, bytes, dict)) or chunks is None:
         real_array(chunks, "chunks")  # says what is wrong
@@ -101,12 +99,7 @@ def select_coreset_stream(
         own = None
         if array:
             if labels is not None:
-                own = classes_of(labels, num_classes).codes
-                _checks.require(
-                    own.shape == (len(chunks),),
-                    f"labels have shape {own.shape} but must have shape ({len(chunks)},), one per "
-                    "example; pass one class per example.",
-                )
+                own = classes_shaped(labels, (len(chunks),), num_classes).codes
             pieces: Iterable[Any] = _slices(chunks, own, width)
         else:
             _checks.require(
@@ -267,10 +260,7 @@ class _Rounds:
         def nearest(points: Points, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             """Nearest picks of some rows, padded to one shape per stream."""
             count = len(own)
-            filled = jax.tree.map(
-                lambda x: jnp.pad(jnp.asarray(x), ((0, -count % 1024), *[(0, 0)] * (x.ndim - 1))),
-                (points, own),
-            )
+            filled = pad_rows((points, own), -count % 1024)
             slots, values = nearest_picks(
                 *filled, jax.tree.map(jnp.asarray, heads), jnp.asarray(head_groups), metric
             )

@@ -161,12 +161,17 @@ def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_from_it(
     assert metrics["params_sha256"] == undisturbed
 
 
-def test_the_script_says_what_stopped_it(tmp_path):
-    config = dataclasses.replace(SMALL, out=tmp_path / "run", epochs=4000)
-    process = subprocess.Popen(
+def started(config):
+    """The training script in a process of its own, what it says in a pipe."""
+    return subprocess.Popen(
         [sys.executable, "-m", "experiments.train", *options(config)], cwd=ROOT,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def test_the_script_says_what_stopped_it(tmp_path):
+    config = dataclasses.replace(SMALL, out=tmp_path / "run", epochs=4000)
+    process = started(config)
     wait_for(config.out / "events.jsonl", process)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=120)[1]
@@ -247,10 +252,7 @@ def test_an_interrupt_promises_what_is_there(tmp_path, monkeypatch, undisturbed,
 
 def test_ctrl_c_while_the_script_begins_promises_what_is_there(tmp_path):
     config = dataclasses.replace(SMALL, out=tmp_path / "run")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.train", *options(config)], cwd=ROOT,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = started(config)
     wait_for(config.out / "config.json", process)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[1]
@@ -346,10 +348,7 @@ def test_a_lock_that_its_holder_takes_away_meanwhile_is_not_mistaken_for_ones_ow
 
 def test_two_that_resume_one_folder_do_not_mix(tmp_path):
     config = dataclasses.replace(SMALL, out=tmp_path / "run", epochs=4000)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.train", *options(config)], cwd=ROOT,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = started(config)
     wait_for(config.out / "events.jsonl", process)
     second = command(*options(config), "--resume")
     assert second.returncode != 0
