@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
-from crest_jax.data import padded_chunks
-from crest_jax.losses import cross_entropy, labels_fit, per_example
+from crest_jax.data.sources import padded_chunks
+from crest_jax.gradients.losses import cross_entropy, labels_fit, per_example
 from crest_jax.types import (
     ApplyFn,
     Array,
     Batch,
+    BatchSelector,
     Examples,
     LossFn,
     ModelState,
     Params,
-    Selection,
     Source,
 )
 
@@ -40,7 +40,7 @@ def view(train_state: Any) -> tuple[Params, ModelState]:
 
 
 def fit(
-    selection: Selection,
+    selection: BatchSelector,
     train_step: TrainStep,
     train_state: Any,
     *,
@@ -62,7 +62,7 @@ def fit(
       steps: mini-batches to train on.
       view: ``train_state -> (params, model_state)`` in the form that the model's ``ApplyFn`` takes.
       losses: ``metrics -> losses`` [m] of the mini-batch, which the step computed anyway, for methods
-        that learn from them (``unlearned_batches``); None hands nothing back.
+        that learn from them (``dynamic_pruning``); None hands nothing back.
       on_event: called with every event of the selection.
       on_step: called with the step's number, from 0, and its metrics (still on the device).
 
@@ -73,8 +73,8 @@ def fit(
       ValueError: when ``steps`` is below 1 or the key is none.
 
     Example:
-      >>> from crest_jax.data import ArraySource
-      >>> from crest_jax.sampling import random_batches
+      >>> from crest_jax.data.sources import ArraySource
+      >>> from crest_jax.baselines.random import random_batches
       >>> source = ArraySource(np.ones((4, 1), np.float32), np.zeros(4, int))
       >>> step = lambda total, batch: (total + batch.inputs.sum(), None)
       >>> read = lambda state: (state, {})
@@ -98,7 +98,12 @@ def fit(
 
 
 class Evaluation(NamedTuple):
-    """Means over every example of a data set."""
+    """Means over every example of a data set.
+
+    Attributes:
+      loss: mean loss.
+      accuracy: share of right predictions, in [0, 1].
+    """
 
     loss: float
     accuracy: float
@@ -122,7 +127,7 @@ def make_evaluate(
         returns not one loss for each example, or a label has no logit.
 
     Example:
-      >>> from crest_jax.data import ArraySource
+      >>> from crest_jax.data.sources import ArraySource
       >>> def constant(params, state, inputs, *, train, rng):
       ...     return jnp.tile(params, (len(inputs), 1)), state
       >>> source = ArraySource(np.zeros((3, 1)), np.array([1, 1, 0]))

@@ -1,8 +1,8 @@
 """Names and shapes that the whole library shares; no logic lives here.
 
 In shapes, ``n`` is the number of examples, ``r`` the size of a random subset, ``m`` the size of a
-mini-batch, ``c`` the number of classes and ``d`` the dimension of an embedding. *Rows* are positions
-in the data set, *picks* are positions in a subset.
+mini-batch, ``c`` the number of classes and ``d`` the dimension of an embedding. *Indices*
+are positions in the data set, *picks* are positions in a subset.
 """
 
 from collections.abc import Callable
@@ -19,41 +19,81 @@ ModelState = Any
 
 
 class Examples(NamedTuple):
-    """Examples as a model takes them."""
+    """Examples as a model takes them.
 
-    inputs: Array  # [b, ...]
-    labels: Array  # [b], int32
+    Attributes:
+      inputs: [b, ...].
+      labels: [b], int32.
+    """
+
+    inputs: Array
+    labels: Array
 
 
 class Batch(NamedTuple):
-    """One mini-batch: the loss of a step is ``sum(weights * losses) / sum(weights)``."""
+    """One mini-batch: the loss of a step is ``sum(weights * losses) / sum(weights)``.
 
-    inputs: Array  # [m, ...]
-    labels: Array  # [m], int32
-    weights: Array  # [m], float32, positive
-    rows: Array  # [m], int32, positions in the data set
+    Attributes:
+      inputs: [m, ...].
+      labels: [m], int32.
+      weights: [m], float32, positive.
+      indices: [m], int32, positions in the data set.
+    """
+
+    inputs: Array
+    labels: Array
+    weights: Array
+    indices: Array
 
 
 class Coreset(NamedTuple):
-    """A weighted subset of a pool of ``n`` examples."""
+    """A weighted subset of a pool of ``n`` examples.
 
-    indices: Array  # [m], int32, positions in the pool, in the order of the greedy choice
-    weights: Array  # [m], float32, examples that each pick stands for; they sum to n
-    gains: Array  # [m], float32, growth of the objective at each pick
-    objective: Array  # [], float32, sum of the gains
+    Attributes:
+      indices: [m], int32, positions in the pool, in the order of the greedy choice.
+      weights: [m], float32, examples that each pick stands for; they sum to n.
+      gains: [m], float32, growth of the objective at each pick.
+      objective: [], float32, sum of the gains.
+    """
+
+    indices: Array
+    weights: Array
+    gains: Array
+    objective: Array
+
+
+class Factored(NamedTuple):
+    """Per-example matrices ``left[i] right[i]^T``, stored by their factors.
+
+    Attributes:
+      left: [n, c].
+      right: [n, d].
+    """
+
+    left: Array
+    right: Array
 
 
 class Source(Protocol):
-    """Random access to a data set."""
+    """Random access to a data set.
 
-    labels: np.ndarray  # [n], int32, the class of every example, for stratified draws
+    A source may also have ``mesh``, the devices that its examples lie on, and ``prefetch(indices)``,
+    which starts to fetch examples that ``take`` will be asked for soon; see ``ArraySource`` and
+    ``HostSource``.
+
+    Attributes:
+      labels: [n], int32, the class of every example, for stratified draws.
+      num_classes: c, classes that there are.
+    """
+
+    labels: np.ndarray
     num_classes: int
 
     def __len__(self) -> int:
         """Return the number of examples."""
 
-    def take(self, rows: Array) -> Examples:
-        """Return the examples at ``rows`` [b], in that order."""
+    def take(self, indices: Array) -> Examples:
+        """Return the examples at ``indices`` [b], in that order."""
 
 
 class ApplyFn(Protocol):
@@ -72,6 +112,10 @@ class ApplyFn(Protocol):
 # (name, function, *arguments) -> function(*arguments), timed or traced under that name
 PhaseFn = Callable[..., Any]
 LossFn = Callable[[Array, Array], Array]  # (logits [b, c], labels [b]) -> losses [b]
+# (params, model_state, examples [b]) -> (embeddings: a pytree of arrays [b, ...], losses [b])
+EmbedFn = Callable[[Params, ModelState, Examples], tuple[PyTree, Array]]
+# (params, model_state, inputs [b, ...]) -> (features [b, d], logits [b, c]), in evaluation mode
+FeaturesFn = Callable[[Params, ModelState, Array], tuple[Array, Array]]
 
 
 def ignore_losses(state: Any, batch: Batch, losses: Array) -> Any:
@@ -80,7 +124,7 @@ def ignore_losses(state: Any, batch: Batch, losses: Array) -> Any:
     return state
 
 
-class Selection(NamedTuple):
+class BatchSelector(NamedTuple):
     """A way of choosing mini-batches, as pure functions of a state; every method has these four.
 
     * ``init(key, params, model_state) -> state``
@@ -95,3 +139,32 @@ class Selection(NamedTuple):
     refresh: Callable[[Any, Params, ModelState], tuple[Any, Any]]
     next_batch: Callable[[Any], tuple[Any, Batch]]
     observe: Callable[[Any, Batch, Array], Any] = ignore_losses
+
+
+class Work(NamedTuple):
+    """Examples passed through the model so far, beside the training steps; a tangent pass counts.
+
+    Attributes:
+      selection_forward: for scoring.
+      selection_backward: for scoring, where an embedding takes gradients.
+      check_forward: for the loss of the probe examples.
+      curvature_forward: for gradient and curvature.
+      curvature_backward: for gradient and curvature.
+    """
+
+    selection_forward: int = 0
+    selection_backward: int = 0
+    check_forward: int = 0
+    curvature_forward: int = 0
+    curvature_backward: int = 0
+
+
+def untimed(name: str, function: Any, *args: Any) -> Any:
+    """Run one phase without timing it: the default ``PhaseFn``.
+
+    Example:
+      >>> untimed("selection", max, 1, 2)
+      2
+    """
+    del name
+    return function(*args)

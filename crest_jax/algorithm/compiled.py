@@ -1,0 +1,219 @@
+"""The compiled functions of CREST: none closes over data, and none compiles twice in a run."""
+
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, PartitionSpec
+
+from crest_jax.algorithm.config import CrestConfig
+from crest_jax.algorithm.regions import relative_error
+from crest_jax.coresets.mini_batch import class_side, medoids
+from crest_jax.data.devices import whole
+from crest_jax.data.exclusion import Exclusion, importance_weights, observe
+from crest_jax.gradients.curvature import DECAYS, Moments, draw_probes, gradient_and_diagonal, smooth
+from crest_jax.gradients.embeddings import in_chunks
+from crest_jax.gradients.losses import per_example, weighted_mean
+from crest_jax.types import ApplyFn, Array, EmbedFn, Examples, LossFn, ModelState, Params
+
+CPU_CHUNK = 128  # examples scored at once on a CPU, where they fit its caches
+
+
+class Problem(NamedTuple):
+    """What the compiled functions are made from; all of it is fixed in a run.
+
+    Attributes:
+      config: settings.
+      apply_fn: the model.
+      loss_fn: per-example losses.
+      embed_fn: gradient embeddings.
+      largest_share: share of the largest class among the examples.
+      mesh: the devices; over several each scores a subset of its own. None: one.
+    """
+
+    config: CrestConfig
+    apply_fn: ApplyFn
+    loss_fn: LossFn
+    embed_fn: EmbedFn
+    largest_share: float
+    mesh: Mesh | None
+
+    @property
+    def keep(self) -> float:
+        """Share of the excluded examples that is drawn all the same."""
+        return 0.0 if self.config.exclusion is None else self.config.exclusion.keep_fraction
+
+
+class Compiled(NamedTuple):
+    """The compiled functions of one run; see the functions of this file.
+
+    Attributes:
+      score_and_select: ``score_and_select``.
+      probe_loss: ``probe_loss``.
+      error: ``regions.relative_error``.
+      curvature: ``curvature``.
+    """
+
+    score_and_select: Any
+    probe_loss: Any
+    error: Any
+    curvature: Any
+
+
+def compile_for(problem: Problem) -> Compiled:
+    """Return the compiled functions of a run; equal problems share them, where they can be compared."""
+    try:
+        return _shared(problem)
+    except TypeError:  # a model that is no value, such as one that holds arrays
+        return _compiled(problem)
+
+
+@lru_cache(maxsize=16)
+def _shared(problem: Problem) -> Compiled:
+    return _compiled(problem)
+
+
+def _compiled(problem: Problem) -> Compiled:
+    return Compiled(
+        jax.jit(partial(score_and_select, problem), static_argnames="num_classes"),
+        jax.jit(partial(probe_loss, problem)),
+        jax.jit(relative_error),
+        jax.jit(partial(curvature, problem)),
+    )
+
+
+def _choose(
+    problem: Problem,
+    num_classes: int,
+    params: Params,
+    model_state: ModelState,
+    examples: Examples,
+    strata: Array,
+    sample_weights: Array | None,
+    indices: Array,
+    key: Array | None,
+) -> tuple[Array, Array, Array, Array]:
+    """Score a subset; return its coreset (picks, weights [m]), losses [r], if all is finite."""
+    config, on_cpu = problem.config, jax.default_backend() == "cpu"
+    chunk = CPU_CHUNK if on_cpu else config.subset_size
+    embeddings, losses = in_chunks(problem.embed_fn, params, model_state, examples, chunk)
+    finite = jnp.ones((), bool)
+    for leaf in jax.tree.leaves((embeddings, losses)):
+        finite &= jnp.all(jnp.isfinite(leaf))
+    if config.nonfinite == "skip":  # what is chosen until this is noticed must be a coreset
+        embeddings = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0.0), embeddings)
+    coreset = medoids(
+        embeddings,
+        strata,
+        size=config.batch_size,
+        num_classes=num_classes,
+        # On an H100, with its many small kernels, classes apart take three times as long as all pairs.
+        side=class_side(problem.largest_share, config.subset_size) if on_cpu else None,
+        sample_weights=sample_weights,
+        # Another draw of classes for every subset, on whichever device it is scored.
+        key=None if key is None else jax.random.fold_in(key, jnp.sum(indices.astype(jnp.uint32))),
+    )
+    return coreset.indices, coreset.weights, losses, finite[None]
+
+
+def score_and_select(
+    problem: Problem,
+    params: Params,
+    model_state: ModelState,
+    examples: Examples,
+    indices: Array,
+    classes: Array,
+    held: tuple[Array, Array],
+    slots: Array,
+    exclusion: Exclusion,
+    finite: Array,
+    key: Array | None,
+    num_classes: int,
+) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
+    """Score subsets, indices [g, r], one on each device, and put their coresets at ``slots`` [g].
+
+    ``key`` is for mini-batches smaller than the number of classes. Returns the coresets held, the
+    observations with their number, and whether all was finite.
+    """
+    mesh, own = problem.mesh, problem.config.exclusion
+    strata = classes[indices].astype(jnp.int32)
+    left_at = exclusion.inactive.left_at
+    sample_weights = importance_weights(left_at, indices, problem.keep) if problem.keep > 0 else None
+    chosen = partial(_choose, problem, num_classes)
+    if mesh is None:
+        own_weights = None if sample_weights is None else sample_weights[0]
+        found = chosen(params, model_state, examples, strata[0], own_weights, indices[0], key)
+    else:
+        all_strata, all_weights, all_rows = jax.tree.map(jnp.ravel, (strata, sample_weights, indices))
+        apart, shared = PartitionSpec(mesh.axis_names), PartitionSpec()
+        spread = jax.shard_map(
+            chosen,
+            mesh=mesh,
+            in_specs=(shared, shared, apart, apart, apart, apart, shared),
+            out_specs=apart,
+            check_vma=False,
+        )
+        found = spread(params, model_state, examples, all_strata, all_weights, all_rows, key)
+        found = jax.lax.with_sharding_constraint(found, whole(mesh))
+    picks, weights, losses, all_finite = found
+    picks, weights = (x.reshape(indices.shape[0], -1) for x in (picks, weights))
+    picked = jnp.take_along_axis(indices, picks, axis=1)
+    held = held[0].at[slots].set(picked, mode="drop"), held[1].at[slots].set(weights, mode="drop")
+    noted = exclusion.observations, exclusion.num_observations
+    if own is not None:
+        # What only fills the last turn of the devices was seen before; it comes last.
+        number = jnp.sum(slots < held[0].shape[0], dtype=jnp.int32) * indices.shape[1]
+        noted = observe(*noted, indices.ravel(), losses, own.threshold, number)
+    return held, noted, finite & jnp.all(all_finite)
+
+
+def _mean_loss(
+    problem: Problem, params: Params, model_state: ModelState, examples: Examples, weights: Array
+) -> Array:
+    logits, _ = problem.apply_fn(params, model_state, examples.inputs, train=False, rng=None)
+    return weighted_mean(per_example(problem.loss_fn, logits, examples.labels), weights)
+
+
+def probe_loss(
+    problem: Problem, params: Params, model_state: ModelState, examples: Examples, weights: Array
+) -> Array:
+    """Return the weighted mean loss [] of the probe examples, in evaluation mode."""
+    return _mean_loss(problem, params, model_state, examples, weights)
+
+
+def curvature(
+    problem: Problem,
+    probes: Params,
+    params: Params,
+    model_state: ModelState,
+    examples: Examples,
+    weights: Array,
+    moments: Moments,
+) -> tuple[Moments, Params, Params, Array]:
+    """Return the moments, and the smoothed gradient and Hessian diagonal with the norm of the
+    latter."""
+
+    def loss(params: Params) -> Array:
+        return _mean_loss(problem, params, model_state, examples, weights)
+
+    smoothing = problem.config.smoothing
+    beta1, beta2 = DECAYS[smoothing]
+    pair = gradient_and_diagonal(probes, loss, params)
+    moments, gradient, diagonal = smooth(moments, *pair, smoothing=smoothing, beta1=beta1, beta2=beta2)
+    return moments, gradient, diagonal, optax.tree.norm(diagonal)
+
+
+new_probes = jax.jit(draw_probes, static_argnames="num_probes")
+
+
+@jax.jit
+def stacked(indices: list[Array]) -> Array:
+    """Stack indices [r] to [g, r].
+
+    Example:
+      >>> stacked([jnp.zeros(3), jnp.ones(3)]).shape
+      (2, 3)
+    """
+    return jnp.stack(indices)

@@ -1,0 +1,225 @@
+"""The settings of CREST, and the two presets: what the paper did, and what we recommend."""
+
+import dataclasses
+import math
+import re
+from typing import Literal, get_args
+
+from crest_jax import _checks
+from crest_jax.data.exclusion import ExclusionConfig
+from crest_jax.gradients.curvature import Smoothing
+
+Nonfinite = Literal["stop", "skip"]
+SELECT_SPAN = (0.35, 0.5)  # shares of the steps between which ``recommended`` selects
+MANY_PASSES = 10  # over the data: in more, exclusion ends where the learning rate first drops
+
+
+@dataclasses.dataclass(frozen=True)
+class CrestConfig:
+    """Settings of CREST: take ``CrestConfig.recommended`` or ``CrestConfig.paper`` and replace fields.
+
+    Symbols are those of Yang, Kang and Mirzasoleiman (ICML 2023).
+
+    Attributes:
+      batch_size: m, examples in a mini-batch coreset.
+      subset_size: r, examples in the random subset that a coreset is selected from.
+      probe_size: examples on which the loss is measured for rho.
+      tau: a region ends when the relative error rho of its quadratic model exceeds tau.
+      interval_multiplier: h0; T1, the steps until the next check, is ``ceil(h0 * |H_0| / |H_l|)``.
+      max_interval: longest T1, in steps.
+      coresets_per_interval: b; a region begins with ``P = b * T1`` coresets.
+      max_coresets: largest P.
+      smoothing: how gradient and curvature are smoothed over regions: "none", "signed" (a mean of the
+        diagonals that keeps their sign) or "paper"; see ``gradients.curvature.smooth``.
+      curvature_of: regular expression: the Hessian's diagonal is taken of the parameters in whose path
+        it is found (``"classifier|layer_5"``), and counts as 0 elsewhere, which saves most of its time
+        and two of the four copies of the parameters that CREST holds. None: of all.
+      reference_step: ``|H_0|`` is the curvature's norm at the first region from this step on: the end
+        of the warm-up. None: the first region of all.
+      select_from: step from which on coresets are selected. Before it mini-batches are random,
+        stratified by class, out of the active examples, and nothing is scored. None: from the first
+        step on.
+      select_until: step from which on mini-batches are random again. None: coresets to the end.
+      exclusion: what becomes of learned examples; None: all stay active.
+      nonfinite: what a NaN or infinite loss, embedding or curvature does: "stop" raises. "skip" begins
+        a region whose loss or curvature is bad anew with other examples, and raises when three in a row
+        are; one in which a scored example was bad begins anew at its next check, until when a bad
+        embedding counts as zero.
+
+    Raises:
+      ValueError: at construction, when a value breaks its rule.
+
+    Example:
+      >>> config = CrestConfig.recommended(steps=1000, batch_size=64)
+      >>> dataclasses.replace(config, tau=0.05).tau
+      0.05
+    """
+
+    batch_size: int
+    subset_size: int
+    probe_size: int
+    tau: float
+    interval_multiplier: float
+    max_interval: int
+    coresets_per_interval: float
+    max_coresets: int
+    smoothing: Smoothing
+    curvature_of: str | None
+    reference_step: int | None
+    select_from: int | None
+    select_until: int | None
+    exclusion: ExclusionConfig | None
+    nonfinite: Nonfinite
+
+    @classmethod
+    def recommended(
+        cls,
+        *,
+        steps: int,
+        first_drop: int | None = None,
+        batch_size: int = 128,
+        warmup: int | None = None,
+        num_examples: int | None = None,
+    ) -> "CrestConfig":
+        """What we recommend: coresets in the middle of training, learned examples kept in part.
+
+        Coresets are selected from 35 % of the steps on, for noise early in training is forgotten, up to
+        the first drop of the learning rate, after which less variance buys nothing.
+
+        Args:
+          steps: optimizer steps of the training.
+          first_drop: step at which the learning rate first drops; None: half of the steps, which is
+            also right for a cosine.
+          batch_size: examples in a mini-batch; subsets hold twice as many.
+          warmup: steps of the warm-up; None: a tenth of the steps.
+          num_examples: examples of the data; in more than ten passes over them exclusion ends at the
+            first drop. None: to the end.
+
+        Example:
+          >>> config = CrestConfig.recommended(steps=1000)
+          >>> config.select_from, config.select_until, config.subset_size
+          (350, 500, 256)
+        """
+        _checks.positive_int("steps", steps)
+        _checks.positive_int("batch_size", batch_size)
+        drop = round(SELECT_SPAN[1] * steps) if first_drop is None else first_drop
+        # The first drop may come earlier than usual; the span keeps its shape then.
+        early = drop < round(SELECT_SPAN[1] * steps)
+        start = round(SELECT_SPAN[0] / SELECT_SPAN[1] * drop if early else SELECT_SPAN[0] * steps)
+        many = num_examples is not None and steps * batch_size > MANY_PASSES * num_examples
+        return cls(
+            batch_size=batch_size,
+            subset_size=2 * batch_size,
+            probe_size=256 if num_examples is None else min(256, num_examples),
+            tau=0.1,
+            interval_multiplier=8.0,
+            max_interval=16,
+            coresets_per_interval=1.0,
+            max_coresets=16,
+            smoothing="signed",
+            curvature_of=None,
+            reference_step=round(0.1 * steps) if warmup is None else warmup,
+            select_from=start or None,
+            select_until=None if drop >= steps else max(drop, start + 1),
+            exclusion=ExclusionConfig.recommended(until=max(1, drop) if many else None),
+            nonfinite="stop",
+        )
+
+    @classmethod
+    def paper(
+        cls, *, num_examples: int, steps: int, batch_size: int = 128, warmup: int | None = None
+    ) -> "CrestConfig":
+        """What the paper did (Yang, Kang and Mirzasoleiman, ICML 2023, Section 5 and its public code).
+
+        From there: subsets of 1 % of the data, the moments of AdaHessian, h0 = 1, b = 5, tau = 0.1,
+        exclusion for good below a loss of alpha = 0.1, and coresets at all steps.
+
+        The paper leaves open, and our choice is: the loss is measured on as many examples as a subset
+        holds; T1 and P end at the mini-batches of a tenth of the data (as in the public code, an epoch
+        of the budget), at least 16; the window of exclusion is a tenth of the steps (the public code:
+        20 of 200 epochs); ``|H_0|`` is taken at the end of the warm-up, a tenth of the steps. A subset
+        has at least the examples of a mini-batch, where 1 % of the data are fewer.
+
+        Args:
+          num_examples: n, examples of the data.
+          steps: optimizer steps of the training.
+          batch_size: examples in a mini-batch.
+          warmup: steps of the warm-up; None: a tenth of the steps.
+
+        Example:
+          >>> config = CrestConfig.paper(num_examples=50_000, steps=7_820)
+          >>> config.subset_size, config.coresets_per_interval, config.select_until
+          (500, 5.0, None)
+        """
+        _checks.positive_int("num_examples", num_examples)
+        _checks.positive_int("steps", steps)
+        _checks.positive_int("batch_size", batch_size)
+        subset = max(batch_size, round(0.01 * num_examples))
+        longest = max(16, math.ceil(0.1 * num_examples / batch_size))
+        return cls(
+            batch_size=batch_size,
+            subset_size=subset,
+            probe_size=subset,
+            tau=0.1,
+            interval_multiplier=1.0,
+            max_interval=longest,
+            coresets_per_interval=5.0,
+            max_coresets=longest,
+            smoothing="paper",
+            curvature_of=None,
+            reference_step=round(0.1 * steps) if warmup is None else warmup,
+            select_from=None,
+            select_until=None,
+            exclusion=ExclusionConfig.paper(window=max(1, round(0.1 * steps))),
+            nonfinite="stop",
+        )
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("batch_size", "subset_size", "probe_size", "max_coresets", "max_interval"):
+            _checks.positive_int(name, getattr(self, name))
+        _checks.require(
+            self.batch_size <= self.subset_size,
+            f"batch_size is {self.batch_size} but must not exceed subset_size {self.subset_size}, "
+            "since a coreset is selected out of a subset; raise subset_size.",
+        )
+        for name in ("coresets_per_interval", "interval_multiplier", "tau"):
+            _checks.in_range(name, getattr(self, name), 0.0, 1e6, open_low=True)
+        for name, remedy in (
+            ("reference_step", "pass the last step of the warm-up"),
+            ("select_from", "None selects from the first step on"),
+        ):
+            value = getattr(self, name)
+            _checks.require(
+                value is None or (isinstance(value, int) and value >= 0),
+                f"{name} is {value!r} but must be None or an integer of at least 0; {remedy}.",
+            )
+        _checks.require(
+            self.select_until is None
+            or (isinstance(self.select_until, int) and self.select_until > (self.select_from or 0)),
+            f"select_until is {self.select_until!r} but must be None or an integer above select_from, "
+            f"{self.select_from}; pass the step of the learning rate's first drop.",
+        )
+        _checks.require(
+            self.exclusion is None or isinstance(self.exclusion, ExclusionConfig),
+            f"exclusion is {_checks.brief(self.exclusion)} but must be an ExclusionConfig or None; "
+            "ExclusionConfig.recommended() is usual.",
+        )
+        try:
+            re.compile(self.curvature_of or "")
+        except re.error as error:
+            raise ValueError(
+                f"curvature_of is {self.curvature_of!r} but must be a regular expression ({error}); "
+                "correct it."
+            ) from error
+        _checks.one_of("smoothing", self.smoothing, get_args(Smoothing))
+        _checks.one_of("nonfinite", self.nonfinite, get_args(Nonfinite))
+
+    def selects(self, step: int) -> bool:
+        """Return whether coresets are selected at a step.
+
+        Example:
+          >>> CrestConfig.recommended(steps=1000).selects(400)
+          True
+        """
+        return (self.select_from or 0) <= step < (self.select_until or math.inf)

@@ -1,0 +1,225 @@
+"""CREST: Algorithm 1 of Yang, Kang and Mirzasoleiman (ICML 2023), as pure functions of a state.
+
+"Towards Sustainable Learning: Coresets for Data-efficient Deep Learning". Every function takes first
+the ``Parts``, which never change in a run, and returns a new state; the symbols are those of the paper.
+While a network trains, arrays are turned into Python numbers here, when a region begins or a check is
+due, and in ``pool.close``, when a window ends; a source on the host also reads which examples to take.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from crest_jax.algorithm.compiled import new_probes
+from crest_jax.algorithm.nonfinite import begin_finite, stop_if_not_finite
+from crest_jax.algorithm.parts import Model, Parts
+from crest_jax.algorithm.regions import check_interval, empty_region
+from crest_jax.algorithm.scoring import score
+from crest_jax.algorithm.state import (
+    CrestState,
+    Event,
+    Reason,
+    copied,
+    count_work,
+    empty_buffer,
+    event_of,
+)
+from crest_jax.data import pool
+from crest_jax.data.devices import place
+from crest_jax.data.exclusion import handed_back
+from crest_jax.gradients.curvature import covered, init_moments, restrict
+from crest_jax.types import Array, Batch, ModelState, Params, Work
+
+
+def init(parts: Parts, key: Array, params: Params, model_state: ModelState) -> CrestState:
+    """Return the state before the first step."""
+    config, rules = parts.config, parts.rules
+    stream_key, key = pool.split_key(rules, key)
+    part = covered(params, config.curvature_of)
+    state = CrestState(
+        step=0,
+        interval=0,
+        next_check=0,
+        num_regions=0,
+        num_selected=0,
+        num_unused=0,
+        reference_norm=math.nan,
+        curvature_norm=math.nan,
+        work=Work(),
+        all_finite=jnp.ones((), bool),
+        key=key,
+        pool=pool.open_pool(rules, stream_key),
+        buffer=empty_buffer(config.max_coresets, config.batch_size),
+        moments=init_moments(params, part, smoothing=config.smoothing),
+        region=empty_region(copied(params), copied(model_state), part, config.probe_size),
+    )
+    return place(state, rules.mesh)
+
+
+def refresh(
+    parts: Parts, state: CrestState, params: Params, model_state: ModelState
+) -> tuple[CrestState, Event | None]:
+    """Check the region when that is due, begin another where it fails, add coresets where none is left.
+
+    The loop of Algorithm 1 over regions: whether ``rho`` exceeds ``tau`` is looked at every T1 steps.
+    """
+    if not parts.config.selects(state.step):
+        return _refresh_random(parts, state)
+    due, empty = state.step >= state.next_check, state.buffer.empty
+    if not (due or empty):
+        return state, None
+    model, before = Model(params, model_state), state.num_selected
+    reason: Reason = "kept" if state.num_regions else "start"
+    rho = loss = None
+    if due:
+        state = close_window(parts, state)
+    if due and reason == "kept":
+        state, loss, rho = parts.phase("check", check_model, parts, state, model)
+        if parts.rules.skip_nonfinite and not (state.all_finite and math.isfinite(loss)):
+            reason = "nonfinite"
+        elif not rho <= parts.config.tau:
+            reason = "error"
+        else:
+            state = state._replace(next_check=state.step + state.interval)
+    if reason != "kept":
+        begin = partial(begin_region, parts, model=model)
+        skips, mesh = parts.rules.skip_nonfinite, parts.rules.mesh
+        state, loss = begin_finite(begin, state, mesh) if skips else begin(state)
+    elif empty:
+        state = parts.phase("selection", extend, parts, state, model)
+    stop_if_not_finite(state, loss, scores=due and not parts.rules.skip_nonfinite)
+    added = state.num_selected - before
+    return state, event_of(state, reason, rho=rho, loss=loss, coresets=added)
+
+
+def begin_region(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState, float]:
+    """Begin a region: anchor, loss, first coreset, quadratic model, P coresets."""
+    config, buffer = parts.config, state.buffer
+    unused = buffer.num_coresets - buffer.num_used
+    own, indices, weights = pool.draw(parts.rules, state.pool, config.probe_size)
+    region = state.region._replace(
+        anchor=copied(model.params),
+        model_state=copied(model.state),
+        probe_indices=indices,
+        probe_weights=weights,
+    )
+    state = state._replace(
+        num_unused=state.num_unused + unused, buffer=buffer.discard(), pool=own, region=region
+    )
+    state, loss, array = parts.phase("check", measure_loss, parts, state, model)
+    state = state._replace(region=state.region._replace(loss=array))
+    state = parts.phase("selection", add_coresets, parts, state, model, 1)
+    state = parts.phase("curvature", fit_model, parts, state, model)
+    interval = check_interval(
+        state.reference_norm,
+        state.curvature_norm,
+        multiplier=config.interval_multiplier,
+        maximum=config.max_interval,
+    )
+    more = num_coresets(parts, state.step, interval) - 1
+    if more > 0:
+        state = parts.phase("selection", add_coresets, parts, state, model, more)
+    return state._replace(
+        interval=interval, next_check=state.step + interval, num_regions=state.num_regions + 1
+    ), loss
+
+
+def num_coresets(parts: Parts, step: int, interval: int) -> int:
+    """Return ``P = b * T1``, no more than fit the buffer and the steps that still select."""
+    config = parts.config
+    left = (config.select_until or math.inf) - step
+    wanted = min(config.coresets_per_interval * interval, left)
+    return min(config.max_coresets, math.ceil(wanted))
+
+
+def add_coresets(parts: Parts, state: CrestState, model: Model, number: int) -> CrestState:
+    """Draw random subsets V_p and select a mini-batch coreset S_p from each."""
+    drawn: list[Array] = []
+    for _ in range(number):
+        own, indices, _ = pool.draw(parts.rules, state.pool, parts.config.subset_size)
+        state = state._replace(pool=own)
+        drawn.append(indices)
+    return score(parts, state, model, drawn)
+
+
+def extend(parts: Parts, state: CrestState, model: Model) -> CrestState:
+    """Add the coresets of another interval to a region that outlived its own, at the parameters now."""
+    left = max(1, state.next_check - state.step)
+    number = min(num_coresets(parts, state.step, state.interval), left)
+    return add_coresets(parts, state._replace(buffer=state.buffer.discard()), model, number)
+
+
+def fit_model(parts: Parts, state: CrestState, model: Model) -> CrestState:
+    """Take g and h, the smoothed gradient and Hessian diagonal, on the first coreset."""
+    key, probe_key = jax.random.split(state.key)
+    indices, weights = state.buffer.indices[:1].ravel(), state.buffer.weights[:1].ravel()
+    probes = new_probes(probe_key, restrict(model.params, state.region.curvature), 1)
+    examples = parts.source.take(indices)
+    moments, gradient, curvature, norm = parts.compiled.curvature(
+        probes, *model, examples, weights, state.moments
+    )
+    passes = 2 * len(indices)
+    state = count_work(state, curvature_forward=passes, curvature_backward=passes)
+    region = state.region._replace(gradient=gradient, curvature=curvature)
+    found = float(norm)
+    state = state._replace(key=key, moments=moments, region=region, curvature_norm=found)
+    taken = not math.isnan(state.reference_norm) or not math.isfinite(found)
+    if not taken and state.step >= (parts.config.reference_step or 0):
+        state = state._replace(reference_norm=found)
+    return state
+
+
+def measure_loss(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState, float, Array]:
+    """Return the loss of the probe examples V_r, on the host and on the device."""
+    region = state.region
+    examples = parts.source.take(region.probe_indices)
+    loss = parts.compiled.probe_loss(*model, examples, region.probe_weights)
+    return count_work(state, check_forward=parts.config.probe_size), float(loss), loss
+
+
+def check_model(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState, float, float]:
+    """Return the loss and its relative error ``rho = |F(delta) - L(w)| / L(w)``."""
+    state, loss, array = measure_loss(parts, state, model)
+    return state, loss, float(parts.compiled.error(state.region, model.params, array))
+
+
+def close_window(parts: Parts, state: CrestState) -> CrestState:
+    """Exclude the learned examples where a window of T2 steps is over."""
+    if not pool.due(parts.rules, state.pool, state.step):
+        return state
+    closed = parts.phase("selection", pool.close, parts.rules, state.pool, state.step)
+    return state._replace(pool=closed)
+
+
+def next_batch(parts: Parts, state: CrestState) -> tuple[CrestState, Batch]:
+    """Hand out the next coreset as a mini-batch, or a random one outside the span."""
+    if parts.config.selects(state.step):
+        buffer, indices, weights = state.buffer.take(parts.ahead)
+        state = state._replace(buffer=buffer)
+    else:
+        size = parts.config.batch_size
+        own, indices, weights = pool.draw(parts.rules, state.pool, size, parts.ahead)
+        state = state._replace(pool=own)
+    batch = Batch(*parts.source.take(indices), weights, indices)
+    return state._replace(step=state.step + 1), batch
+
+
+def observe(parts: Parts, state: CrestState, batch: Batch, losses: Any) -> CrestState:
+    """Note the losses of a random mini-batch; those of subsets are noted when they are scored."""
+    losses = handed_back(losses, batch.indices)  # checked at every step, also where not needed
+    if not parts.rules.excludes(state.step) or parts.config.selects(state.step - 1):
+        return state
+    return state._replace(pool=pool.observe(parts.rules, state.pool, batch.indices, losses))
+
+
+def _refresh_random(parts: Parts, state: CrestState) -> tuple[CrestState, Event | None]:
+    before, buffer = state.excluded, state.buffer
+    state = close_window(parts, state)
+    if buffer.num_coresets > 0:
+        unused = state.num_unused + buffer.num_coresets - buffer.num_used
+        state = state._replace(num_unused=unused, buffer=buffer.discard())
+        return state, event_of(state, "span_end")
+    return state, None if state.excluded == before else event_of(state, "window")

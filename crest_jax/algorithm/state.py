@@ -1,0 +1,210 @@
+"""What CREST remembers between steps, and what it tells."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crest_jax import _checks
+from crest_jax.algorithm.regions import Region
+from crest_jax.data.pool import Pool
+from crest_jax.data.prefetch import Lookahead
+from crest_jax.gradients.curvature import Moments
+from crest_jax.types import Array, Work
+
+Reason = Literal["start", "error", "nonfinite", "kept", "span_end", "window"]
+
+
+class CoresetBuffer(NamedTuple):
+    """The mini-batch coresets that wait for their steps.
+
+    Attributes:
+      indices: [max_coresets, m], int32, positions in the data set.
+      weights: [max_coresets, m], float32.
+      num_coresets: how many of them there are.
+      num_used: how many of those were handed out.
+    """
+
+    indices: Array
+    weights: Array
+    num_coresets: int
+    num_used: int
+
+    @property
+    def empty(self) -> bool:
+        """Whether all coresets were handed out."""
+        return self.num_used == self.num_coresets
+
+    def discard(self) -> "CoresetBuffer":
+        """Return the buffer without coresets.
+
+        Example:
+          >>> CoresetBuffer(jnp.zeros((2, 1)), jnp.ones((2, 1)), 2, 1).discard().num_coresets
+          0
+        """
+        return self._replace(num_coresets=0, num_used=0)
+
+    def slots(self, number: int) -> np.ndarray:
+        """Return where the next coresets go, [number], int32; beyond the end if there is no room.
+
+        Example:
+          >>> CoresetBuffer(jnp.zeros((3, 1)), jnp.ones((3, 1)), 1, 0).slots(2).tolist()
+          [1, 2]
+        """
+        return self.num_coresets + np.arange(number, dtype=np.int32)
+
+    def take(self, ahead: Lookahead) -> tuple["CoresetBuffer", Array, Array]:
+        """Return the buffer after one more coreset was handed out, its indices and weights [m].
+
+        Raises:
+          ValueError: when all were handed out.
+        """
+        _checks.require(
+            not self.empty,
+            f"next_batch was called with {self.num_used} of {self.num_coresets} coresets used but "
+            "needs an unused one; call refresh before every next_batch.",
+        )
+        last = self.num_coresets - 1
+        indices, weights = ahead.nth_coreset(self.indices, self.weights, self.num_used, last)
+        return self._replace(num_used=self.num_used + 1), indices, weights
+
+
+def empty_buffer(max_coresets: int, batch_size: int) -> CoresetBuffer:
+    """Return a buffer without coresets.
+
+    Example:
+      >>> empty_buffer(4, 2).empty
+      True
+    """
+    shape = (max_coresets, batch_size)
+    return CoresetBuffer(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32), 0, 0)
+
+
+class CrestState(NamedTuple):
+    """The state of CREST: host numbers that steer, beside device arrays.
+
+    Attributes:
+      step: batches handed out.
+      interval: T1, steps between checks.
+      next_check: step of the next check.
+      num_regions: regions begun.
+      num_selected: coresets selected.
+      num_unused: coresets discarded before a step used them.
+      reference_norm: ``|H_0|``, NaN until it is taken.
+      curvature_norm: ``|H_l|`` of the current region.
+      work: examples passed through the model, beside the training steps.
+      all_finite: [], bool: all losses and embeddings scored so far were finite.
+      key: PRNG key.
+      pool: the examples that may be drawn.
+      buffer: the coresets that wait for their steps.
+      moments: moving averages of gradient and curvature.
+      region: the quadratic model.
+    """
+
+    step: int
+    interval: int
+    next_check: int
+    num_regions: int
+    num_selected: int
+    num_unused: int
+    reference_norm: float
+    curvature_norm: float
+    work: Work
+    all_finite: Array
+    key: Array
+    pool: Pool
+    buffer: CoresetBuffer
+    moments: Moments
+    region: Region
+
+    @property
+    def excluded(self) -> int:
+        """Number of excluded examples."""
+        return self.pool.excluded
+
+
+class Event(NamedTuple):
+    """What a refresh did; all fields are Python values.
+
+    Attributes:
+      step: batches handed out before.
+      reason: "start", "error" (rho above tau) or "nonfinite": a region began; "kept": the region was
+        checked, or coresets were added to it, and goes on; "span_end": mini-batches are random from
+        here on; "window": between random mini-batches, examples were excluded or returned.
+      began_region: whether a region began.
+      num_regions: number of the current region, from 1.
+      rho: relative error of the quadratic model, None without a check.
+      loss: mean loss of the probe examples now, None when not measured.
+      interval: T1, steps.
+      coresets: coresets selected now.
+      num_selected: coresets selected so far.
+      num_unused: coresets discarded so far.
+      excluded: number of excluded examples.
+      curvature_norm: norm of the Hessian's diagonal in the current region.
+      work: examples passed through the model so far, beside the training steps.
+    """
+
+    step: int
+    reason: Reason
+    began_region: bool
+    num_regions: int
+    rho: float | None
+    loss: float | None
+    interval: int
+    coresets: int
+    num_selected: int
+    num_unused: int
+    excluded: int
+    curvature_norm: float
+    work: Work
+
+
+def event_of(
+    state: CrestState,
+    reason: Reason,
+    *,
+    rho: float | None = None,
+    loss: float | None = None,
+    coresets: int = 0,
+) -> Event:
+    """Return what is told of a state."""
+    return Event(
+        step=state.step,
+        reason=reason,
+        began_region=reason in ("start", "error", "nonfinite"),
+        num_regions=state.num_regions,
+        rho=rho,
+        loss=loss,
+        interval=state.interval,
+        coresets=coresets,
+        num_selected=state.num_selected,
+        num_unused=state.num_unused,
+        excluded=state.excluded,
+        curvature_norm=state.curvature_norm,
+        work=state.work,
+    )
+
+
+def count_work(state: Any, **passes: int) -> Any:
+    """Add examples passed through the model to the counters of ``Work``.
+
+    Example:
+      >>> class Counted(NamedTuple):
+      ...     work: Work
+      >>> count_work(Counted(Work()), check_forward=3).work.check_forward
+      3
+    """
+    counts = {name: getattr(state.work, name) + more for name, more in passes.items()}
+    return state._replace(work=state.work._replace(**counts))
+
+
+@jax.jit
+def copied(tree: Any) -> Any:
+    """Copy arrays, so that a train step that donates its buffers cannot delete the anchor.
+
+    Example:
+      >>> copied(jnp.ones(2)).tolist()
+      [1.0, 1.0]
+    """
+    return jax.tree.map(jnp.copy, tree)

@@ -1,0 +1,281 @@
+"""Selection class by class: greedy runs over windows of rows sorted by class, in one program."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crest_jax.coresets import metrics
+from crest_jax.coresets.compiling import jit_wide
+from crest_jax.coresets.greedy import first_largest
+from crest_jax.coresets.lazy import lazy_greedy
+from crest_jax.coresets.metrics import Metric, Points
+from crest_jax.coresets.oracles import MatrixOracle, Oracle, PointOracle, padded
+from crest_jax.coresets.run import Run
+from crest_jax.coresets.stochastic import stochastic_greedy
+from crest_jax.types import Array
+
+
+class Members(NamedTuple):
+    """Rows sorted by class.
+
+    Attributes:
+      order: [n], int32, the rows of class 0 first.
+      counts: [c], int32.
+    """
+
+    order: Array
+    counts: Array
+
+
+class Settings(NamedTuple):
+    """Static settings of ``choose_by_class``.
+
+    Attributes:
+      size: picks in all.
+      rounds: largest quota of a class.
+      candidate_block: largest number of candidates in a class.
+      client_block: largest number of clients in a class.
+      metric: what dissimilarities are measured by.
+      capacity: entries of the lists of lazy greedy.
+      draws: candidates per pick of stochastic greedy; 0 means lazy greedy.
+    """
+
+    size: int
+    rounds: int
+    candidate_block: int
+    client_block: int
+    metric: Metric
+    capacity: int
+    draws: int
+
+
+class Chosen(NamedTuple):
+    """What ``choose_by_class`` returns.
+
+    Attributes:
+      picks: [size], int32, candidate rows, class by class.
+      gains: [size], float32.
+      nearest: [n], int32, slot of the nearest pick of each client; -1 in a class without one.
+      top: [], float32, dissimilarity at which the similarity is 0.
+    """
+
+    picks: Array
+    gains: Array
+    nearest: Array
+    top: Array
+
+
+def members_of(labels: Array, num_classes: int) -> Members:
+    """Sort rows by class.
+
+    Example:
+      >>> members_of(jnp.array([1, 0, 1]), 2).order.tolist()
+      [1, 0, 2]
+    """
+    order = jnp.argsort(labels, stable=True).astype(jnp.int32)
+    return Members(order, jnp.bincount(labels, length=num_classes).astype(jnp.int32))
+
+
+def sorted_on_host(labels: np.ndarray, counts: np.ndarray, padding: int = 0) -> Members:
+    """Sort rows by class in NumPy, and append ``padding`` rows that belong to no class."""
+    order = np.argsort(labels, kind="stable").astype(np.int32)
+    return Members(jnp.asarray(np.pad(order, (0, padding))), jnp.asarray(counts, jnp.int32))
+
+
+def _oracle_of(
+    metric: Metric, own: Points, clients: Points | None, valid: Array, top: Array | None
+) -> Oracle:
+    if clients is None:
+        (points,) = metrics.centred(own)
+        return PointOracle(metric, points, points, valid, top)
+    # One shift for both sides: the difference of two rows must not change.
+    points, client_points = metrics.centred(own, clients)
+    return PointOracle(metric, points, client_points, valid, top)
+
+
+def choose_by_class(
+    candidates: Points,
+    members: Members,
+    clients: Points | None,
+    client_members: Members,
+    quotas: Array,
+    top: Array | None,
+    key: Array,
+    *,
+    settings: Settings,
+) -> Chosen:
+    """Run one greedy choice in each class.
+
+    Args:
+      candidates: [m] rows; for the metric "precomputed" one part, similarities [n, n].
+      members: the candidates by class.
+      clients: what is to be covered, in the same form, or None when these are the candidates.
+      client_members: the clients by class.
+      quotas: [c], int32, picks of each class.
+      top: [], float32, dissimilarity at which the similarity is 0; None for the largest one in a class,
+        where the candidates are the clients.
+      key: PRNG key, for stochastic greedy.
+      settings: see ``Settings``.
+    """
+    same = clients is None
+    metric = settings.metric
+    num_clients = client_members.order.shape[0]
+    count = quotas.shape[0]
+    firsts = jnp.cumsum(quotas, dtype=jnp.int32) - quotas
+    starts = jnp.cumsum(members.counts, dtype=jnp.int32) - members.counts
+    client_starts = jnp.cumsum(client_members.counts, dtype=jnp.int32) - client_members.counts
+    wide, client_wide = padded(settings.candidate_block), padded(settings.client_block)
+
+    def window(order: Array, start: Array, count: Array, width: int) -> tuple[Array, Array]:
+        places = jnp.arange(width, dtype=jnp.int32)
+        return order[jnp.minimum(start + places, order.shape[0] - 1)], places < count
+
+    def one_class(index: Array, state: tuple[Chosen, Array]) -> tuple[Chosen, Array]:
+        chosen, largest = state
+        rows, valid = window(members.order, starts[index], members.counts[index], wide)
+        client_rows, client_valid = rows, valid
+        if not same:
+            client_rows, client_valid = window(
+                client_members.order, client_starts[index], client_members.counts[index], client_wide
+            )
+        if metric.name == "precomputed":
+            inside = candidates.parts[0]
+            if count > 1:
+                inside = jnp.where(client_valid[None, :], inside[rows][:, rows], -jnp.inf)
+            oracle: Oracle = MatrixOracle(inside)
+        else:
+            own = metrics.take_rows(candidates, rows)
+            theirs = None if clients is None else metrics.take_rows(clients, client_rows)
+            oracle = _oracle_of(metric, own, theirs, client_valid, top)
+        quota = quotas[index]
+        if settings.draws:
+            run = stochastic_greedy(
+                oracle, valid, quota, settings.rounds, settings.draws, jax.random.fold_in(key, index)
+            )
+        else:
+            run = lazy_greedy(oracle, valid, quota, settings.rounds, settings.capacity)
+        largest = largest.at[index].set(jnp.where(quota > 0, run.top, 0.0))
+        return _write(chosen, run, rows, client_rows, client_valid, quota, firsts[index], same), largest
+
+    empty = Chosen(
+        picks=jnp.zeros(settings.size + settings.rounds, jnp.int32),
+        gains=jnp.zeros(settings.size + settings.rounds, jnp.float32),
+        nearest=jnp.full(num_clients, -1, jnp.int32),
+        top=jnp.float32(0),
+    )
+    start = (empty, jnp.zeros(count, jnp.float32))
+    if count == 1:
+        chosen, largest = one_class(jnp.int32(0), start)
+    else:
+        chosen, largest = jax.lax.fori_loop(np.int32(0), np.int32(count), one_class, start)
+    gains = chosen.gains
+    if metric.name != "precomputed":
+        # One similarity for all classes: the largest dissimilarity within any of them minus u.
+        lift = (jnp.max(largest) - largest) * client_members.counts.astype(jnp.float32)
+        slots = jnp.where(quotas > 0, firsts, gains.shape[0])
+        gains = gains.at[slots].add(lift, mode="drop")
+    return chosen._replace(
+        picks=chosen.picks[: settings.size], gains=gains[: settings.size], top=jnp.max(largest)
+    )
+
+
+# The same, compiled, for calls from outside ``jit``.
+choose_by_class_compiled = jit_wide(choose_by_class, static_argnames="settings")
+
+
+def _write(
+    chosen: Chosen,
+    run: Run,
+    rows: Array,
+    client_rows: Array,
+    client_valid: Array,
+    quota: Array,
+    first: Array,
+    same: bool,
+) -> Chosen:
+    """Put the picks of one class in place; what lies beyond its quota is overwritten by the next."""
+    slots = jnp.arange(run.picks.shape[0], dtype=jnp.int32)
+    nearest = run.nearest[: client_rows.shape[0]]
+    width = nearest.shape[0]
+    if same:  # a pick stands for itself
+        places = jnp.where(slots < quota, run.picks, width)
+        nearest = nearest.at[places].set(slots, mode="drop")
+    here = jnp.where(client_valid[:width], client_rows[:width], chosen.nearest.shape[0])
+    slot = jnp.where(nearest >= 0, first + nearest, -1)
+    return Chosen(
+        picks=jax.lax.dynamic_update_slice(chosen.picks, rows[run.picks], (first,)),
+        gains=jax.lax.dynamic_update_slice(chosen.gains, run.gains, (first,)),
+        nearest=chosen.nearest.at[here].set(slot, mode="drop"),
+        top=chosen.top,
+    )
+
+
+_LOOKS = 6  # picks that may be looked at closely for a row before all are
+
+
+@partial(jax.jit, static_argnames="metric")
+def nearest_picks(
+    points: Points, labels: Array, heads: Points, head_labels: Array, metric: Metric
+) -> tuple[Array, Array]:
+    """Find the nearest pick of each row: of its class, or of any where its class has none.
+
+    Lower bounds of all distances, from one matrix product, say which picks may be the nearest; direct
+    differences decide, the earlier pick on a tie.
+
+    Args:
+      points: [n] rows.
+      labels: [n], int32.
+      heads: [m] rows, the picks.
+      head_labels: [m], int32.
+      metric: static, any but "precomputed".
+
+    Returns:
+      The slot [n], int32, of the nearest pick, and its dissimilarity [n].
+    """
+    count, width = points.rows, 256
+    points, heads = metrics.centred(points, heads)
+    head_lengths = metrics.squared_lengths(heads)
+    columns = heads._replace(parts=tuple(part.T for part in heads.parts))
+
+    def blocked(leaf: Array) -> Array:
+        return metrics.pad_rows(leaf, -count % width).reshape(-1, width, *leaf.shape[1:])
+
+    def one(block: tuple[Points, Array]) -> tuple[Array, Array]:
+        rows, own = block
+        match = own[:, None] == head_labels[None, :]
+        allowed = match | ~jnp.any(match, axis=1, keepdims=True)
+        lower = metrics.lower_squared(rows, metrics.squared_lengths(rows), columns, head_lengths)
+        lower = jnp.where(allowed, lower, jnp.inf)
+        every = jnp.arange(head_labels.shape[0], dtype=jnp.int32)[None, :]
+
+        def unsettled(state: tuple[Array, ...]) -> Array:
+            look, lower, _, best, _ = state
+            return (look < _LOOKS) & jnp.any(jnp.min(lower, axis=1) <= best)
+
+        def look_closely(state: tuple[Array, ...]) -> tuple[Array, ...]:
+            look, lower, slot, best, _ = state
+            found = first_largest(-lower)
+            squared = metrics.squared_pairs(rows, metrics.take_rows(heads, found))
+            squared = jnp.where(jnp.min(lower, axis=1) < jnp.inf, squared, jnp.inf)
+            better = (squared < best) | ((squared == best) & (found < slot))
+            slot, best = jnp.where(better, found, slot), jnp.where(better, squared, best)
+            lower = jnp.where(every == found[:, None], jnp.inf, lower)
+            return look + 1, lower, slot, best, jnp.any(jnp.min(lower, axis=1) <= best)
+
+        def look_at_all(slot: Array, best: Array) -> tuple[Array, Array]:
+            del slot, best
+            tiles = metrics.to_tiles(rows, width)
+            squared = jax.lax.map(lambda head: metrics.squared_to_all(head, tiles)[0], heads).T
+            squared = jnp.where(allowed, squared, jnp.inf)
+            return first_largest(-squared), jnp.min(squared, axis=1)
+
+        none = jnp.zeros(width, jnp.int32), jnp.full(width, jnp.inf, jnp.float32)
+        start: tuple[Array, ...] = (jnp.int32(0), lower, *none, jnp.array(True))
+        _, _, slot, best, left = jax.lax.while_loop(unsettled, look_closely, start)
+        return jax.lax.cond(left, look_at_all, lambda slot, best: (slot, best), slot, best)
+
+    slots, squared = jax.lax.map(one, (jax.tree.map(blocked, points), blocked(labels)))
+    return slots.reshape(-1)[:count], metric.from_squared(squared.reshape(-1)[:count])

@@ -1,0 +1,251 @@
+"""Where the lazy greedy choice takes dissimilarities from: embeddings, or a given matrix."""
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crest_jax.coresets import metrics
+from crest_jax.coresets.greedy import first_largest
+from crest_jax.coresets.metrics import Metric, Points
+from crest_jax.types import Array
+
+T = TypeVar("T")
+BLOCK = 64  # candidates in a block
+TILE = 1024  # clients that one matrix product covers, so that its result stays in cache
+_SLACK = 1 + 3e-6  # rounding of sums of n terms, by which a bound is raised
+
+
+class Oracle(Protocol):
+    """Where dissimilarities come from; candidates are padded to whole blocks."""
+
+    num_clients: int
+    tile: int  # clients whose bits are packed together
+
+    def start(self) -> tuple[Array, Array, Array]:
+        """Dissimilarity [] at which the similarity is 0, cover [n] and upper bounds of gains [m].
+
+        Before any pick.
+        """
+
+    def all_bounds(self, cover: Array) -> Array:
+        """Upper bounds [m] of all gains."""
+
+    def bounds(self, rows: Array, cover: Array) -> Array:
+        """Upper bounds [b] of the gains of some candidates."""
+
+    def exact(self, row: Array) -> Array:
+        """Dissimilarities [n] of one candidate to all clients."""
+
+    def closer(self, rows: Array, cover: Array) -> Array:
+        """Whether a candidate may be closer to a client than its cover is, as bits [b, n / 32].
+
+        Bit ``k`` of word ``w`` of a tile of ``t`` words stands for client ``k t + w`` of that tile.
+        """
+
+    def pairs(self, rows: Array, clients: Array) -> Array:
+        """Dissimilarities [t] of candidates to clients, pair by pair."""
+
+
+def padded(count: int) -> int:
+    """Return the rows that ``count`` rows are padded to: whole blocks, and whole tiles when many."""
+    unit = BLOCK if count <= TILE else TILE
+    return -(-count // unit) * unit
+
+
+def _range(count: int) -> Array:
+    return jnp.arange(count, dtype=jnp.int32)
+
+
+def _loop(turns: int, body: Callable[[Array, T], T], start: T) -> T:
+    """Run a loop with a 32-bit counter, whatever JAX's default is."""
+    return jax.lax.fori_loop(np.int32(0), np.int32(turns), body, start)
+
+
+def gains_of(cover: Array, values: Array) -> Array:
+    """Gains [b] of candidates with dissimilarities [b, n]."""
+    # A product with ones instead of a sum: see metrics. Two levels, so that float32 suffices.
+    excess = jnp.maximum(cover[None, :] - values, 0.0)
+    width = next(width for width in (128, 64, 1) if excess.shape[1] % width == 0)
+    if width == 1:
+        return jnp.sum(excess, axis=1)
+    parts = excess.reshape(-1, width)
+    sums = jnp.dot(parts, jnp.ones(width, jnp.float32), precision="highest")
+    return jnp.sum(sums.reshape(excess.shape[0], -1), axis=1)
+
+
+def _packed(bits: Array) -> Array:
+    """Pack booleans [b, w] into [b, w / 32]: bit ``k`` of word ``i`` is place ``k w / 32 + i``."""
+    words = bits.shape[1] // 32
+    packed = jnp.zeros((bits.shape[0], words), jnp.uint32)
+    for k in range(32):
+        packed = packed | (bits[:, k * words : (k + 1) * words].astype(jnp.uint32) << k)
+    return packed
+
+
+class PointOracle:
+    """Dissimilarities computed from embeddings, ``O(n d)`` memory."""
+
+    def __init__(
+        self, metric: Metric, candidates: Points, clients: Points, valid: Array, top: Array | None
+    ) -> None:
+        """Take padded candidates [m] and clients [n], and which clients [n] are real.
+
+        ``top`` is the dissimilarity at which the similarity is 0; None, where candidates and clients
+        are the same, for the largest between real ones.
+        """
+        self.metric, self.num_clients, self.tile = metric, clients.rows, min(TILE, clients.rows)
+        self._candidates, self._clients, self._valid = candidates, clients, valid
+        self._tiles = metrics.to_tiles(clients, self.tile)
+        self._client_lengths = metrics.squared_lengths(clients)
+        self._lengths = self._client_lengths
+        if candidates is not clients:
+            self._lengths = metrics.squared_lengths(candidates)
+        self._top = jnp.float32(1) if metric.name == "exponential" else top
+
+    def _lower(self, rows: Points, lengths: Array, tile: Array) -> Array:
+        """Lower bounds [b, w] of squared distances to one tile of clients."""
+        columns = metrics.take_rows(self._tiles, tile)
+        client_lengths = self._client_lengths.reshape(-1, self.tile)[tile]
+        return metrics.lower_squared(rows, lengths, columns, client_lengths)
+
+    def _tile_bounds(self, rows: Array, tile: Array, cover: Array) -> Array:
+        """Upper bounds [b] of the part of the gains that one tile of clients gives."""
+        lower = self._lower(metrics.take_rows(self._candidates, rows), self._lengths[rows], tile)
+        values = self.metric.lower_from_squared(jnp.maximum(lower, 0.0))
+        return gains_of(cover.reshape(-1, self.tile)[tile], values)
+
+    def start(self) -> tuple[Array, Array, Array]:
+        """Return the zero of similarity, cover and bounds of gains before any pick; see ``Oracle``."""
+        if self._top is not None:
+            cover = jnp.where(self._valid, self._top, -jnp.inf)
+            return self._top, cover, self.all_bounds(cover)
+        blocks = _range(self._candidates.rows).reshape(-1, 64)
+        valid = self._valid.reshape(-1, self.tile)
+        lengths = jnp.where(self._valid, self._lengths, -jnp.inf)
+
+        def add_tile(tile: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            def add_block(highest: Array, rows: Array) -> tuple[Array, Array]:
+                points = metrics.take_rows(self._candidates, rows)
+                lower = self._lower(points, lengths[rows], tile)
+                values = self.metric.lower_from_squared(jnp.maximum(lower, 0.0))
+                return jnp.maximum(highest, lower), gains_of(
+                    zeros, -jnp.where(valid[tile], values, 0.0)
+                )
+
+            sums, farthest = state
+            zeros = jnp.zeros(self.tile, jnp.float32)
+            start = jnp.full((blocks.shape[1], self.tile), -jnp.inf, jnp.float32)
+            highest, part = jax.lax.scan(add_block, start, blocks)
+            return sums + part, farthest.at[tile].set(jnp.max(highest, axis=0))
+
+        empty = (jnp.zeros(blocks.shape, jnp.float32), jnp.zeros(valid.shape, jnp.float32))
+        sums, farthest = _loop(self.num_clients // self.tile, add_tile, empty)
+        top = self._diameter(farthest.reshape(-1))
+        count = jnp.sum(self._valid, dtype=jnp.float32)
+        bounds = jnp.maximum(count * top - sums.reshape(-1), 0.0) + (_SLACK - 1) * count * top
+        return top, jnp.where(self._valid, top, -jnp.inf), bounds
+
+    def _diameter(self, farthest: Array) -> Array:
+        """Return the largest dissimilarity [] between real clients.
+
+        ``farthest`` [n] are lower bounds of the largest squared distance from each. Those whose upper
+        bound exceeds what is found are looked at closely, one by one.
+        """
+        longest = jnp.max(jnp.where(self._valid, self._lengths, 0.0))
+        above = metrics.spread(self._clients, self._client_lengths + longest)
+        upper = jnp.where(self._valid, farthest + above, -jnp.inf)
+
+        def look(state: tuple[Array, Array]) -> tuple[Array, Array]:
+            upper, best = state
+            client = first_largest(upper)
+            squared = metrics.squared_to_all(metrics.take_rows(self._clients, client), self._tiles)
+            found = jnp.max(jnp.where(self._valid, squared.reshape(-1), 0.0))
+            return upper.at[client].set(-jnp.inf), jnp.maximum(best, found)
+
+        start = (upper, jnp.float32(0))
+        squared = jax.lax.while_loop(lambda state: jnp.max(state[0]) > state[1], look, start)[1]
+        return self.metric.from_squared(squared)
+
+    def all_bounds(self, cover: Array) -> Array:
+        """Return upper bounds [m] of all gains."""
+        blocks = _range(self._candidates.rows).reshape(-1, 64)
+
+        def add_tile(tile: Array, sums: Array) -> Array:
+            return sums + jax.lax.map(lambda rows: self._tile_bounds(rows, tile, cover), blocks)
+
+        zeros = jnp.zeros(blocks.shape, jnp.float32)
+        sums = _loop(self.num_clients // self.tile, add_tile, zeros)
+        return sums.reshape(-1) * _SLACK
+
+    def bounds(self, rows: Array, cover: Array) -> Array:
+        """Return upper bounds [b] of the gains of some candidates."""
+
+        def add_tile(tile: Array, sums: Array) -> Array:
+            return sums + self._tile_bounds(rows, tile, cover)
+
+        zeros = jnp.zeros(rows.shape, jnp.float32)
+        return _loop(self.num_clients // self.tile, add_tile, zeros) * _SLACK
+
+    def exact(self, row: Array) -> Array:
+        """Return dissimilarities [n] of one candidate to all clients."""
+        squared = metrics.squared_to_all(metrics.take_rows(self._candidates, row), self._tiles)
+        return self.metric.from_squared(squared).reshape(-1)
+
+    def closer(self, rows: Array, cover: Array) -> Array:
+        """Return which clients a candidate may improve, as bits [b, n / 32]; see ``Oracle``."""
+        points, lengths = metrics.take_rows(self._candidates, rows), self._lengths[rows]
+        reach = self.metric.to_squared(cover).reshape(-1, self.tile)
+
+        def one(tile: Array) -> Array:
+            return _packed(self._lower(points, lengths, tile) < reach[tile][None, :])
+
+        return jax.lax.map(one, _range(len(reach))).transpose(1, 0, 2).reshape(len(rows), -1)
+
+    def pairs(self, rows: Array, clients: Array) -> Array:
+        """Return dissimilarities [t], pair by pair."""
+        x, y = metrics.take_rows(self._candidates, rows), metrics.take_rows(self._clients, clients)
+        return self.metric.from_squared(metrics.squared_pairs(x, y))
+
+
+class MatrixOracle:
+    """Negated similarities read from a symmetric matrix [n, n]; nothing else is stored."""
+
+    def __init__(self, similarities: Array) -> None:
+        """Take the matrix; an example without a pick counts as covered with similarity 0."""
+        self._similarities = similarities
+        self.num_clients = similarities.shape[0]
+        self.tile = padded(self.num_clients)
+
+    def start(self) -> tuple[Array, Array, Array]:
+        """Return the zero of similarity, cover and bounds of gains before any pick; see ``Oracle``."""
+        cover = jnp.zeros(self.num_clients, jnp.float32)
+        return jnp.float32(0), cover, self.all_bounds(cover)
+
+    def _values(self, rows: Array) -> Array:
+        return -self._similarities[jnp.minimum(rows, self.num_clients - 1)]
+
+    def all_bounds(self, cover: Array) -> Array:
+        """Return upper bounds [m] of all gains."""
+        total = padded(self.num_clients)
+        rows = _range(total).reshape(-1, 8)
+        return jax.lax.map(lambda block: self.bounds(block, cover), rows).reshape(total)
+
+    def bounds(self, rows: Array, cover: Array) -> Array:
+        """Return upper bounds [b] of the gains of some candidates."""
+        return gains_of(cover, self._values(rows)) * _SLACK
+
+    def exact(self, row: Array) -> Array:
+        """Return dissimilarities [n] of one candidate to all clients."""
+        return self._values(row)
+
+    def closer(self, rows: Array, cover: Array) -> Array:
+        """Return which clients a candidate may improve, as bits [b, n / 32]; see ``Oracle``."""
+        closer = self._values(rows) < cover[None, :]
+        return _packed(jnp.pad(closer, ((0, 0), (0, self.tile - self.num_clients))))
+
+    def pairs(self, rows: Array, clients: Array) -> Array:
+        """Return dissimilarities [t], pair by pair."""
+        return -self._similarities[jnp.minimum(rows, self.num_clients - 1), clients]

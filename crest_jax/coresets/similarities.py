@@ -1,0 +1,44 @@
+"""Checks of similarities that are given."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crest_jax import _checks
+from crest_jax.coresets.numbers import outside
+from crest_jax.types import Array
+
+
+@jax.jit
+def _look_at(matrix: Array) -> tuple[Array, Array, Array, Array]:
+    """Asymmetry, least and largest entry, and whether the diagonal is the least of its rows."""
+    own = jnp.diagonal(matrix)[:, None]
+    above = jnp.sum(matrix > own, dtype=jnp.float32)
+    least = jnp.all(matrix >= own) & (2 * above >= matrix.shape[0] * (matrix.shape[0] - 1))
+    return jnp.max(jnp.abs(matrix - matrix.T)), jnp.min(matrix), jnp.max(matrix), least
+
+
+def check_similarities(matrices: Array, exponents: np.ndarray) -> None:
+    """Refuse matrices [p, n, n] that are no similarities, and warn of what looks like distances."""
+    for matrix, exponent in zip(matrices, exponents, strict=True):
+        gap, lowest, highest, least = _look_at(matrix)
+        gap, lowest, highest = (np.ldexp(float(x), -int(exponent)) for x in (gap, lowest, highest))
+        _checks.require(
+            gap == 0.0,
+            f"similarities differ from their transpose by up to {gap:g} but must be symmetric, for "
+            "rows are read as columns; pass (s + s.T) / 2.",
+        )
+        _checks.require(
+            highest > 0 or lowest == 0,
+            f"similarities lie between {lowest:g} and {highest:g} but one must be positive, for an "
+            "example counts 0 until it is similar to a pick; pass s - s.min(), which turns negated "
+            "distances into similarities.",
+        )
+        if least and len(matrix) > 1:
+            warnings.warn(
+                "every similarity on the diagonal is the least of its row, as in a matrix of "
+                "distances; if these are distances pass d.max() - d, or the embeddings themselves.",
+                stacklevel=outside(),
+            )

@@ -1,0 +1,343 @@
+"""Examples that are already learned are excluded from the draws for a while, all or most of them."""
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crest_jax import _checks
+from crest_jax.data.sampler import Inactive
+from crest_jax.types import Array
+
+
+def handed_back(losses: Any, rows: Array) -> Array | np.ndarray:
+    """Return the losses [m] that a training step hands back for the rows [m] of its mini-batch.
+
+    Raises:
+      ValueError: when they have another shape or are no floating-point numbers.
+
+    Example:
+      >>> handed_back([0.5], jnp.array([3])).tolist()
+      [0.5]
+    """
+    found = losses if isinstance(losses, jax.Array) else np.asarray(losses)
+    _checks.require(
+        found.shape == rows.shape and jnp.issubdtype(found.dtype, jnp.floating),
+        f"losses handed to observe are {found.dtype} of shape {tuple(found.shape)} but must be "
+        f"floating-point numbers of shape {tuple(rows.shape)}, one for each example; pass the step's "
+        "losses before their mean is taken.",
+    )
+    return found
+
+
+_EMPTY = np.uint32(2**32 - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExclusionConfig:
+    """Which examples count as learned, and what becomes of them.
+
+    Attributes:
+      threshold: alpha, the loss under which an example counts as learned, above 0.
+      window: T2, optimizer steps of a window. An example that was observed in it, and always below the
+        threshold, is excluded at its end. Of a very long one the newest 16 million observations count.
+      cooldown: windows that an excluded example stays out before it returns, 1 to 127. None: until its
+        class runs dry, as in the paper; long runs then forget what they no longer see.
+      keep_fraction: share of the excluded examples that is drawn all the same, others in every pass,
+        each with weight one over the share, so that together they weigh in the mean gradient what all
+        excluded ones would, less 1 to 3 % (see ``importance_weights``). 0 leaves all out, as in the
+        paper; trainings of many passes suffer from that.
+      until: step from which on all examples are active. Leaving out what is learned can overfit the
+        rest once the learning rate has dropped. None: exclusion to the end.
+
+    Raises:
+      ValueError: at construction, when a value breaks its rule.
+
+    Example:
+      >>> ExclusionConfig.recommended().cooldown
+      4
+    """
+
+    threshold: float
+    window: int
+    cooldown: int | None
+    keep_fraction: float
+    until: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        _checks.in_range("threshold", self.threshold, 0.0, 1e6, open_low=True)
+        _checks.positive_int("window", self.window)
+        _checks.window_count("cooldown", self.cooldown)
+        _checks.in_range("keep_fraction", self.keep_fraction, 0.0, 1.0)
+        if self.until is not None:
+            _checks.positive_int("until", self.until)
+
+    @classmethod
+    def recommended(cls, *, window: int = 100, until: int | None = None) -> "ExclusionConfig":
+        """Exclude below a loss of 0.02, keep a quarter, return after four windows.
+
+        The paper's threshold of 0.1 suits long training; in runs of few passes it takes examples out
+        too early.
+
+        Args:
+          window: steps of a window.
+          until: step from which on all examples are active: the first drop of the learning rate in
+            trainings of more than ten passes, None in shorter ones.
+
+        Example:
+          >>> ExclusionConfig.recommended(window=50).window
+          50
+        """
+        return cls(threshold=0.02, window=window, cooldown=4, keep_fraction=0.25, until=until)
+
+    @classmethod
+    def paper(cls, *, window: int = 400) -> "ExclusionConfig":
+        """Exclude below a loss of 0.1, for good (Yang, Kang and Mirzasoleiman, ICML 2023, Section 5).
+
+        Args:
+          window: T2 in steps; the public code looks every 20 epochs of its budget.
+
+        Example:
+          >>> ExclusionConfig.paper().keep_fraction
+          0.0
+        """
+        return cls(threshold=0.1, window=window, cooldown=None, keep_fraction=0.0)
+
+
+class Exclusion(NamedTuple):
+    """Who is excluded, and what was observed in the current window: one byte an example.
+
+    What is observed goes into a list of fixed length, not into arrays of all examples, so that a step
+    costs the same for any number of them.
+
+    Attributes:
+      observations: [k], uint32: twice the row, plus one where its loss was low; the newest k.
+      num_observations: [], int32: in this window.
+      all_finite: [], bool: all losses that were handed back in this window were finite.
+      slot: [], int32: windows closed so far, modulo the cooldown.
+      left_per_slot: [w, c], int32: examples of each class that were excluded at each slot and still
+        are.
+      inactive: who is excluded, and how many of each class.
+    """
+
+    observations: Array
+    num_observations: Array
+    all_finite: Array
+    slot: Array
+    left_per_slot: Array
+    inactive: Inactive
+
+    @property
+    def excluded(self) -> Array:
+        """Whether each example is excluded, [n], bool."""
+        return self.inactive.left_at > 0
+
+
+def init_exclusion(
+    count: int, num_classes: int, *, capacity: int, cooldown: int | None = None
+) -> Exclusion:
+    """Return the state for ``count`` examples, all active.
+
+    Args:
+      count: n, at most ``2**31 - 1``.
+      num_classes: c.
+      capacity: observations in a window that are remembered; of more, the oldest are forgotten.
+      cooldown: windows that an example stays out, 1 to 127; None: until its class runs dry.
+
+    Example:
+      >>> init_exclusion(2, 1, capacity=4).excluded.tolist()
+      [False, False]
+    """
+    return Exclusion(
+        jnp.full(capacity, _EMPTY, jnp.uint32),
+        jnp.zeros((), jnp.int32),
+        jnp.ones((), bool),
+        jnp.zeros((), jnp.int32),
+        jnp.zeros((cooldown or 1, num_classes), jnp.int32),
+        Inactive(jnp.zeros(count, jnp.int8), jnp.zeros(num_classes, jnp.int32)),
+    )
+
+
+def observe(
+    observations: Array,
+    num_observations: Array,
+    indices: Array,
+    losses: Array,
+    threshold: float,
+    number: Array | int | None = None,
+) -> tuple[Array, Array]:
+    """Note in ``observations`` [k] whether the losses [b] at ``indices`` [b] are below the threshold.
+
+    Indices may repeat; only the first ``number`` count, where it is given. Returns the observations,
+    and ``num_observations`` [] plus the number.
+
+    Example:
+      >>> state = init_exclusion(3, 1, capacity=4)
+      >>> log = state.observations, state.num_observations
+      >>> observe(*log, jnp.array([0, 2]), jnp.array([0.5, 0.05]), 0.1)[0][:2].tolist()
+      [0, 5]
+    """
+    low = losses.astype(jnp.float32) < threshold
+    size, turn = observations.shape[0], jnp.arange(indices.shape[0])
+    number = indices.shape[0] if number is None else number
+    places = jnp.where(turn < number, (num_observations + turn) % size, size)
+    noted = 2 * indices.astype(jnp.uint32) + low.astype(jnp.uint32)
+    return observations.at[places].set(noted, mode="drop"), num_observations + number
+
+
+def close_window(
+    exclusion: Exclusion, classes: Array, sizes: Array, needed: Array, cooldown: int | None = None
+) -> Exclusion:
+    """End a window: learned examples are excluded; those whose cooldown is over return.
+
+    An example is excluded when it was observed at least once in the window and its loss was low at
+    every observation (Yang, Kang and Mirzasoleiman, ICML 2023, Section 4). It returns after
+    ``cooldown`` further windows, and must be observed to be learned again before it is excluded again:
+    a network forgets what it no longer sees. When fewer than ``needed[c]`` examples of class ``c``
+    would stay active, all of class ``c`` return at once. A new window begins with nothing observed.
+
+    Args:
+      exclusion: state.
+      classes: [n], integers.
+      sizes: [c], int32, examples of each class.
+      needed: [c], int32, examples of each class that a stratified draw needs.
+      cooldown: static, as in ``init_exclusion``.
+
+    Example:
+      >>> classes, sizes, needed = jnp.zeros(3, int), jnp.array([3]), jnp.array([1])
+      >>> state = init_exclusion(3, 1, capacity=4, cooldown=1)
+      >>> state = observe_losses(state, jnp.array([0, 1]), jnp.array([0.05, 0.5]), 0.1)
+      >>> state = close_window(state, classes, sizes, needed, cooldown=1)
+      >>> state.excluded.tolist(), state.inactive.counts.tolist()
+      ([True, False, False], [1])
+      >>> close_window(state, classes, sizes, needed, cooldown=1).excluded.tolist()
+      [False, False, False]
+    """
+    (left_at, counts), per_slot, slot = exclusion.inactive, exclusion.left_per_slot, exclusion.slot
+    stamp = (slot + 1).astype(jnp.int8)
+    if cooldown is not None:
+        left_at = jnp.where(left_at == stamp, jnp.int8(0), left_at)
+        counts = counts - per_slot[slot]
+        per_slot = per_slot.at[slot].set(0)
+    rows, learned = _learned(exclusion.observations, left_at.shape[0])
+    before = left_at.at[rows].get(mode="clip").astype(jnp.int32)
+    own = classes.at[rows].get(mode="clip").astype(jnp.int32)
+    was_out = learned * (before > 0).astype(jnp.int32)
+    counts = counts.at[own].add(learned - was_out)
+    per_slot = per_slot.at[jnp.maximum(before - 1, 0), own].add(-was_out)
+    per_slot = per_slot.at[slot, own].add(learned)
+    left_at = left_at.at[rows].set(stamp, mode="drop")
+    dry = sizes - counts < needed
+    left_at = jax.lax.cond(
+        jnp.any(dry), lambda: jnp.where(dry[classes], jnp.int8(0), left_at), lambda: left_at
+    )
+    return Exclusion(
+        observations=jnp.full_like(exclusion.observations, _EMPTY),
+        num_observations=jnp.zeros_like(exclusion.num_observations),
+        all_finite=jnp.ones_like(exclusion.all_finite),
+        slot=(slot + 1) % per_slot.shape[0],
+        left_per_slot=jnp.where(dry[None, :], 0, per_slot),
+        inactive=Inactive(left_at, jnp.where(dry, 0, counts)),
+    )
+
+
+def _learned(observations: Array, count: int) -> tuple[Array, Array]:
+    """Return the indices [k] whose losses all were low, once each, and ones [k] there.
+
+    Elsewhere the index is ``count`` and the one a zero.
+    """
+    noted = jnp.sort(observations)  # observations of an example together, those of a high loss first
+    rows = noted >> 1
+    first = jnp.concatenate([jnp.ones(1, bool), rows[1:] != rows[:-1]])
+    learned = first & (noted & 1 == 1) & (noted != _EMPTY)
+    return jnp.where(learned, rows, count).astype(jnp.int32), learned.astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnames="keep")
+def importance_weights(left_at: Array, indices: Array, keep: float) -> Array:
+    """Return how many examples each of the indices [...] drawn stands for, float32.
+
+    The paper leaves learned examples out, which biases the gradient: a long training forgets them.
+    Kept at a rate (``sampler.next_subset``), and weighted by one over it, they cost little, and on
+    average the weights of a mini-batch add up as if all examples were active (Qin et al., "InfoBatch:
+    Lossless Training Speed Up by Unbiased Dynamic Data Pruning", ICLR 2024, Section 3).
+
+    The loss of a step is divided by the sum of its weights, though, and the more learned examples a
+    mini-batch happens to hold, the larger that is. So on average they weigh a little too little in the
+    gradient: with ``a = 1 / keep``, ``m`` examples in a mini-batch and ``p`` the mean share of learned
+    ones among them, by a part of about ``(a - 1) (1 - p) / (1 + (a - 1) p)^2 / m``. For ``keep`` of 1/4
+    and ``m`` of 128 that is 0.7 % where half of all examples are learned, and 2.3 % where few are.
+
+    Args:
+      left_at: [n], above 0 where an example is excluded.
+      indices: positions in the data set.
+      keep: static, share of the excluded examples that is drawn all the same, in [0, 1].
+
+    Example:
+      >>> importance_weights(jnp.array([0, 1], jnp.int8), jnp.array([0, 1]), 0.25).tolist()
+      [1.0, 4.0]
+    """
+    if keep == 0:
+        return jnp.ones(indices.shape, jnp.float32)
+    return jnp.where(left_at[indices] > 0, jnp.float32(1 / keep), jnp.float32(1))
+
+
+@jax.jit
+def _observe(exclusion: Exclusion, indices: Array, losses: Array, threshold: float) -> Any:
+    before = exclusion.observations, exclusion.num_observations
+    after = observe(*before, indices, losses, threshold)
+    return *after, exclusion.all_finite & jnp.all(jnp.isfinite(losses))
+
+
+def observe_losses(exclusion: Exclusion, indices: Array, losses: Any, threshold: float) -> Exclusion:
+    """Note the losses [b] observed at ``indices`` [b], compiled; see ``observe``.
+
+    A loss that is NaN or infinite counts as high, and is told by ``pool.close``: here nothing is read.
+
+    Raises:
+      ValueError: when the losses are no floating-point numbers [b].
+
+    Example:
+      >>> state = init_exclusion(2, 1, capacity=2)
+      >>> int(observe_losses(state, jnp.array([1]), jnp.array([0.5]), 0.1).num_observations)
+      1
+    """
+    found = _observe(exclusion, indices, handed_back(losses, indices), threshold)
+    names = ("observations", "num_observations", "all_finite")
+    return exclusion._replace(**dict(zip(names, found, strict=True)))
+
+
+@partial(jax.jit, static_argnames="cooldown")
+def end_window(
+    exclusion: Exclusion, classes: Array, sizes: Array, needed: Array, cooldown: int | None
+) -> tuple[Exclusion, Array]:
+    """Close the window, compiled, and say how many are excluded.
+
+    Example:
+      >>> state = init_exclusion(3, 1, capacity=2, cooldown=1)
+      >>> state = observe_losses(state, jnp.array([0]), jnp.array([0.05]), 0.1)
+      >>> int(end_window(state, jnp.zeros(3, int), jnp.array([3]), jnp.array([1]), 1)[1])
+      1
+    """
+    closed = close_window(exclusion, classes, sizes, needed, cooldown)
+    return closed, jnp.sum(closed.inactive.counts, dtype=jnp.int32)
+
+
+@jax.jit
+def all_active(exclusion: Exclusion) -> Exclusion:
+    """Return the state with all examples active and nothing observed.
+
+    Example:
+      >>> some = init_exclusion(3, 1, capacity=2)
+      >>> some = some._replace(inactive=some.inactive._replace(counts=jnp.array([2])))
+      >>> all_active(some).inactive.counts.tolist()
+      [0]
+    """
+    empty = jnp.full_like(exclusion.observations, _EMPTY)
+    return jax.tree.map(jnp.zeros_like, exclusion)._replace(
+        observations=empty, all_finite=jnp.ones_like(exclusion.all_finite)
+    )

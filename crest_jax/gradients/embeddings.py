@@ -1,0 +1,327 @@
+"""Per-example gradient embeddings: what facility location measures distances between.
+
+The gradient of an example's loss is dominated by its gradient with respect to the last layer's input
+(Katharopoulos and Fleuret, ICML 2018), so CREST compares examples by it (Yang, Kang and
+Mirzasoleiman, ICML 2023, Section 4).
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crest_jax import _checks
+from crest_jax.data.devices import to_host
+from crest_jax.data.sources import padded_chunks, rows_valid
+from crest_jax.gradients.losses import cross_entropy, labels_fit, one_or_nan, per_example
+from crest_jax.types import (
+    ApplyFn,
+    Array,
+    EmbedFn,
+    Examples,
+    Factored,
+    FeaturesFn,
+    LossFn,
+    ModelState,
+    Params,
+    PyTree,
+    Source,
+)
+
+
+def logit_residuals(logits: Array, labels: Array) -> Array:
+    """Return the gradients [b, c] of the cross-entropy with respect to the logits.
+
+    ``softmax(z) - onehot(y)``, float32, for logits [b, c] and integer labels [b]; NaN where a label is
+    outside ``[0, c)``.
+
+    Example:
+      >>> logit_residuals(jnp.zeros((1, 2)), jnp.array([1])).tolist()
+      [[0.5, -0.5]]
+    """
+    classes = logits.shape[1]
+    ones = jax.nn.one_hot(labels, classes, dtype=jnp.float32)
+    return (jax.nn.softmax(logits.astype(jnp.float32)) - ones) * one_or_nan(labels, classes)[:, None]
+
+
+def _residuals_and_losses(loss_fn: LossFn, logits: Array, labels: Array) -> tuple[Array, Array]:
+    """Gradients [b, c] of each loss with respect to its own logits, and the losses [b]."""
+    logits = logits.astype(jnp.float32)
+    losses = per_example(loss_fn, logits, labels)
+    if loss_fn is cross_entropy:
+        return logit_residuals(logits, labels), losses
+    return jax.grad(lambda z: jnp.sum(loss_fn(z, labels)))(logits), losses
+
+
+# Embeddings are values: equal ones share compiled programs.
+@dataclasses.dataclass(frozen=True)
+class _LogitGradients:
+    apply_fn: ApplyFn
+    loss_fn: LossFn
+
+    def __call__(
+        self, params: Params, model_state: ModelState, examples: Examples
+    ) -> tuple[Array, Array]:
+        logits, _ = self.apply_fn(params, model_state, examples.inputs, train=False, rng=None)
+        return _residuals_and_losses(self.loss_fn, logits, examples.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LastLayerGradients:
+    features_fn: FeaturesFn
+    loss_fn: LossFn
+
+    def __call__(
+        self, params: Params, model_state: ModelState, examples: Examples
+    ) -> tuple[Factored, Array]:
+        features, logits = self.features_fn(params, model_state, examples.inputs)
+        residuals, losses = _residuals_and_losses(self.loss_fn, logits, examples.labels)
+        ones = jnp.ones((features.shape[0], 1), jnp.float32)
+        return Factored(residuals, jnp.concatenate([features.astype(jnp.float32), ones], 1)), losses
+
+
+def logit_gradients(apply_fn: ApplyFn, loss_fn: LossFn = cross_entropy) -> EmbedFn:
+    """Embed each example by the gradient of its loss with respect to its logits, [b, c].
+
+    Args:
+      apply_fn: the model; called in evaluation mode.
+      loss_fn: per-example losses.
+
+    Example:
+      >>> def linear(params, state, inputs, *, train, rng):
+      ...     return inputs @ params, state
+      >>> embed = logit_gradients(linear)
+      >>> gradients, losses = embed(jnp.zeros((3, 2)), {}, Examples(jnp.ones((1, 3)), jnp.array([0])))
+      >>> gradients.tolist()
+      [[-0.5, 0.5]]
+    """
+    return _LogitGradients(apply_fn, loss_fn)
+
+
+def last_layer_gradients(features_fn: FeaturesFn, loss_fn: LossFn = cross_entropy) -> EmbedFn:
+    """Embed each example by the gradient of its loss with respect to the last layer, factored.
+
+    The layer is ``z = W^T a + b``: the gradient for ``(W, b)`` is the outer product of the logit
+    gradient and ``(a, 1)``, which is never stored.
+
+    Args:
+      features_fn: returns the features [b, d] that enter the last layer and the logits [b, c].
+      loss_fn: per-example losses.
+
+    Returns:
+      An embedding function whose embeddings are ``Factored`` with left [b, c], right [b, d + 1].
+
+    Example:
+      >>> embed = last_layer_gradients(lambda params, state, inputs: (inputs, inputs @ params))
+      >>> gradients, _ = embed(jnp.zeros((3, 2)), {}, Examples(jnp.ones((1, 3)), jnp.array([0])))
+      >>> gradients.left.shape, gradients.right.shape
+      ((1, 2), (1, 4))
+    """
+    return _LastLayerGradients(features_fn, loss_fn)
+
+
+def sketched_gradients(
+    key: Array, apply_fn: ApplyFn, dimension: int, loss_fn: LossFn = cross_entropy
+) -> EmbedFn:
+    """Embed each example by a random projection of its gradient in all parameters, [b, dimension].
+
+    A count sketch (Charikar, Chen and Farach-Colton, ICALP 2002; Weinberger et al., ICML 2009):
+    coordinate ``i`` is added with sign ``s(i)`` to entry ``h(i)``. Inner products and squared
+    distances are kept in expectation, with a standard deviation of at most
+    ``sqrt(2 / dimension) * |x| |y|``.
+
+    Args:
+      key: PRNG key; the same key gives the same projection.
+      apply_fn: the model; called in evaluation mode, one example at a time under ``vmap``.
+      dimension: entries of the sketch.
+      loss_fn: per-example losses.
+
+    Raises:
+      ValueError: when ``dimension`` is below 1 or the key is none.
+
+    Example:
+      >>> def linear(params, state, inputs, *, train, rng):
+      ...     return inputs @ params, state
+      >>> embed = sketched_gradients(jax.random.key(0), linear, dimension=4)
+      >>> gradients, _ = embed(jnp.zeros((3, 2)), {}, Examples(jnp.ones((5, 3)), jnp.zeros(5, int)))
+      >>> gradients.shape
+      (5, 4)
+    """
+    _checks.positive_int("dimension", dimension)
+    key = _checks.prng_key("key", key)
+
+    def embed(params: Params, model_state: ModelState, examples: Examples) -> tuple[Array, Array]:
+        def loss(params: Params, one: Examples) -> Array:
+            inputs, labels = one.inputs[None], one.labels[None]
+            logits, _ = apply_fn(params, model_state, inputs, train=False, rng=None)
+            return per_example(loss_fn, logits, labels)[0]
+
+        def sketch(one: Examples) -> tuple[Array, Array]:
+            value, gradient = jax.value_and_grad(loss)(params, one)
+            return count_sketch(key, gradient, dimension), value
+
+        return jax.vmap(sketch)(examples)
+
+    embed.backward_passes = 1  # type: ignore[attr-defined]  # counted by ``crest``, for each example
+    return embed
+
+
+def count_sketch(key: Array, tree: PyTree, dimension: int) -> Array:
+    """Return the count sketch [dimension] of all values in a tree.
+
+    Example:
+      >>> tree = {"a": jnp.ones(3), "b": jnp.zeros((2, 2))}
+      >>> count_sketch(jax.random.key(0), tree, 5).shape
+      (5,)
+    """
+    key, total = _checks.prng_key("key", key), jnp.zeros(dimension, jnp.float32)
+    for index, leaf in enumerate(jax.tree.leaves(tree)):
+        bucket_key, sign_key = jax.random.split(jax.random.fold_in(key, index))
+        size = math.prod(leaf.shape)
+        buckets = jax.random.randint(bucket_key, (size,), 0, dimension, jnp.int32)
+        signs = random_signs(sign_key, (size,), jnp.float32)
+        signed = signs * leaf.reshape(size).astype(jnp.float32)
+        total = total.at[buckets].add(signed)
+    return total
+
+
+def random_signs(key: Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Array:
+    """Return Rademacher numbers, 1 or -1: ``jax.random.rademacher``, the same ones in 64-bit mode too.
+
+    Example:
+      >>> sorted(set(random_signs(jax.random.key(0), (9,), jnp.int8).tolist()))
+      [-1, 1]
+    """
+    return 2 * jax.random.bernoulli(key, jnp.float32(0.5), shape).astype(dtype) - 1
+
+
+def embedded(
+    embed_fn: EmbedFn, params: Params, model_state: ModelState, examples: Examples
+) -> tuple[PyTree, Array]:
+    """Embed examples [b], and refuse embeddings [b, ...] or losses [b] that have not one row for each.
+
+    Raises:
+      ValueError: when they have not; while tracing.
+
+    Example:
+      >>> embed = lambda params, state, examples: (examples.inputs, examples.inputs.sum(1))
+      >>> embedded(embed, {}, {}, Examples(jnp.ones((2, 3)), jnp.zeros(2, int)))[1].tolist()
+      [3.0, 3.0]
+    """
+    embeddings, losses = embed_fn(params, model_state, examples)
+    count, leaves = examples.labels.shape[0], jax.tree.leaves(embeddings)
+    shapes = [tuple(leaf.shape) for leaf in leaves]
+    _checks.require(
+        bool(shapes) and all(shape[:1] == (count,) for shape in shapes),
+        f"embed_fn returned embeddings of shape {_checks.brief(shapes)} for {count} examples but every "
+        f"leaf must have shape ({count}, ...), one row for each; take no mean over the examples.",
+    )
+    _checks.require(
+        np.shape(losses) == (count,),
+        f"embed_fn returned losses of shape {np.shape(losses)} for {count} examples but must return "
+        f"one for each, shape ({count},); leave out the mean and any axis of length 1.",
+    )
+    return embeddings, losses
+
+
+def in_chunks(
+    embed_fn: EmbedFn, params: Params, model_state: ModelState, examples: Examples, chunk: int
+) -> tuple[PyTree, Array]:
+    """Embed examples [b] in chunks inside one program, which needs less memory and cache.
+
+    Args:
+      embed_fn: see ``logit_gradients``.
+      params: model parameters.
+      model_state: model state.
+      examples: [b].
+      chunk: static; the last chunk holds what remains.
+
+    Example:
+      >>> embed = lambda params, state, examples: (examples.inputs, examples.inputs.sum(1))
+      >>> examples = Examples(jnp.ones((5, 3)), jnp.zeros(5, int))
+      >>> in_chunks(embed, {}, {}, examples, 2)[1].tolist()
+      [3.0, 3.0, 3.0, 3.0, 3.0]
+    """
+    count = examples.labels.shape[0]
+    if chunk >= count:
+        return embedded(embed_fn, params, model_state, examples)
+    whole = count - count % chunk
+    stacked = jax.tree.map(lambda x: x[:whole].reshape(whole // chunk, chunk, *x.shape[1:]), examples)
+    parts = jax.lax.map(lambda part: embedded(embed_fn, params, model_state, part), stacked)
+    found = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), parts)
+    if whole == count:
+        return found
+    rest = embedded(embed_fn, params, model_state, jax.tree.map(lambda x: x[whole:], examples))
+    return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), found, rest)
+
+
+def embed_rows(
+    embed_fn: EmbedFn,
+    params: Params,
+    model_state: ModelState,
+    source: Source,
+    rows: np.ndarray,
+    *,
+    chunk_size: int = 512,
+) -> tuple[PyTree, np.ndarray]:
+    """Embed many rows in padded chunks of one shape, so that one compiled program serves all.
+
+    Args:
+      embed_fn: see ``logit_gradients``; pass a jitted function to compile it once.
+      params: model parameters.
+      model_state: model state.
+      source: the data.
+      rows: [k], positions in the data set.
+      chunk_size: rows per call.
+
+    Returns:
+      Embeddings (a tree of NumPy arrays [k, ...]) and losses [k].
+
+    Raises:
+      ValueError: when ``rows`` are empty or no rows of the source, ``chunk_size`` is below 1, or
+        ``embed_fn`` returns other shapes.
+      FloatingPointError: when an embedding or a loss is NaN or infinite.
+
+    Example:
+      >>> from crest_jax.data.sources import ArraySource
+      >>> source = ArraySource(np.ones((5, 3), np.float32), np.zeros(5, int), num_classes=2)
+      >>> embed = lambda params, state, examples: (examples.inputs, examples.inputs.sum(1))
+      >>> embed_rows(embed, {}, {}, source, np.arange(5), chunk_size=2)[0].shape
+      (5, 3)
+    """
+    _checks.positive_int("chunk_size", chunk_size)
+    rows = np.asarray(rows)
+    _checks.require(
+        rows.ndim == 1 and len(rows) > 0,
+        f"rows have shape {rows.shape} but must hold at least one position; pass rows [k], k >= 1.",
+    )
+    rows = rows_valid(rows, len(source))
+    parts = []
+    for positions, mask in padded_chunks(len(rows), chunk_size):
+        examples = source.take(jnp.asarray(rows[positions]))
+        out = embedded(embed_fn, params, model_state, examples)
+        parts.append(jax.tree.map(lambda x, mask=mask: to_host(x)[mask], out))
+    found = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
+        raise FloatingPointError(
+            f"an embedding or a loss of {len(rows)} scored examples is NaN or infinite but all must be "
+            "finite; lower the learning rate, or look for bad inputs or labels without a logit."
+        )
+    return found
+
+
+def checked_embedding(embed_fn: EmbedFn, loss_fn: LossFn, source: Source) -> EmbedFn:
+    """Compile an embedding by logit gradients, which refuses a label without a logit when first traced.
+
+    Logit gradients, and the left factors of last-layer gradients, have a column for each logit.
+    """
+    highest = int(np.max(source.labels)) if loss_fn is cross_entropy else -1
+
+    def embed(params: Params, model_state: ModelState, examples: Examples) -> tuple[PyTree, Array]:
+        embeddings, losses = embed_fn(params, model_state, examples)
+        labels_fit(highest, jax.tree.leaves(embeddings)[0].shape[1])
+        return embeddings, losses
+
+    return jax.jit(embed)
