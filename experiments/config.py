@@ -1,106 +1,41 @@
-"""The options of a training run, and the sentences for those that cannot work."""
+"""The options of a training run, in groups, and the sentences for those that cannot work."""
 
 import dataclasses
 import json
 import math
-import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
-import tyro
-
-from crest_jax import CrestConfig
-from experiments.data import DATASETS
+from crest_jax import CrestConfig, ExclusionConfig
+from experiments.data import DATASETS, WITH_FOLDER
+from experiments.harness.cli import UserError, as_options
+from experiments.harness.options import (
+    DROPS,
+    BaselineConfig,
+    CrestOptions,
+    DataConfig,
+    MachineConfig,
+    NetworkConfig,
+    OptimConfig,
+    RunConfig,
+    TextConfig,
+    changed,
+    require,
+    require_positive,
+)
 from experiments.models import MODELS
 
 Method = Literal[
-    "full", "truncated", "random", "stratified", "fixed", "crest", "craig", "gradmatch",
-    "gradmatch_batch", "glister", "el2n", "forgetting", "hardest", "unlearned", "random_unlearned",
+    "full", "full_cut_off", "random", "stratified", "fixed", "crest", "craig", "gradmatch",
+    "gradmatch_batch", "glister", "el2n", "forgetting", "top_loss", "dynamic_pruning",
+    "dynamic_pruning_random",
 ]  # fmt: skip
-
-
+METHODS: tuple[Method, ...] = get_args(Method)
 TEXT_DATASETS = ("rotten_tomatoes", "imdb", "snli", "texts")
 ENCODERS = ("minilm", "bert", "roberta")
-
-
-# Options that change no result, or nothing but the order of sums.
-NO_RESULT = (
-    "out", "resume", "tensorboard", "step_timeout", "devices", "shard", "distributed", "coordinator",
-    "processes", "process",
-)  # fmt: skip
-
-
-class UserError(Exception):
-    """A mistake of the user's, told in one sentence."""
-
-
-SETTINGS_OF_CREST = {field.name for field in dataclasses.fields(CrestConfig)}
-
-
-def as_options(sentence: str) -> str:
-    """Return a sentence of the library with CREST's settings named as on the command line.
-
-    >>> as_options("tau is -1.0 but must be positive; raise tau and batch_size.")
-    '--tau is -1.0 but must be positive; raise tau and --batch-size.'
-    """
-
-    def option(found: re.Match[str]) -> str:
-        name = found[0]
-        own = name in SETTINGS_OF_CREST and ("_" in name or found.start() == 0)  # else it is a word
-        return f"--{name.replace('_', '-')}" if own else name
-
-    return re.sub(r"(?<![\w'\"./-])\w+", option, sentence)
-
-
-@dataclasses.dataclass(frozen=True)
-class CrestOptions(CrestConfig):
-    """Settings of CREST from the command line: sentences name the options."""
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        try:
-            super().__post_init__()
-        except ValueError as error:
-            raise UserError(as_options(str(error))) from error
-
-
-def _require(name: str, value: float, sound: bool, rule: str, remedy: str) -> None:
-    """Raise ``UserError`` unless the value of an option is finite and sound."""
-    if not (math.isfinite(value) and sound):
-        raise UserError(f"--{name.replace('_', '-')} is {value} but must {rule}; {remedy}.")
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """Options of runs on text."""
-
-    checkpoint: Path | None = None
-    """Folder of the pretrained encoder in the Hugging Face layout; "minilm" finds its package."""
-    max_tokens: int = 128
-    """Longer texts are cut to so many tokens."""
-    pooling: Literal["cls", "mean"] | None = None
-    """Summary of a text that the classifier reads; None: "mean" for minilm, else "cls"."""
-    dropout: float | None = None
-    """Dropout everywhere in the encoder; None: as its config.json says."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the encoder's activations; parameters stay float32."""
-    remat: bool = False
-    """Compute each layer's activations again in the backward pass: less memory on an accelerator (XLA
-    on a CPU saves next to nothing), for more time."""
-    train_file: Path | None = None
-    """Training texts of --dataset texts, .csv or .jsonl."""
-    test_file: Path | None = None
-    """Test texts; None splits them off the training file."""
-    text_columns: tuple[str, ...] = ("text",)
-    """Column of the text, or the two columns of a pair."""
-    label_column: str = "label"
-    """Column of the label."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work, before any work."""
-        _require("max_tokens", self.max_tokens, self.max_tokens >= 8, "be at least 8", "128 is usual")
-        if self.dropout is not None:
-            _require("dropout", self.dropout, 0 <= self.dropout < 1, "lie in [0, 1)", "0.1 is usual")
+RESELECTING = ("craig", "gradmatch", "gradmatch_batch", "glister")
+PRUNING = ("dynamic_pruning", "dynamic_pruning_random")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,177 +43,183 @@ class TrainConfig:
     """One training run; the defaults run on the data that ship with the project."""
 
     method: Method = "crest"
-    """How mini-batches are chosen. "full" takes all steps; the others take the budget, "truncated" with
-    the schedule of full training. "unlearned" and "random_unlearned" are "stratified" and "random" of
-    the examples that CREST's exclusion would leave in play."""
+    """How mini-batches are chosen. "full" takes all steps; the others take the budget, "full_cut_off"
+    with the schedule of full training. "dynamic_pruning" and "dynamic_pruning_random" are "stratified"
+    and "random" of the examples that CREST's exclusion leaves active."""
+    preset: Literal["paper", "recommended"] = "recommended"
+    """Settings of CREST: what the paper did, or what we recommend; --crest changes single ones."""
     dataset: Literal[DATASETS + TEXT_DATASETS] = "fashion_mnist_12k"  # type: ignore[valid-type]
     """Data set."""
-    data_dir: Path | None = None
-    """Folder of the data; by default where the system's package or the preparation puts them."""
     model: Literal[MODELS + ENCODERS] = "resnet8"  # type: ignore[valid-type]
     """Network."""
-    width: int | None = None
-    """Width of the network's first stage (resnet) or of its hidden layers (mlp); None: the usual."""
-    imagenet_stem: bool = False
-    """Begin a residual network as on ImageNet: a 7x7 convolution of stride 2 and a pooling."""
-    augment: bool | None = None
-    """Shift and mirror training images at random; None: as is usual for the data, colour sets only."""
     epochs: int = 10
     """Passes over the data in full training."""
     budget: float = 0.1
     """Share of the steps of full training, in (0, 1]; the schedule is compressed to it."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """Optimizer."""
-    learning_rate: float = 0.1
-    """Peak learning rate."""
-    momentum: float = 0.9
-    """Momentum (sgd)."""
-    nesterov: bool = False
-    """Nesterov's form of the momentum (sgd)."""
-    weight_decay: float = 1e-4
-    """Weight decay."""
-    schedule: Literal["step", "cosine", "linear"] = "step"
-    """Decay of the rate: tenfold drops at half and three quarters of the steps, a cosine, or linear."""
-    warmup: float = 0.1
-    """Share of the steps over which the rate rises linearly."""
+    batch_size: int = 128
+    """m, examples in a mini-batch, of every method."""
     seed: int = 0
     """Seed of the initial parameters, the mini-batches and the augmentation."""
-    evaluations: int = 10
-    """Evaluations during the run, evenly spaced; the last one is after the last step."""
-    evaluate_on: Literal["test", "validation"] = "test"
-    """Rows that the evaluations take; tune on validation only."""
-    checkpoints: int = 10
-    """Checkpoints during the run, evenly spaced."""
     out: Path = Path("runs/run")
     """Run folder."""
     resume: bool = False
     """Go on from the last checkpoint in the run folder."""
-    tensorboard: bool = False
-    """Also write TensorBoard event files."""
-    step_timeout: float | None = None
-    """Seconds after which a run that finished no step ends by itself, with a sentence; compilation
-    counts. None: 600 with several processes, else it waits."""
-    devices: int = 1
-    """Devices that share the work of every step; 0: all. With several processes all are used."""
-    shard: bool | None = None
-    """Put each training image on one device only. None: where a copy of all would take more than a
-    quarter of a device's memory."""
-    distributed: bool = False
-    """One process of several, which the environment names (SLURM, Kubernetes, TPU pods)."""
-    coordinator: str | None = None
-    """HOST:PORT of process 0, without --distributed."""
-    processes: int | None = None
-    """Number of processes, without --distributed."""
-    process: int | None = None
-    """Which of them this one is, from 0."""
-    reselections: int = 10
-    """Times that craig, gradmatch and glister choose their subset, evenly spaced over the run."""
-    pool_factor: int = 2
-    """hardest draws so many times the mini-batch and keeps the highest losses."""
-    scoring_networks: int = 1
-    """Networks that el2n trains, each for the budget, to score the examples."""
-    select_span: tuple[float, float] = (0.35, 0.5)
-    """Shares of the steps between which crest selects coresets; sets --select-from and --select-until.
-    The default ends with the first drop of the rate, after which they gain nothing, and begins where
-    their gain begins; 0 1 is the paper's way."""
-    embedding: Literal["logits", "last_layer", "sketch"] = "logits"
-    """What crest compares examples by: the gradient with respect to the logits, to the last layer, or
-    to all parameters, randomly projected to 64 numbers (an ablation: one backward pass an example)."""
-    crest: Annotated[
-        tyro.conf.OmitArgPrefixes[CrestConfig], tyro.conf.arg(constructor=CrestOptions)
-    ] = dataclasses.field(default_factory=CrestConfig)
-    """Settings of CREST; its batch size is that of every method."""
-    text: tyro.conf.OmitArgPrefixes[TextConfig] = dataclasses.field(default_factory=TextConfig)
-    """Options of runs on text."""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    """Which examples."""
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    """The shape of a network for images."""
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    """The optimizer and its schedule."""
+    crest: CrestOptions = dataclasses.field(default_factory=CrestOptions)
+    """Settings of CREST, over those of the preset."""
+    baselines: BaselineConfig = dataclasses.field(default_factory=BaselineConfig)
+    """Options of single baselines."""
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+    """What a run writes, and when it stops."""
+    machine: MachineConfig = dataclasses.field(default_factory=MachineConfig)
+    """Where it takes place."""
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    """Runs on text."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before any work."""
-        if isinstance(self.crest, CrestOptions):  # the same settings given in code are equal
-            object.__setattr__(self, "crest", CrestConfig(**dataclasses.asdict(self.crest)))
         if (self.dataset in TEXT_DATASETS) != (self.model in ENCODERS):
             raise UserError(
                 f"--dataset is {self.dataset} and --model {self.model} but images go with "
                 f"{', '.join(MODELS)} and texts with {', '.join(ENCODERS)}; choose a pair."
             )
-        if self.augment and self.dataset in TEXT_DATASETS:
-            raise UserError(
-                f"--augment is for images but --dataset {self.dataset} is text; leave it out."
-            )
-        if self.shard and self.dataset in TEXT_DATASETS:
-            raise UserError(
-                f"--shard is for images but --dataset {self.dataset} is text, whose tokens lie whole "
-                "on each device; leave it out."
-            )
-        _require("budget", self.budget, 0 < self.budget <= 1, "lie in (0, 1]", "0.1 is usual")
-        self._check_training()
-        low, high = self.select_span
-        if not 0 <= low < high <= 1:
-            raise UserError(
-                f"--select-span is {low} {high} but must be two rising shares in [0, 1]; 0 1 selects "
-                "throughout."
-            )
-        if self.devices < 0:
-            raise UserError(
-                f"--devices is {self.devices} but must be at least 0; 0 means all there are."
-            )
-        if self.step_timeout is not None:
-            _require(
-                "step_timeout", self.step_timeout, self.step_timeout > 0, "be finite and positive",
-                "600 is usual, or leave it out",
-            )  # fmt: skip
+        require("budget", self.budget, 0 < self.budget <= 1, "lie in (0, 1]", "0.1 is usual")
+        require_positive("", self, "epochs", "batch_size")
         if not 0 <= self.seed < 2**32:
             raise UserError(
                 f"--seed is {self.seed} but must lie in [0, 4294967295], for each seed to draw its own "
                 "numbers; choose one there."
             )
-        if self.processes is not None and self.processes < 1:
-            raise UserError(
-                f"--processes is {self.processes} but must be at least 1; pass the number of processes."
-            )
-        for name in (
-            "epochs", "evaluations", "checkpoints", "reselections", "pool_factor", "scoring_networks",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UserError(
-                    f"--{name.replace('_', '-')} is {getattr(self, name)} but must be at least 1; pass "
-                    "a positive integer."
-                )
+        for option, why in self._without_effect():
+            raise UserError(f"--{option} has no effect here and must be left out; {why}.")
+        self.crest_config(1000, 1_000_000)  # says what is wrong with its settings
 
-    def _check_training(self) -> None:
-        """Refuse network and optimizer settings that cannot work."""
-        rate, decay = self.learning_rate, self.weight_decay
-        _require("learning_rate", rate, rate > 0, "be finite and above 0", "0.1 is usual")
-        _require("momentum", self.momentum, 0 <= self.momentum < 1, "lie in [0, 1)", "0.9 is usual")
-        if self.nesterov and self.momentum == 0:
+    def _without_effect(self) -> list[tuple[str, str]]:
+        """Return the options that were given and that data, network or optimizer do not read."""
+        on_text = self.dataset in TEXT_DATASETS
+        found: list[tuple[str, str]] = []
+        if not on_text:
+            found += [(f"text.{name}", f"{self.dataset} is no text") for name in changed(self.text)]
+        if on_text:
+            found += [(f"network.{name}", "it is for images") for name in changed(self.network)]
+            found += [("data.augment", "it is for images")] if self.data.augment else []
+            found += (
+                [("machine.shard", "tokens lie whole on each device")] if self.machine.shard else []
+            )
+        if self.network.imagenet_stem and not self.model.startswith("resnet"):
+            found.append(("network.imagenet-stem", f"{self.model} is no residual network"))
+        if self.data.dir is not None and self.dataset not in WITH_FOLDER:
+            found.append(("data.dir", f"{self.dataset} is read from where it always lies"))
+        if self.optim.name != "sgd":
+            own = [name for name in changed(self.optim) if name in ("momentum", "nesterov")]
+            found += [(f"optim.{name}", f"{self.optim.name} has none") for name in own]
+        return found
+
+    def unused_by(self, methods: Sequence[Method]) -> str | None:
+        """Return a sentence about an option that was given and that none of the methods reads."""
+        read: set[str] = set()
+        for method in methods:
+            read |= {"crest": {"crest", "preset"}, "top_loss": {"pool-factor"}}.get(method, set())
+            read |= {"el2n": {"scoring-networks"}}.get(method, set())
+            if method in PRUNING:
+                read |= {"crest.exclusion", "preset"}
+            if method in RESELECTING:
+                read.add("reselections")
+        given = [(f"crest.{name}", "crest") for name in changed(self.crest)]
+        given += [(f"baselines.{name}", name) for name in changed(self.baselines)]
+        given += [("preset", "preset")] if self.preset != "recommended" else []
+        for option, group in given:
+            if group not in read and option not in read:
+                return (
+                    f"--{option} has no effect here and must be left out; {' and '.join(methods)} "
+                    f"{'does' if len(methods) == 1 else 'do'} not read it."
+                )
+        return None
+
+    def for_method(self, method: Method) -> "TrainConfig":
+        """Return the options of a run by another method, without those that it does not read."""
+        own = {"top_loss": "pool_factor", "el2n": "scoring_networks"}.get(method, "reselections")
+        baselines = BaselineConfig(**{own: getattr(self.baselines, own)})
+        if own == "reselections" and method not in RESELECTING:
+            baselines = BaselineConfig()
+        crest, preset = self.crest, self.preset
+        if method in PRUNING:
+            crest = CrestOptions(exclusion=crest.exclusion)
+        elif method != "crest":
+            crest, preset = CrestOptions(), "recommended"
+        return dataclasses.replace(self, method=method, baselines=baselines, crest=crest, preset=preset)
+
+    def crest_config(self, steps: int, num_examples: int) -> CrestConfig:
+        """Return the settings of CREST for so many steps on so many examples.
+
+        Raises:
+          UserError: when they cannot work, in words of the command line.
+        """
+        own, warmup = self.crest, round(self.optim.warmup * steps)
+        try:
+            if self.preset == "paper":
+                made = CrestConfig.paper(
+                    num_examples=num_examples, steps=steps, batch_size=self.batch_size, warmup=warmup
+                )
+            else:
+                made = CrestConfig.recommended(
+                    steps=steps, first_drop=round(DROPS[0] * steps), batch_size=self.batch_size,
+                    warmup=warmup, num_examples=num_examples,
+                )  # fmt: skip
+            fields = {field.name for field in dataclasses.fields(CrestConfig)} - {"exclusion"}
+            given = {name: getattr(own, name) for name in changed(own, "_") if name in fields}
+            if own.select_span is not None:
+                low, high = (round(share * steps) for share in own.select_span)
+                given["select_from"] = low or None
+                given["select_until"] = None if high >= steps else max(high, low + 1)
+            given["exclusion"] = None if own.exclude is False else self._exclusion(made.exclusion)
+            return dataclasses.replace(made, **given, nonfinite=self.run.nonfinite)
+        except ValueError as error:
+            raise UserError(as_options(str(error))) from error
+
+    def exclusion(self, steps: int, num_examples: int) -> ExclusionConfig:
+        """Return what becomes of learned examples, for methods that only exclude."""
+        found = self.crest_config(steps, num_examples).exclusion
+        if found is None:
             raise UserError(
-                "--momentum is 0.0 but must be above 0 with --nesterov, a form of the momentum; pass "
-                "0.9, say, or leave --nesterov out."
+                f"--crest.exclude is False but --method {self.method} only excludes; leave it out."
             )
-        _require("weight_decay", decay, decay >= 0, "be finite and at least 0", "0.0001 is usual")
-        _require(
-            "warmup", self.warmup, 0 <= self.warmup < 0.5,
-            "lie in [0, 0.5), before the first drop of the rate", "0.1 is usual",
-        )  # fmt: skip
-        if self.width is not None:
-            _require(
-                "width", self.width, self.width >= 1, "be at least 1", "leave it out for the usual"
-            )
-        if self.method in ("unlearned", "random_unlearned") and self.crest.exclude_below == 0:
-            raise UserError(
-                f"--exclude-below is 0.0 but must be positive with --method {self.method}, which "
-                "leaves out what is learned; 0.02 is usual."
-            )
+        return found
+
+    def _exclusion(self, made: ExclusionConfig | None) -> ExclusionConfig:
+        given = {
+            name: getattr(self.crest.exclusion, name) for name in changed(self.crest.exclusion, "_")
+        }
+        if given.get("cooldown") == "never":
+            given["cooldown"] = None
+        return dataclasses.replace(made or ExclusionConfig.recommended(), **given)
 
     def refuse(self, names: tuple[str, ...], remedy: str) -> None:
-        """Raise ``UserError`` if an option that would have no effect was given."""
+        """Raise ``UserError`` if an option was given that a tool does not read.
+
+        Args:
+          names: fields, those of a group as "group.field", or whole groups.
+          remedy: why, or what to do instead.
+        """
+        plain = TrainConfig()
         for name in names:
-            if getattr(self, name) != TrainConfig.__dataclass_fields__[name].default:
+            own, default = self, plain
+            for part in name.split("."):
+                own, default = getattr(own, part), getattr(default, part)
+            if own != default:
                 option = name.replace("_", "-")
+                if dataclasses.is_dataclass(own):
+                    option += f".{changed(own)[0]}"
                 raise UserError(f"--{option} has no effect here and must be left out; {remedy}.")
 
     def full_steps(self, count: int) -> int:
         """Return the steps of full training on ``count`` examples."""
-        return self.epochs * math.ceil(count / self.crest.batch_size)
+        return self.epochs * math.ceil(count / self.batch_size)
 
     def steps(self, count: int) -> int:
         """Return the steps of this run on ``count`` examples."""
@@ -288,7 +229,7 @@ class TrainConfig:
     def as_json(self) -> dict[str, Any]:
         """Return the options as JSON values, without those that do not change the result."""
         values = dataclasses.asdict(self)
-        for name in NO_RESULT:
+        for name in ("out", "resume", "machine"):
             del values[name]
         return json.loads(json.dumps(values, default=str))
 
@@ -299,18 +240,18 @@ class TrainConfig:
         >>> TrainConfig.from_json(TrainConfig(seed=3).as_json()) == TrainConfig(seed=3)
         True
         """
-        nested = {"crest": CrestConfig, "text": TextConfig}
-        parts = {name: made(**_typed(values[name])) for name, made in nested.items()}
-        return cls(**{**_typed(values), **parts})
+        return _typed(cls, values)
 
 
-def _typed(values: dict[str, Any]) -> dict[str, Any]:
-    """Give JSON values the types that options have: tuples and paths."""
-
-    def typed(name: str, value: Any) -> Any:
-        if isinstance(value, list):
-            return tuple(value)
-        is_path = name in ("data_dir", "checkpoint", "train_file", "test_file")
-        return Path(value) if is_path and value is not None else value
-
-    return {name: typed(name, value) for name, value in values.items()}
+def _typed(cls: type, values: dict[str, Any]) -> Any:
+    """Build a dataclass out of JSON values, with the types that its fields have."""
+    hints, made = get_type_hints(cls), {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            made[name] = _typed(hint, value)  # type: ignore[arg-type]
+        elif isinstance(value, list):
+            made[name] = tuple(value)
+        else:
+            made[name] = Path(value) if value is not None and Path in (hint, *get_args(hint)) else value
+    return cls(**made)

@@ -1,7 +1,7 @@
 """Ask in about two minutes whether CREST should pay for a training, before running it.
 
     python -m experiments.pilot --dataset fashion_mnist_12k --epochs 10 --out runs/pilot.json
-    python -m experiments.pilot --setting redundant_mlp --out runs/pilot.json
+    python -m experiments.pilot --setting imbalanced_mlp --out runs/pilot.json
 
 Short trials of the very training (see ``crest_jax.pilot``) measure what CREST gains at equal steps,
 what it costs, and what random batches would make of that time. Accuracies are taken on the data set's
@@ -13,19 +13,20 @@ import dataclasses
 import functools
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 import tyro
 from tqdm import tqdm
 
-from crest_jax import ArraySource, Pilot, Selection, fit, make_evaluate, pilot
-from experiments.config import TrainConfig, UserError
-from experiments.program import Training, load_data, make_training
-from experiments.run_folder import commit, held_file, write_json
-from experiments.settings import SETTINGS, Setting
-from experiments.train import one_sentence
+from crest_jax import ArraySource, BatchSelector, fit, make_evaluate
+from crest_jax.diagnostics import Pilot, pilot
+from experiments.config import TrainConfig
+from experiments.harness.build import Training, load_data, make_training
+from experiments.harness.cli import UserError, one_sentence, parse
+from experiments.harness.run_folder import commit, held_file, write_json
+from experiments.presets import SETTINGS, Setting, with_rate
 
 
 def check_seconds(seconds: float) -> None:
@@ -39,19 +40,19 @@ class PilotConfig:
     """What to ask about; every option of a training run can be given."""
 
     setting: str | None = None
-    """A place of the map (see experiments.settings) instead of the options of a run."""
+    """One of experiments.presets, instead of the options of a run."""
     seconds: float = 120.0
     """For all trials together, without compilation, roughly."""
     crest_rate: float | None = None
     """Learning rate of CREST's trials; None: that of the run."""
-    run: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(
+    run: Annotated[TrainConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=lambda: TrainConfig(out=Path("runs/pilot.json"))
     )
     """Options of the run; --out is the file to write."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        unused = ("method", "resume", "tensorboard", "evaluations", "checkpoints", "evaluate_on")
+        unused = ("method", "resume", "run", "data.evaluate_on")
         self.run.refuse(unused, "trials are neither saved nor tested")
         if self.setting is not None and self.setting not in SETTINGS:
             raise UserError(
@@ -61,7 +62,7 @@ class PilotConfig:
         if self.crest_rate is not None and not 0 < self.crest_rate < math.inf:
             raise UserError(
                 f"--crest-rate is {self.crest_rate} but must be finite and above 0; leave it out for "
-                "the run's --learning-rate."
+                "the run's --optim.learning-rate."
             )
         if self.run.out.suffix != ".json":
             raise UserError(f"--out is {self.run.out} but must end in .json; name a file.")
@@ -91,14 +92,14 @@ def split(dataset: Any, seed: int) -> tuple[ArraySource, ArraySource]:
 def ask(setting: Setting, seconds: float, seed: int = 0) -> Pilot:
     """Run the pilot for one setting."""
     config = setting.options("crest", seed)
-    dataset = load_data(config.dataset, config.data_dir)
+    dataset = load_data(config.dataset, config.data.dir)
     source, judges = split(dataset, seed)
 
     @functools.cache
     def training(rate: float, steps: int) -> Training:
-        return make_training(dataclasses.replace(config, learning_rate=rate), dataset, steps)
+        return make_training(with_rate(config, rate), dataset, steps)
 
-    def train_at(rate: float, selection: Selection, steps: int, key: jax.Array) -> tuple[Any, Any]:
+    def train_at(rate: float, selection: BatchSelector, steps: int, key: jax.Array) -> tuple[Any, Any]:
         init_key, selection_key = jax.random.split(key)
         parts = training(rate, steps)
         state = fit(
@@ -112,7 +113,7 @@ def ask(setting: Setting, seconds: float, seed: int = 0) -> Pilot:
         )
         return state.params, state.model_state
 
-    apply_fn = training(config.learning_rate, 1).apply_fn
+    apply_fn = training(config.optim.learning_rate, 1).apply_fn
     evaluation = make_evaluate(apply_fn)
     with tqdm(desc="pilot", unit="trial") as bar:
 
@@ -121,14 +122,13 @@ def ask(setting: Setting, seconds: float, seed: int = 0) -> Pilot:
             bar.update()
 
         return pilot(
-            functools.partial(train_at, setting.options("stratified", seed).learning_rate),
+            functools.partial(train_at, setting.options("stratified", seed).optim.learning_rate),
             lambda params, model_state: evaluation(params, model_state, judges).accuracy,
             apply_fn,
             source,
             steps=config.steps(len(dataset.train_labels)),
-            config=config.crest,
-            select_span=config.select_span,
-            train_crest=functools.partial(train_at, config.learning_rate),
+            config=lambda steps: config.crest_config(steps, len(source)),
+            train_crest=functools.partial(train_at, config.optim.learning_rate),
             seconds=seconds,
             key=jax.random.key(seed),
             progress=progress,
@@ -140,26 +140,31 @@ def sentence(found: Pilot) -> str:
     trials = f"{found.seeds} trials of {found.steps} steps"
     if found.steps < found.target:
         trials += f", extrapolated to {found.target}"
-    variance = ", ".join(f"{value:.2f} (r = {r})" for r, value in found.variance.items())
+    left = ", ".join(f"{value:.2f} (r = {r})" for r, value in found.redundancy.variance.items())
+    advice, redundancy = found.advice, found.redundancy
     return (
-        f"{'Yes' if found.pays else 'No'}: at equal seconds CREST should be {found.lead:+.2f} ± "
-        f"{found.lead_error:.2f} points from stratified random batches ({trials}; standard error). "
-        f"At equal steps it is {found.gain:+.2f} ± {found.gain_error:.2f} points ahead and takes "
-        f"{found.ratio:.2f} times as long; twice the steps are worth {found.slope:.2f} points there. A "
-        f"step takes {1e3 * found.costs.step:.1f} ms, selecting a coreset "
-        f"{1e3 * found.costs.selection:.1f}, curvature {1e3 * found.costs.curvature:.1f}, a check "
-        f"{1e3 * found.costs.check:.1f}. Variance left by coresets, over stratified: {variance}. "
-        f"Learned: {100 * found.learned:.0f} % of the rows; m picks stand for "
-        f"{100 * found.covered:.0f} % of the spread of 4m. Suggested: --subset-size "
-        f"{found.advice.subset_size} --max-coresets {found.advice.max_coresets} --max-interval "
-        f"{found.advice.max_interval} --reuse {found.advice.reuse}."
+        f"{'Yes' if found.pays else 'No'}: at equal seconds CREST should be "
+        f"{found.gain_at_equal_time:+.2f} ± {found.gain_at_equal_time_error:.2f} points from "
+        "stratified "
+        f"random batches ({trials}; standard error). At equal steps it is "
+        f"{found.gain_at_equal_steps:+.2f} ± {found.gain_at_equal_steps_error:.2f} points ahead and "
+        "takes "
+        f"{found.time_ratio:.2f} times as long; twice the steps are worth "
+        f"{found.gain_per_doubling:.2f} points there. A step takes {1e3 * found.costs.step:.1f} ms, "
+        f"selecting a coreset {1e3 * found.costs.selection:.1f}, curvature "
+        f"{1e3 * found.costs.curvature:.1f}, a check {1e3 * found.costs.check:.1f}. Variance left by "
+        f"coresets, over stratified: {left}. Learned: {100 * redundancy.learned:.0f} % of the "
+        "examples; "
+        f"m picks stand for {100 * redundancy.covered:.0f} % of the spread of 4m. Suggested: "
+        f"--crest.subset-size {advice.subset_size} --crest.max-coresets {advice.max_coresets} "
+        f"--crest.max-interval {advice.max_interval}."
     )
 
 
 def main() -> None:
     """Read the command line, ask, write the file and print the answer."""
     with one_sentence("interrupted; start again."):
-        config = tyro.cli(PilotConfig, description=__doc__)
+        config = parse(PilotConfig, default=PilotConfig(), description=__doc__)
         with held_file(config.run.out):
             setting = config.asked()
             found = ask(setting, config.seconds, config.run.seed)
@@ -167,6 +172,7 @@ def main() -> None:
                 **found._asdict(),
                 "costs": found.costs._asdict(),
                 "advice": dataclasses.asdict(found.advice),
+                "redundancy": found.redundancy._asdict(),
                 "pays": found.pays,
                 "setting": config.setting,
                 "run": setting.run.as_json(),

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from crest_jax import from_linen
-from experiments.config import TEXT_DATASETS, TrainConfig, UserError
-from experiments.run_folder import read_network
-from experiments.train import one_sentence
+from crest_jax.flax import from_linen
+from experiments.config import TEXT_DATASETS, TrainConfig
+from experiments.harness.cli import UserError, one_sentence
+from experiments.harness.run_folder import read_network
 
 CHUNK = 32  # texts that the network takes at once
 
@@ -87,9 +87,9 @@ def read_options(folder: Path) -> TrainConfig:
 
 def predict(config: PredictConfig) -> list[dict[str, Any]]:
     """Return class and probabilities of every text."""
-    from experiments.language import problem as language
-    from experiments.language.texts import Texts
-    from experiments.language.tokens import tokenize
+    from experiments.text import problem as language
+    from experiments.text.texts import Texts
+    from experiments.text.tokens import tokenize
 
     texts = texts_of(config)
     options = read_options(config.run)

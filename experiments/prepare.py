@@ -11,14 +11,13 @@ import os
 import shutil
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
 from experiments.data.dataset import DataError, default_data_dir, one_line
 from experiments.data.prepared import NUM_CLASSES, find_version, load_prepared
-from experiments.language.texts import load_snli
+from experiments.text.texts import load_snli
 
 CIFAR = "https://www.cs.toronto.edu/~kriz/cifar.html"
 HOSTS = {**dict.fromkeys(NUM_CLASSES, CIFAR), "snli": "https://nlp.stanford.edu/projects/snli/"}

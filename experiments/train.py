@@ -1,6 +1,9 @@
 """Train one network with one method and write a run folder.
 
     python -m experiments.train --method crest --out runs/crest
+    python -m experiments.train --setting cifar10_resnet20 --out runs/cifar10
+
+``--setting`` begins with the options of one of ``experiments.presets``.
 
 The folder gets ``config.json``, ``events.jsonl`` (one line per event of the selection and per
 evaluation), ``checkpoints/`` and, at the end, ``metrics.json`` and ``picks.npz`` (how often each
@@ -10,12 +13,12 @@ full training reaches about 86 %.
 """
 
 import contextlib
-import hashlib
+import dataclasses
 import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -23,19 +26,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from tqdm import tqdm
 
-from crest_jax import Evaluation, place
-from crest_jax.devices import in_all_processes
-from crest_jax.report import append_line, record
-from experiments import data
-from experiments.checkpoints import Checkpoints, newest_checkpoint
-from experiments.config import TrainConfig, UserError, as_options
-from experiments.distributed import TIMEOUT, leads, partners, start, wait_for_all
-from experiments.faults import Stopped, Watchdog, asked_by_any, listening
-from experiments.program import SKIPPED_IN_A_ROW, Program, TrainState, make_program, shared
-from experiments.run_folder import (
+from crest_jax import place
+from crest_jax.data.devices import in_all_processes
+from crest_jax.loop import Evaluation
+from experiments.config import TrainConfig
+from experiments.harness.build import SKIPPED_IN_A_ROW, Program, TrainState, make_program, shared
+from experiments.harness.checkpoints import Checkpoints, newest_checkpoint, sha256
+from experiments.harness.cli import UserError, named_setting, one_sentence, parse
+from experiments.harness.distributed import TIMEOUT, leads, partners, start, wait_for_all
+from experiments.harness.interrupts import Stopped, Watchdog, asked_by_any, listening
+from experiments.harness.records import append_line, record
+from experiments.harness.run_folder import (
     commit,
     drop_events_after,
     finished_run,
@@ -43,28 +46,8 @@ from experiments.run_folder import (
     write_json,
     write_network,
 )
-from experiments.timing import TRAINING, PhaseTimer
-
-
-@contextlib.contextmanager
-def one_sentence(interrupted: str | Callable[[], str]) -> Iterator[None]:
-    """End the program with one sentence, not a traceback, for what a user can cause or interrupt.
-
-    Args:
-      interrupted: what to say after Ctrl-C, or what returns it then.
-    """
-    told = interrupted if callable(interrupted) else lambda: interrupted
-    try:
-        yield
-    except Stopped as stop:
-        print(f"{stop}; {told().removeprefix('interrupted; ')}", file=sys.stderr)
-        sys.exit(128 + stop.number)
-    except KeyboardInterrupt:
-        sys.exit(told())
-    except (UserError, FloatingPointError, OSError, data.DataError) as error:
-        sys.exit(f"error: {error}")
-    except ValueError as error:
-        sys.exit(f"error: {as_options(str(error))}")
+from experiments.harness.timing import TRAINING, PhaseTimer
+from experiments.presets import SETTINGS
 
 
 def what_is_left(config: TrainConfig | None) -> str:
@@ -118,10 +101,10 @@ def _stop_if(bad: int, selected: Any, checkpoints: Checkpoints, config: TrainCon
     """End the run when a step's loss was NaN or infinite and not skipped."""
     if bad == NONE_BAD:
         return
-    skipping = config.crest.nonfinite == "skip"
+    skipping = config.run.nonfinite == "skip"
     what = f"for {SKIPPED_IN_A_ROW + 1} steps in a row, up to" if skipping else "at"
-    remedy = "lower --learning-rate" + ("" if skipping else " or pass --nonfinite skip")
-    region = f" (noticed in region {selected.regions})" if hasattr(selected, "regions") else ""
+    remedy = "lower --optim.learning-rate" + ("" if skipping else " or pass --run.nonfinite skip")
+    region = f" (noticed in region {selected.num_regions})" if hasattr(selected, "num_regions") else ""
     raise FloatingPointError(
         f"the training loss or its gradient is NaN or infinite {what} step {bad}{region} but must be "
         f"finite; {remedy} and start again in another --out. {_last_good(checkpoints)}"
@@ -153,6 +136,9 @@ def run(config: TrainConfig, say: Callable[[str], None] = tqdm.write) -> dict[st
       UserError: for options, data or folders that cannot work, in one sentence.
     """
     say = say if leads() else _silent
+    unused = config.unused_by([config.method])
+    if unused is not None:
+        raise UserError(unused)
     finished = finished_run(config)
     if finished is not None:
         say(f"{config.out} holds a finished run; nothing to do.")
@@ -168,100 +154,122 @@ def _silent(text: str) -> None:
     del text
 
 
-def _run(
+class Held(NamedTuple):
+    """The states of a run, which a checkpoint holds."""
+
+    network: TrainState
+    selected: Any
+    picks: jax.Array  # [SEGMENTS, n], how often each example was trained on
+
+
+def _begin(
     config: TrainConfig, program: Program, checkpoints: Checkpoints, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Train from the newest checkpoint, or from the beginning, and write the results."""
+) -> tuple[Held, Progress]:
+    """Return the states of the newest checkpoint, or those before the first step."""
     timer = program.timer
     timer.restart({})
     init_key, selection_key = jax.random.split(jax.random.key(config.seed))
     state = timer("init", program.init, init_key)
     selected = timer("init", program.selection.init, selection_key, state.params, state.model_state)
-    mesh = program.train.mesh
-    picks = place(jnp.zeros((SEGMENTS, len(program.train)), jnp.int32), mesh)
-    progress = Progress()
-    events = config.out / "events.jsonl"
+    picks = jnp.zeros((SEGMENTS, len(program.train)), jnp.int32)
+    held, progress = Held(state, selected, place(picks, program.train.mesh)), Progress()
     if config.resume:
-        restored = checkpoints.restore((state, selected, picks))
+        restored = checkpoints.restore(tuple(held))
         if restored is None:
             say(f"{config.out} holds no checkpoint yet; starting afresh.")
         else:
-            (state, selected, picks), notes = restored
-            progress = Progress(**notes)
+            held, progress = Held(*restored[0]), Progress(**restored[1])
             timer.restart(progress.seconds)
             say(f"resuming {config.out} at step {progress.step} of {program.steps}.")
     if leads():
-        drop_events_after(events, progress.step)
+        drop_events_after(config.out / "events.jsonl", progress.step)
+    return held, progress
 
-    evaluation_steps = _spread(program.steps, config.evaluations)
-    checkpoint_steps = _spread(program.steps, config.checkpoints)
-    evaluated = progress.evaluated
-    bar = tqdm(
-        total=program.steps,
-        initial=progress.step,
+
+def _bar(config: TrainConfig, steps: int, done: int) -> tqdm:
+    return tqdm(
+        total=steps,
+        initial=done,
         desc=config.method,
         unit="step",
         mininterval=0.5 if sys.stderr.isatty() else 20.0,
         **({} if leads() else {"disable": True}),
     )
-    board = _Board(config)
-    accuracy, shown, bad = math.nan, 0.0, place(jnp.full((), NONE_BAD), mesh)
-    patience = config.step_timeout or (TIMEOUT if jax.process_count() > 1 else None)
+
+
+def _step(program: Program, held: Held, step: int) -> tuple[Held, Any]:
+    """Take the next mini-batch, train on it and note what was trained on."""
+    timer, selection = program.timer, program.selection
+    selected, batch = timer("step", selection.next_batch, held.selected)
+    network, measured = timer("step", program.train_step, held.network, batch)
+    selected = timer("step", selection.observe, selected, batch, measured.losses)
+    segment = np.int32(step * SEGMENTS // program.steps)
+    picks = timer("step", count_picks, held.picks, segment, batch.indices)
+    return Held(network, selected, picks), measured
+
+
+def _run(
+    config: TrainConfig, program: Program, checkpoints: Checkpoints, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Train from the newest checkpoint, or from the beginning, and write the results."""
+    timer, events = program.timer, config.out / "events.jsonl"
+    held, progress = _begin(config, program, checkpoints, say)
+    evaluations = _spread(program.steps, config.run.evaluations)
+    saves = _spread(program.steps, config.run.checkpoints)
+    evaluated, accuracy, shown = progress.evaluated, math.nan, 0.0
+    bad = place(jnp.full((), NONE_BAD), program.train.mesh)
+    patience = config.machine.step_timeout or (TIMEOUT if jax.process_count() > 1 else None)
 
     def note(row: dict[str, Any]) -> None:
         if leads():
             append_line(events, row)
-            board.write(row)
 
     timer.start_clock()
-    with bar, board, listening() as asked, Watchdog(patience) as watchdog:
+    bar = _bar(config, program.steps, progress.step)
+    with bar, listening() as asked, Watchdog(patience) as watchdog:
         for step in range(progress.step, program.steps):
+            state, done = held.network, step + 1
             try:
-                selected, event = program.selection.refresh(selected, state.params, state.model_state)
+                selected, event = program.selection.refresh(
+                    held.selected, state.params, state.model_state
+                )
             except FloatingPointError as error:
-                _stop_if(int(bad), selected, checkpoints, config)  # a step was bad before
+                _stop_if(int(bad), held.selected, checkpoints, config)  # a step was bad before
                 raise FloatingPointError(f"{error} {_last_good(checkpoints)}") from error
             if event is not None:
                 note(record(event, kind="selection"))
-            selected, batch = timer("step", program.selection.next_batch, selected)
-            state, measured = timer("step", program.train_step, state, batch)
-            selected = timer("step", program.selection.observe, selected, batch, measured.losses)
-            loss = measured.loss
-            segment = np.int32(step * SEGMENTS // program.steps)
-            picks = timer("step", count_picks, picks, segment, batch.rows)
-            done = step + 1
+            held, measured = _step(program, held._replace(selected=selected), step)
             bad = first_bad(bad, np.int32(done), measured.bad)
-            if done in evaluation_steps | checkpoint_steps:
-                _stop_if(int(bad), selected, checkpoints, config)
-            if done in evaluation_steps:
+            if done in evaluations | saves:
+                _stop_if(int(bad), held.selected, checkpoints, config)
+            if done in evaluations:
+                state = held.network
                 result = timer(
                     "evaluation", program.evaluate, state.params, state.model_state, program.held_out
                 )
-                evaluated += len(program.held_out)
-                accuracy = result.accuracy
-                row = record(result, kind="evaluation", step=done, train_loss=float(loss))
-                row |= {"seconds": timer.training, **skipped_steps(state)}
-                note(row)
-            if done in checkpoint_steps and done < program.steps and not doubtful(state):
-                _save(checkpoints, done, (state, selected, picks), timer, evaluated)
+                evaluated, accuracy = evaluated + len(program.held_out), result.accuracy
+                row = record(result, kind="evaluation", step=done, train_loss=float(measured.loss))
+                note(row | {"seconds": timer.training, **skipped_steps(state)})
+            if done in saves and done < program.steps and not doubtful(held.network):
+                _save(checkpoints, done, held, timer, evaluated)
             if time.perf_counter() - shown > 0.5 or done == program.steps:
-                bar.set_postfix_str(_postfix(float(loss), accuracy, selected, timer), refresh=False)
+                told = _postfix(float(measured.loss), accuracy, held.selected, timer)
+                bar.set_postfix_str(told, refresh=False)
                 shown = time.perf_counter()
             bar.update()
             watchdog.alive()
             if done < program.steps and asked_by_any(asked, done):
-                _stop_if(int(bad), selected, checkpoints, config)
+                _stop_if(int(bad), held.selected, checkpoints, config)
                 if checkpoints.newest != done:
-                    _save(checkpoints, done, (state, selected, picks), timer, evaluated)
+                    _save(checkpoints, done, held, timer, evaluated)
                 checkpoints.wait()
                 raise Stopped(asked.number or signal.SIGTERM, done)
         checkpoints.wait()
-    metrics = _metrics(config, program, state, selected, result, evaluated)
-    if not leads():
-        return metrics
-    np.savez_compressed(config.out / "picks.npz", counts=np.asarray(picks))
-    write_network(config.out, state.params, state.model_state)
-    write_json(config.out / "metrics.json", metrics)
+    metrics = _metrics(config, program, held.network, held.selected, result, evaluated)
+    if leads():
+        np.savez_compressed(config.out / "picks.npz", counts=np.asarray(held.picks))
+        write_network(config.out, held.network.params, held.network.model_state)
+        write_json(config.out / "metrics.json", metrics)
     return metrics
 
 
@@ -270,51 +278,19 @@ def _spread(steps: int, times: int) -> set[int]:
     return {round(steps * (i + 1) / times) for i in range(times)} - {0}
 
 
-def _save(checkpoints: Checkpoints, step: int, arrays: Any, timer: PhaseTimer, evaluated: int) -> None:
+def _save(checkpoints: Checkpoints, step: int, held: Held, timer: PhaseTimer, evaluated: int) -> None:
     notes = Progress(step, timer.totals(), evaluated)._asdict()
-    timer("checkpoint", checkpoints.save, step, arrays, notes)
+    timer("checkpoint", checkpoints.save, step, tuple(held), notes)
 
 
 def _postfix(loss: float, accuracy: float, selected: Any, timer: PhaseTimer) -> str:
     parts = [f"loss {loss:.3f}", f"acc {100 * accuracy:.1f}%"]
-    if hasattr(selected, "regions"):
-        parts.append(f"regions {selected.regions} coresets {selected.selected} out {selected.excluded}")
+    if hasattr(selected, "num_regions"):
+        parts.append(
+            f"regions {selected.num_regions} coresets {selected.num_selected} out {selected.excluded}"
+        )
     parts.extend(f"{n} {timer.seconds[n]:.0f}s" for n in TRAINING if timer.seconds[n] >= 0.5)
     return " ".join(parts)
-
-
-class _Board:
-    """TensorBoard scalars, where they are asked for."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        self._writer = None
-        if config.tensorboard and leads():
-            from tensorboardX import SummaryWriter
-
-            self._writer = SummaryWriter(str(config.out / "tensorboard"))
-
-    def __enter__(self) -> "_Board":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def write(self, row: dict[str, Any]) -> None:
-        if self._writer is None:
-            return
-        for name, value in row.items():
-            if name != "step" and isinstance(value, (int, float)):
-                self._writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])
-
-
-def params_sha256(params: Any) -> str:
-    """Return a hash of all parameters, names and values, so that two runs can be compared exactly."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 def _metrics(
@@ -329,8 +305,8 @@ def _metrics(
     trained = program.steps * program.batch_size
     seconds = program.timer.totals()
     metrics = {
-        f"{config.evaluate_on}_accuracy": result.accuracy,
-        f"{config.evaluate_on}_loss": result.loss,
+        f"{config.data.evaluate_on}_accuracy": result.accuracy,
+        f"{config.data.evaluate_on}_loss": result.loss,
         "class_names": list(program.class_names),
         "steps": program.steps,
         "full_steps": program.full_steps,
@@ -349,33 +325,35 @@ def _metrics(
             "curvature": work.curvature_backward if work else 0,
         },
         **skipped_steps(state),
-        "params_sha256": params_sha256(state.params),
+        "params_sha256": sha256(state.params),
         "seed": config.seed,
         "method": config.method,
         "commit": commit(),
         "versions": {"crest_jax": version("crest_jax"), "jax": jax.__version__},
         "device": jax.devices()[0].device_kind,
     }
+    if config.method == "crest":
+        own = config.crest_config(program.steps, len(program.train))
+        metrics["settings"] = dataclasses.asdict(own)
     if work is not None:
-        names = ("regions", "selected", "unused", "excluded")
+        names = ("num_regions", "num_selected", "num_unused", "excluded")
         metrics |= {name: getattr(selected, name) for name in names if hasattr(selected, name)}
     return metrics
 
 
-DEFAULT = TrainConfig()
-
-
-def main(default: TrainConfig = DEFAULT) -> None:
+def main() -> None:
     """Read the command line, train, and print where the results are."""
     config: TrainConfig | None = None
     with one_sentence(lambda: what_is_left(config)):
-        config = tyro.cli(TrainConfig, default=default, description=__doc__)
+        setting, args = named_setting(None, SETTINGS)
+        default = TrainConfig() if setting is None else setting.run
+        config = parse(TrainConfig, default=default, description=__doc__, argv=args)
         start(config)
         with partners():
             metrics = run(config)
     if not leads():
         return
-    accuracy = metrics[f"{config.evaluate_on}_accuracy"]
+    accuracy = metrics[f"{config.data.evaluate_on}_accuracy"]
     print(
         f"{config.method}: {100 * accuracy:.2f} % after {metrics['steps']} of "
         f"{metrics['full_steps']} steps in {metrics['training_seconds']:.1f} s (compilation "

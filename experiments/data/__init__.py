@@ -9,17 +9,17 @@ from experiments.data.fashion_mnist import (
     load_fashion_mnist,
     load_fashion_mnist_12k,
     load_fashion_mnist_20k,
-    load_fashion_mnist_20k_redundant,
+    load_fashion_mnist_20k_imbalanced,
 )
 from experiments.data.prepared import load_prepared
 from experiments.data.tiny_imagenet import load_tiny_imagenet
 
-__all__ = ["DATASETS", "DataError", "Dataset", "default_data_dir", "load"]
+__all__ = ["DATASETS", "WITH_FOLDER", "DataError", "Dataset", "default_data_dir", "load"]
 
 _LOADERS: dict[str, Callable[[Path | None], Dataset]] = {
     "fashion_mnist_12k": lambda _: load_fashion_mnist_12k(),
     "fashion_mnist_20k": load_fashion_mnist_20k,
-    "fashion_mnist_20k_redundant": load_fashion_mnist_20k_redundant,
+    "fashion_mnist_20k_imbalanced": load_fashion_mnist_20k_imbalanced,
     "fashion_mnist": load_fashion_mnist,
     "digits": lambda _: load_digits(),
     "cifar10": lambda data_dir: load_prepared("cifar10", data_dir),
@@ -27,6 +27,8 @@ _LOADERS: dict[str, Callable[[Path | None], Dataset]] = {
     "tiny_imagenet": load_tiny_imagenet,
 }
 DATASETS: tuple[str, ...] = tuple(_LOADERS)
+# Those that ``data_dir`` is read for; the others are bundled or come with a package.
+WITH_FOLDER = (*DATASETS[1:4], *DATASETS[5:], "snli")
 
 
 def load(name: str, data_dir: Path | None = None) -> Dataset:

@@ -106,6 +106,11 @@ def rows_per_class(labels: np.ndarray, start: int, stop: int) -> np.ndarray:
     return np.sort(np.concatenate(picked))
 
 
+def cache_dir() -> Path:
+    """Return the folder of what can be made again: ``$CREST_JAX_CACHE`` or ``~/.cache/crest_jax``."""
+    return Path(os.environ.get("CREST_JAX_CACHE", "~/.cache/crest_jax")).expanduser()
+
+
 def default_data_dir() -> Path:
     """Return the folder of other data sets: ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``."""
     return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()

@@ -32,7 +32,7 @@ CLASS_NAMES = (
     "Ankle boot",
 )
 REMEDY = (
-    "apt-get install dataset-fashion-mnist, or name with --data-dir a folder that holds the four "
+    "apt-get install dataset-fashion-mnist, or name with --data.dir a folder that holds the four "
     "IDX files of https://github.com/zalandoresearch/fashion-mnist"
 )
 Split = tuple[np.ndarray, np.ndarray]  # images [n, 28, 28], labels [n], both uint8
@@ -56,7 +56,7 @@ def load_fashion_mnist_20k(data_dir: Path | None = None) -> Dataset:
     )
 
 
-def load_fashion_mnist_20k_redundant(data_dir: Path | None = None) -> Dataset:
+def load_fashion_mnist_20k_imbalanced(data_dir: Path | None = None) -> Dataset:
     """Return 20,000 train rows drawn with repetition out of those of the 20k set.
 
     As collected data are: class ``c`` has a share in proportion to ``50^(-c / 9)``, so that the first
@@ -66,9 +66,9 @@ def load_fashion_mnist_20k_redundant(data_dir: Path | None = None) -> Dataset:
     """
     train, test = read_originals(data_dir)
     images, labels = first_per_class(train, 0, 2_000)
-    rows = redundant_rows(labels, len(labels))
+    rows = imbalanced_rows(labels, len(labels))
     return make_dataset(
-        "fashion_mnist_20k_redundant",
+        "fashion_mnist_20k_imbalanced",
         _channel((images[rows], labels[rows])),
         _channel(test),
         CLASS_NAMES,
@@ -76,10 +76,10 @@ def load_fashion_mnist_20k_redundant(data_dir: Path | None = None) -> Dataset:
     )
 
 
-def redundant_rows(labels: np.ndarray, count: int) -> np.ndarray:
+def imbalanced_rows(labels: np.ndarray, count: int) -> np.ndarray:
     """Draw ``count`` rows with heavy-tailed repetition and a 50:1 class imbalance, in random order.
 
-    >>> rows = redundant_rows(np.arange(1000) % 10, 1000)
+    >>> rows = imbalanced_rows(np.arange(1000) % 10, 1000)
     >>> shares = np.bincount(rows % 10) / 1000
     >>> bool(30 < shares[0] / shares[9] < 80)
     True
@@ -104,7 +104,8 @@ def load_fashion_mnist_12k(path: Path = SHIPPED) -> Dataset:
         DataError: if the file is absent or is not, byte for byte, the shipped one.
     """
     remedy = (
-        "restore it with git checkout, or make it with python -m experiments.make_fashion_mnist_12k"
+        "restore it with git checkout, or make it with "
+        "python -m experiments.data.make_fashion_mnist_12k"
     )
     if not path.is_file():
         raise DataError(f"{path} is not there; {remedy}.")

@@ -60,7 +60,7 @@ def find_version(name: str, data_dir: Path) -> Path:
     if not versions:
         raise DataError(
             f"{name} is not prepared: {folder} holds no version folder; name the folder above it "
-            f"with --data-dir, or run python -m experiments.prepare {name} where TensorFlow and "
+            f"with --data.dir, or run python -m experiments.prepare {name} where TensorFlow and "
             "the network are at hand."
         )
     return max(versions, key=lambda path: tuple(int(part) for part in path.name.split(".")))
@@ -82,7 +82,7 @@ def _check_files(name: str, folder: Path, remedy: str) -> None:
     if file_format != "array_record":
         raise DataError(
             f"{folder} is prepared as {file_format}, which only TensorFlow reads; run "
-            f"python -m experiments.prepare {name} --data-dir DIR with another DIR."
+            f"python -m experiments.prepare {name} --data.dir DIR with another DIR."
         )
     for split in ("train", "test"):
         if shards.get(split, 0) == 0:

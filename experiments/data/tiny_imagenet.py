@@ -18,7 +18,7 @@ ARCHIVE = "tiny-imagenet-200"
 SIDE = 64
 REMEDY = (
     f"extract http://cs231n.stanford.edu/{ARCHIVE}.zip afresh and name the folder above "
-    f"{ARCHIVE} with --data-dir"
+    f"{ARCHIVE} with --data.dir"
 )
 
 

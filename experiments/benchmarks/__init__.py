@@ -1,0 +1,1 @@
+"""Seconds and bytes; each names the table that it fills."""

@@ -1,0 +1,1 @@
+"""What the tools share: building a run, its folder, timers, tables."""

@@ -1,0 +1,55 @@
+"""Means, intervals and paired differences."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and the half-width of its 95 % interval (Student's t); NaN for one value.
+
+    >>> [round(x, 3) for x in interval([1.0, 2.0, 3.0])]
+    [2.0, 2.484]
+    """
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, float("nan")
+    spread = np.std(values, ddof=1) / np.sqrt(len(values))
+    return mean, float(stats.t.ppf(0.975, len(values) - 1) * spread)
+
+
+def paired(results: list[dict[str, Any]], method: str, other: str, name: str) -> list[float]:
+    """Return the differences of one number between two methods, on the seeds that both have.
+
+    ``results`` are of one budget.
+    """
+    by_seed = {m: {r["seed"]: r[name] for r in results if r["method"] == m} for m in (method, other)}
+    common = sorted(by_seed[method].keys() & by_seed[other].keys())
+    return [by_seed[method][seed] - by_seed[other][seed] for seed in common]
+
+
+def with_interval(values: Sequence[float], *, scale: float = 1.0, sign: str = "") -> str:
+    """Return a mean with its 95 % interval, times ``scale``.
+
+    >>> with_interval([0.01, 0.02, 0.03], scale=100, sign="+")
+    '+2.00 ± 2.48'
+    """
+    if not values:
+        return "-"
+    mean, half = interval(values)
+    text = f"{scale * mean:{sign}.2f}"
+    return text if np.isnan(half) else f"{text} ± {scale * half:.2f}"
+
+
+def work_in_steps(metrics: dict[str, Any]) -> float:
+    """Return all work but evaluation in training steps, a backward pass counted as two forward.
+
+    >>> work_in_steps({"steps": 2, "forward": {"step": 20, "evaluation": 5}, "backward": {"step": 20}})
+    2.0
+    """
+    forward = sum(value for phase, value in metrics["forward"].items() if phase != "evaluation")
+    backward = sum(metrics["backward"].values())
+    batch = metrics["forward"]["step"] / metrics["steps"]
+    return (forward + 2 * backward) / (3 * batch)

@@ -1,1 +1,0 @@
-"""Text: encoders, their weights, and data sets of one or two texts with a label."""

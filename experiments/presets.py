@@ -1,0 +1,125 @@
+"""Settings by name: data, network and length of training, and each method's learning rate.
+
+``--setting NAME`` of ``experiments.train``, ``compare`` and ``pilot`` begins with one of them. Rates
+were chosen on validation rows; see ``experiments/results/README.md``.
+"""
+
+import dataclasses
+from dataclasses import replace
+
+from experiments.config import Method, TrainConfig
+from experiments.harness.options import (
+    CrestOptions,
+    ExclusionOptions,
+    NetworkConfig,
+    OptimConfig,
+    RunConfig,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One training, for all methods.
+
+    Attributes:
+      run: everything but method and seed.
+      rates: learning rates by method, where they are not the run's own.
+    """
+
+    run: TrainConfig
+    rates: dict[Method, float] = dataclasses.field(default_factory=dict)
+
+    def options(self, method: Method, seed: int, steps_factor: float = 1.0) -> TrainConfig:
+        """Return the options of one run, with so many times the budget."""
+        rate = self.rates.get(method, self.run.optim.learning_rate)
+        budget, epochs = self.run.budget * steps_factor, self.run.epochs
+        while budget > 1:  # more steps than full training has: a share of a longer one
+            budget, epochs = budget / 2, 2 * epochs
+        run = self.run.for_method(method)
+        optim = replace(run.optim, learning_rate=rate)
+        return replace(run, seed=seed, budget=budget, epochs=epochs, optim=optim)
+
+
+def with_rate(run: TrainConfig, rate: float) -> TrainConfig:
+    """Return the options with another learning rate."""
+    return replace(run, optim=replace(run.optim, learning_rate=rate))
+
+
+ONE_CHECKPOINT = RunConfig(checkpoints=1)
+RESNET = TrainConfig(dataset="fashion_mnist_20k", epochs=20, budget=0.102, run=ONE_CHECKPOINT)
+MLP = TrainConfig(
+    dataset="fashion_mnist", model="mlp", epochs=50, budget=0.1, batch_size=130, run=ONE_CHECKPOINT
+)
+# The same for rows drawn with heavy-tailed repetition and 50:1 imbalance: 462 of 3,080 steps.
+IMBALANCED_MLP = replace(
+    MLP, dataset="fashion_mnist_20k_imbalanced", epochs=20, budget=0.15,
+    crest=CrestOptions(exclusion=ExclusionOptions(window=50)),
+)  # fmt: skip
+IMBALANCED_RESNET = replace(RESNET, dataset="fashion_mnist_20k_imbalanced")
+# Fine-tuning of a pretrained encoder: film reviews, batches of 32, 54 of 536 steps.
+MINILM = TrainConfig(
+    dataset="rotten_tomatoes", model="minilm", epochs=2, budget=0.1, batch_size=32, run=ONE_CHECKPOINT,
+    optim=OptimConfig(name="adamw", learning_rate=2e-4, schedule="linear"),
+    crest=CrestOptions(curvature_of="classifier|layer_5"),
+)  # fmt: skip
+
+EQUAL_TIME: dict[str, Setting] = {
+    "short_resnet": Setting(RESNET),
+    "short_resnet_fast": Setting(with_rate(RESNET, 0.2)),
+    "short_mlp": Setting(replace(MLP, epochs=10)),
+    "long_resnet": Setting(replace(RESNET, epochs=200, budget=0.1)),
+    "long_resnet_augmented": Setting(
+        replace(RESNET, epochs=200, budget=0.1, data=replace(RESNET.data, augment=True))
+    ),
+    "long_mlp": Setting(with_rate(MLP, 0.05)),
+    "imbalanced_resnet": Setting(IMBALANCED_RESNET),
+    "imbalanced_mlp": Setting(IMBALANCED_MLP),
+    "imbalanced_long_mlp": Setting(replace(IMBALANCED_MLP, budget=0.75)),
+}
+
+SMALL_MLP = replace(MLP, network=replace(MLP.network, width=128))
+SMALL_IMBALANCED = replace(IMBALANCED_MLP, network=replace(MLP.network, width=128))
+TWELVE = replace(MLP, dataset="fashion_mnist_12k")
+# Settings that no choice of this project was made on, to check the pilot against.
+HELD_BACK: dict[str, Setting] = {
+    "mlp_20k": Setting(replace(MLP, dataset="fashion_mnist_20k", epochs=20)),
+    "mlp_20k_long": Setting(with_rate(replace(MLP, dataset="fashion_mnist_20k", epochs=100), 0.05)),
+    "mlp_very_short": Setting(replace(MLP, epochs=5)),
+    "small_mlp_long": Setting(with_rate(SMALL_MLP, 0.05)),
+    "small_mlp_imbalanced": Setting(SMALL_IMBALANCED),
+    "imbalanced_small_batches": Setting(with_rate(replace(IMBALANCED_MLP, batch_size=64), 0.05)),
+    "imbalanced_twice": Setting(replace(IMBALANCED_MLP, budget=0.3)),
+    "mlp_12k": Setting(replace(TWELVE, epochs=10)),
+    "mlp_12k_long": Setting(with_rate(replace(TWELVE, epochs=100), 0.05)),
+    "resnet_12k": Setting(replace(RESNET, dataset="fashion_mnist_12k", epochs=10, budget=0.1)),
+}
+LANGUAGE: dict[str, Setting] = {"rotten_tomatoes": Setting(MINILM)}
+
+# The paper's four: data and networks, a 10 % budget, batches of 128 (images), a rate of 0.1 after a
+# warm-up of a tenth, dropped at half and three quarters. Momentum and weight decay are this project's.
+# ``experiments.prepare`` fetches the data of the first two where the network can be reached.
+SGD = OptimConfig(weight_decay=5e-4)
+PAPER: dict[str, Setting] = {
+    "cifar10_resnet20": Setting(
+        TrainConfig(preset="paper", dataset="cifar10", model="resnet20", epochs=200, optim=SGD)
+    ),
+    "cifar100_resnet18": Setting(
+        TrainConfig(preset="paper", dataset="cifar100", model="resnet18", epochs=200, optim=SGD)
+    ),
+    "tinyimagenet_resnet50": Setting(
+        TrainConfig(
+            preset="paper", dataset="tiny_imagenet", model="resnet50", epochs=200, optim=SGD,
+            network=NetworkConfig(imagenet_stem=True),
+        )
+    ),
+    "snli_roberta": Setting(
+        TrainConfig(
+            preset="paper", dataset="snli", model="roberta", epochs=3, batch_size=32,
+            optim=OptimConfig(
+                name="adamw", learning_rate=1e-5, weight_decay=0.1, schedule="linear", warmup=0.06
+            ),
+            crest=CrestOptions(curvature_of="classifier|layer_11"),
+        )
+    ),
+}  # fmt: skip
+SETTINGS = EQUAL_TIME | HELD_BACK | LANGUAGE | PAPER

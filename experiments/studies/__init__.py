@@ -1,0 +1,1 @@
+"""Experiments; each names the table that it fills."""
