@@ -1,10 +1,27 @@
 """The strictest settings that JAX has: rank promotion raises, warnings are errors."""
 
+import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
 
 import jax
 import pytest
 
+# One cache of compiled programs for all workers and for the processes that tests start.
+OWN = "JAX_COMPILATION_CACHE_DIR" not in os.environ  # made here, and removed at the end
+if OWN:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="crest_jax_compiled_")
+COMPILED = os.environ["JAX_COMPILATION_CACHE_DIR"]
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# What is compiled for seconds runs for milliseconds here; ``--slow`` compiles as users do.
+if OWN and "--slow" not in sys.argv:  # workers and other processes inherit it
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1":
+    jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_compilation_cache_dir", COMPILED)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
@@ -15,12 +32,76 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
-SLOW_NOTEBOOKS = {"04_language.ipynb"}  # needs `pip install --no-deps`, as it says
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are cores: some tests wait for processes that they start."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if OWN:
+        shutil.rmtree(COMPILED, ignore_errors=True)
+
+
+SLOW_NOTEBOOKS = {
+    "01_quickstart.ipynb",
+    "02_watch_the_region.ipynb",
+    "03_what_is_picked.ipynb",
+    "04_language.ipynb",  # needs `pip install --no-deps`, as it says
+}
+
+
+SLOW_CASES = {  # of tests whose other cases are quick
+    "test_sizes_of_numbers_change_no_pick": {"partitioned", "lazy"},
+    "test_a_setting_of_the_paper_takes_two_steps_on_stand_in_arrays": {"cifar10_resnet20"},
+    "test_a_run_cut_off_anywhere_resumes_bit_for_bit": {
+        "random",
+        "top_loss",
+        "dynamic_pruning",
+        "craig",
+    },
+    "test_class_blocks_and_all_pairs_agree": {
+        "exponential-sizes0-32",
+        "sqeuclidean-sizes0-32",
+        "cosine-sizes0-32",
+        "exponential-sizes1-32",
+        "cosine-sizes1-32",
+        "sqeuclidean-sizes1-32",
+    },
+    "test_nothing_compiles_after_the_first_region": {"paper", "none"},
+    "test_the_compiled_program_keeps_to_the_budget": {"9000-40-32"},
+    "test_lists_change_no_pick": {"late"},
+    "test_an_example_learns": {"equinox_loop", "nnx_loop", "linen_loop"},
+    "test_methods_do_the_same_in_every_mode": {
+        "64 bits-crest_paper",
+        "64 bits-gradmatch",
+        "strict-crest",
+    },
+    "test_selection_works_in_the_modes_of_jax": {"jax_enable_x64-lazy"},
+    "test_other_metrics_are_exact_too": {"lazy-cosine", "lazy-sqeuclidean"},
+    "test_quotas_can_be_equal_or_given": {"lazy"},
+    "test_given_similarities_are_read_as_they_are": {"lazy", "stochastic"},
+    "test_one_number_of_any_kind_is_an_accuracy": {"value5", "value4", "value3", "1"},
+    "test_a_file_gives_the_very_training_that_arrays_give": {"crest"},
+    "test_a_scrambled_order_is_a_permutation_and_differs_by_its_seed": {
+        "2",
+        "4",
+        "5",
+        "7",
+        "8",
+        "9",
+        "11",
+        "12",
+        "16",
+    },
+    "crest_jax.diagnostics.trials.pilot": {""},
+}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.name in SLOW_NOTEBOOKS:
+        name, _, case = item.name.partition("[")
+        if item.path.name in SLOW_NOTEBOOKS or case.rstrip("]") in SLOW_CASES.get(name, ()):
             item.add_marker(pytest.mark.slow)
     if config.getoption("--slow"):
         return

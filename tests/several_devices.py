@@ -65,7 +65,7 @@ def stream():
 def choose_from_streams():
     """Choose from streams of which each process reads its own, unequal, share."""
     from crest_jax import select_coreset_stream
-    from crest_jax.devices import gather
+    from crest_jax.data.devices import gather
 
     points, labels = stream()
     share = slice(0, STREAM_SPLIT) if jax.process_index() == 0 else slice(STREAM_SPLIT, None)
@@ -148,9 +148,10 @@ def train(options, folder):
     import jax.numpy as jnp
     import optax
     from helpers import init_mlp, mlp_features
+    from small_settings import settings
 
-    from crest_jax import CrestConfig, crest, cross_entropy, weighted_mean
-    from crest_jax.devices import place
+    from crest_jax import crest, cross_entropy, place
+    from crest_jax.gradients import weighted_mean
 
     mesh = None if options.no_mesh else jax.make_mesh((jax.device_count(),), ("data",))
     source = build(mesh, options.source, folder)
@@ -174,10 +175,10 @@ def train(options, folder):
         updates, opt_state = tx.update(gradient, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), losses
 
-    config = CrestConfig(
+    config = settings(
         batch_size=16, subset_size=40, probe_size=32, max_coresets=6, interval_multiplier=5.0,
-        max_interval=6, tau=0.02, exclude_below=0.3, exclude_window=10, exclude_for=2,
-        select_until=40,
+        max_interval=6, tau=0.02, select_until=40,
+        exclusion={"threshold": 0.3, "window": 10, "cooldown": 2},
     )  # fmt: skip
     selection = crest(apply_fn, source, config)
     params = place(jax.tree.map(lambda x: x.astype(dtype), init_mlp(0, FEATURES, 12, CLASSES)), mesh)
@@ -191,10 +192,10 @@ def train(options, folder):
         selected, batch = selection.next_batch(selected)
         state, losses = step(state, batch)
         selected = selection.observe(selected, batch, losses)
-        rows.append(np.asarray(batch.rows))
+        rows.append(np.asarray(batch.indices))
         weights.append(np.asarray(batch.weights))
         if event is not None:
-            events.append([number, event.region, event.coresets, event.excluded])
+            events.append([number, event.num_regions, event.coresets, event.excluded])
             losses_seen.append([event.loss or 0.0, event.rho or 0.0])
         late.append(compiled.count - before)
     flat = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(state[0])])

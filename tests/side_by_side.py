@@ -3,8 +3,8 @@
     python tests/side_by_side.py BASE HEAD
 
 Each commit is checked out into a folder of its own and runs its own copy of this file, so that names
-may change from one to the other. Printed are the hashes that differ; exit status 1 if any does. Processors
-differ in the last bits, so no hash is kept. ``--hashes FILE`` runs this tree alone.
+may change from one to the other. Printed are the hashes that differ; exit status 1 if any does.
+Processors differ in the last bits, so no hash is kept. ``--hashes FILE`` runs this tree alone.
 """
 
 import argparse
@@ -36,16 +36,25 @@ def runs(folder):
     """Name and options of the small trainings, by the training script."""
     import numpy as np
 
-    from crest_jax import CrestConfig
-    from experiments.config import TextConfig, TrainConfig
+    from experiments.config import TrainConfig
+    from experiments.harness.options import (
+        BaselineConfig,
+        CrestOptions,
+        ExclusionOptions,
+        MachineConfig,
+        NetworkConfig,
+        OptimConfig,
+        RunConfig,
+        TextConfig,
+    )  # fmt: skip
 
-    crest = CrestConfig(
-        batch_size=64, subset_size=128, probe_size=64, exclude_window=8, exclude_below=0.3
-    )
-    kept = dataclasses.replace(crest, exclude_below=0.0)
+    exclusion = ExclusionOptions(window=8, threshold=0.3)
+    crest = CrestOptions(probe_size=64, exclusion=exclusion, select_span=(0.2, 0.8))
+    throughout = CrestOptions(probe_size=64, exclude=False, select_span=(0.0, 1.0))
     small = TrainConfig(
-        dataset="digits", model="mlp", width=16, epochs=4, budget=0.5, evaluations=1, checkpoints=1,
-        select_span=(0.2, 0.8), reselections=3, crest=crest,
+        dataset="digits", model="mlp", epochs=4, budget=0.5, batch_size=64, crest=crest,
+        network=NetworkConfig(width=16), baselines=BaselineConfig(reselections=3),
+        run=RunConfig(evaluations=1, checkpoints=1),
     )  # fmt: skip
     words = np.array(["dull", "fine", "film", "plot", "slow", "warm", "wit", "bold", "flat"])
     rng = np.random.default_rng(0)
@@ -60,29 +69,36 @@ def runs(folder):
     (encoder / "vocab.txt").write_text("\n".join(tokens) + "\n")
 
     def a(**changed):
-        return dataclasses.replace(small, **changed)
+        return dataclasses.replace(small.for_method("crest"), **changed)
 
-    yield "crest throughout", a(select_span=(0.0, 1.0), crest=kept)
+    yield "crest throughout", a(crest=throughout)
     yield "crest in a span with exclusion", a()
-    yield "last layer", a(embedding="last_layer")
-    yield "sketch", a(embedding="sketch", crest=dataclasses.replace(crest, smoothing="paper"))
-    yield "residual network", a(model="resnet8", width=4, epochs=2, select_span=(0.0, 1.0))
-    yield "two devices", a(devices=2)
-    yield "sharded data", a(devices=2, shard=True)
+    yield "last layer", a(crest=dataclasses.replace(crest, embedding="last_layer"))
+    yield "sketch", a(crest=dataclasses.replace(crest, embedding="sketch", smoothing="paper"))
+    yield (
+        "residual network",
+        a(
+            model="resnet8", network=NetworkConfig(width=4), epochs=2,
+            crest=dataclasses.replace(crest, select_span=(0.0, 1.0)),
+        ),
+    )  # fmt: skip
+    yield "two devices", a(machine=MachineConfig(devices=2))
+    yield "sharded data", a(machine=MachineConfig(devices=2, shard=True))
     for method in (
-        "random", "stratified", "unlearned", "random_unlearned", "fixed", "craig", "gradmatch",
-        "gradmatch_batch", "glister", "el2n", "hardest",
+        "random", "stratified", "dynamic_pruning", "dynamic_pruning_random", "fixed", "craig",
+        "gradmatch", "gradmatch_batch", "glister", "el2n", "top_loss",
     ):  # fmt: skip
-        yield method, a(method=method)
+        yield method, small.for_method(method)
     yield (
         "text",
         TrainConfig(
-            dataset="texts", model="bert", epochs=4, budget=1.0, evaluations=1, checkpoints=1,
-            optimizer="adamw", learning_rate=1e-3, schedule="linear", select_span=(0.2, 0.8),
-            crest=CrestConfig(
-                batch_size=16, subset_size=32, probe_size=32, exclude_window=4,
-                curvature_of="classifier|layer_1",
+            dataset="texts", model="bert", epochs=4, budget=1.0, batch_size=16,
+            optim=OptimConfig(name="adamw", learning_rate=1e-3, schedule="linear"),
+            crest=CrestOptions(
+                probe_size=32, curvature_of="classifier|layer_1", select_span=(0.2, 0.8),
+                exclusion=ExclusionOptions(window=4),
             ),
+            run=RunConfig(evaluations=1, checkpoints=1),
             text=TextConfig(checkpoint=encoder, max_tokens=16, train_file=texts),
         ),
     )  # fmt: skip
@@ -95,21 +111,20 @@ def loops():
     import numpy as np
     from flax import nnx
 
-    from crest_jax import (
-        ArraySource,
-        CrestConfig,
-        crest,
-        cross_entropy,
-        fit,
-        from_nnx,
-        unlearned_batches,
-    )  # fmt: skip
+    from crest_jax import ArraySource, CrestConfig, ExclusionConfig, crest, cross_entropy, fit
+    from crest_jax.baselines import dynamic_pruning
+    from crest_jax.flax import from_nnx
 
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 300)
     points = (rng.normal(size=(300, 6)) + 1.5 * labels[:, None]).astype(np.float32)
     source = ArraySource(points, labels)
-    config = CrestConfig(batch_size=16, subset_size=32, probe_size=32, exclude_window=10)
+    config = dataclasses.replace(
+        CrestConfig.recommended(steps=60, batch_size=16), probe_size=32, select_from=None,
+        select_until=None, reference_step=None, exclusion=ExclusionConfig.recommended(window=10),
+    )  # fmt: skip
+
+    pruning = ExclusionConfig(threshold=0.3, window=5, cooldown=2, keep_fraction=0.25)
 
     class Network(nnx.Module):
         def __init__(self, rngs):
@@ -143,7 +158,7 @@ def loops():
         "nnx few picks",
         trained(crest(apply_fn, source, dataclasses.replace(config, batch_size=2, subset_size=8))),
     )
-    yield "nnx pruned", trained(unlearned_batches(source, 16, below=0.3, window=5, windows=2))
+    yield "nnx pruned", trained(dynamic_pruning(source, 16, pruning))
 
 
 def selections():

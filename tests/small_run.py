@@ -4,20 +4,30 @@ import subprocess
 import sys
 from pathlib import Path
 
-from crest_jax import CrestConfig
 from experiments.config import TrainConfig
+from experiments.harness.options import (
+    CrestOptions,
+    ExclusionOptions,
+    MachineConfig,
+    NetworkConfig,
+    RunConfig,
+)
 
 ROOT = Path(__file__).parents[1]
 SMALL = TrainConfig(
     dataset="digits",
     model="mlp",
-    width=16,
     epochs=4,
     budget=0.75,
-    evaluations=4,
-    checkpoints=4,
-    select_span=(0.2, 0.8),  # random, coresets, random
-    crest=CrestConfig(batch_size=64, subset_size=128, probe_size=64, exclude_window=8),
+    batch_size=64,
+    network=NetworkConfig(width=16),
+    run=RunConfig(evaluations=4, checkpoints=4),
+    crest=CrestOptions(
+        probe_size=64,
+        select_span=(0.2, 0.8),  # random, coresets, random
+        exclusion=ExclusionOptions(window=8),
+    ),
+    machine=MachineConfig(compilation_cache=False),
 )
 STEPS = 69  # 4 epochs of ceil(1442 / 64) = 23 steps, times 0.75
 
@@ -25,11 +35,13 @@ STEPS = 69  # 4 epochs of ceil(1442 / 64) = 23 steps, times 0.75
 def options(config: TrainConfig) -> list[str]:
     """The command line that gives ``config``."""
     return [
-        *("--dataset", config.dataset, "--model", config.model, "--width", str(config.width)),
+        *("--dataset", config.dataset, "--model", config.model),
+        *("--network.width", str(config.network.width), "--batch-size", "64"),
         *("--epochs", str(config.epochs), "--budget", str(config.budget)),
-        *("--evaluations", str(config.evaluations), "--checkpoints", str(config.checkpoints)),
-        *("--batch-size", "64", "--subset-size", "128", "--probe-size", "64"),
-        *("--exclude-window", "8", "--out", str(config.out), "--select-span", "0.2", "0.8"),
+        *("--run.evaluations", str(config.run.evaluations)),
+        *("--run.checkpoints", str(config.run.checkpoints), "--crest.probe-size", "64"),
+        *("--crest.exclusion.window", "8", "--out", str(config.out)),
+        *("--crest.select-span", "0.2", "0.8", "--machine.no-compilation-cache"),
     ]
 
 

@@ -1,0 +1,128 @@
+"""Dissimilarities against float64, and bounds that must never be on the wrong side."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import numpy_distances
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crest_jax import Factored
+from crest_jax.coresets import metrics
+
+NAMES = [name for name in metrics.METRICS if name != "precomputed"]
+
+
+def numpy_values(points, name):
+    points = np.asarray(points, np.float64)
+    if name == "cosine":
+        lengths = np.linalg.norm(points, axis=1)
+        return 1 - points @ points.T / np.outer(lengths, lengths)
+    distances = numpy_distances(points)
+    if name == "sqeuclidean":
+        return distances**2
+    return 1 - np.exp(-distances / points.shape[1]) if name == "exponential" else distances
+
+
+def computed(points, name):
+    """All squared distances by rows, by pairs, and bounds of them, with their metric and unit."""
+    prepared, metric, unit = metrics.prepare(points, name)
+    (prepared,) = metrics.centred(prepared)
+    return metric, *all_forms(prepared), float(unit)
+
+
+@jax.jit
+def all_forms(points):
+    n = points.rows
+    tiles = metrics.to_tiles(points, n)
+    lengths = metrics.squared_lengths(points)
+    direct = jax.lax.map(
+        lambda i: metrics.squared_to_all(metrics.take_rows(points, i), tiles)[0], jnp.arange(n)
+    )
+    left, right = (np.repeat(np.arange(n), n), np.tile(np.arange(n), n))
+    pairs = metrics.squared_pairs(metrics.take_rows(points, left), metrics.take_rows(points, right))
+    lower = metrics.lower_squared(points, lengths, metrics.take_rows(tiles, 0), lengths)
+    upper = lower + metrics.spread(points, lengths[:, None] + lengths[None, :])
+    return direct, pairs.reshape(n, n), lower, upper
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("offset", [0.0, 100.0], ids=["centred", "far from the origin"])
+def test_dissimilarities_match_float64_and_bounds_lie_below(name, offset):
+    rng = np.random.default_rng(0)
+    points = np.float32(rng.normal(size=(30, 70)) + offset)
+    points[7] = points[3]
+    metric, direct, pairs, lower, upper, unit = computed(jnp.asarray(points), name)
+    expected = numpy_values(points, name)
+    scale = expected.max()
+    for squared in (direct, pairs):
+        values = np.asarray(metric.from_squared(squared), np.float64) * unit
+        np.testing.assert_allclose(values, expected, rtol=2e-6, atol=2e-6 * scale)
+        assert values[3, 7] == 0.0
+    bound = np.asarray(metric.lower_from_squared(jnp.maximum(lower, 0.0)), np.float64)
+    exact = np.asarray(metric.from_squared(direct), np.float64)
+    assert (bound <= exact).all()
+    assert (np.asarray(lower) <= np.asarray(direct)).all()
+    assert (np.asarray(upper) >= np.asarray(direct)).all()
+    off = ~np.eye(30, dtype=bool)
+    off[3, 7] = off[7, 3] = False
+    assert (bound[off] >= (1 - 1e-3) * exact[off]).all(), "the bounds are tight"
+
+
+def test_factored_distances_are_those_of_the_outer_products():
+    rng = np.random.default_rng(1)
+    left, right = np.float32(rng.normal(size=(20, 4))), np.float32(rng.normal(size=(20, 6)))
+    left[5], right[5] = left[2] * (1 + 1e-4), right[2]  # a near-duplicate, where expansions cancel
+    outer = (left.astype(np.float64)[:, :, None] * right[:, None, :]).reshape(20, -1)
+    factored = Factored(jnp.asarray(left), jnp.asarray(right))
+    _, direct, pairs, lower, _, unit = computed(factored, "euclidean")
+    expected = numpy_distances(outer) ** 2
+    np.testing.assert_allclose(direct * unit**2, expected, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(pairs * unit**2, expected, rtol=1e-5, atol=1e-9)
+    assert (np.asarray(lower, np.float64) * unit**2 <= expected).all()
+
+
+def test_columns_far_from_the_origin_are_moved_without_loss():
+    points = np.float32([[1e6, -3.0, 5.0], [1e6 + 0.0625, -3.5, -5.0], [1e6 + 7, -5.9, 1e-3]])
+    (found,) = metrics.centred(metrics.Points((jnp.asarray(points),)))
+    moved = np.asarray(found.parts[0], np.float64)
+    np.testing.assert_array_equal(moved - moved[0], points.astype(np.float64) - points[0])
+    assert np.abs(moved[:, 0]).max() < 10
+    assert (moved[:, 2] == points[:, 2]).all(), "a column around 0 stays"
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    name=st.sampled_from(NAMES),
+    squared=st.floats(0, 1e6, width=32),
+    nearer=st.floats(0, 1, width=32),
+)
+def test_no_closer_row_escapes_the_reach_of_a_cover(name, squared, nearer):
+    metric = metrics.Metric(name, 5.0)
+    # What is stored as a cover comes from some squared distance; whatever is nearer must be within.
+    cover = metric.from_squared(jnp.float32(squared))
+    inside = jnp.float32(squared * nearer)
+    closer = float(metric.from_squared(inside)) < float(cover)
+    assert not closer or float(inside) < float(metric.to_squared(cover))
+    assert float(metric.lower_from_squared(inside)) <= float(metric.from_squared(inside))
+
+
+def test_rows_of_zeros_have_cosine_0_with_all_others():
+    points = jnp.zeros((4, 3)).at[0, 0].set(1e-25).at[3, 1].set(3.0)
+    metric, direct, pairs, lower, _, _ = computed(points, "cosine")
+    expected = 1.0 - np.eye(4)
+    np.testing.assert_allclose(metric.from_squared(direct), expected, atol=1e-6)
+    np.testing.assert_allclose(metric.from_squared(pairs), expected, atol=1e-6)
+    assert (np.asarray(lower) <= 2 * expected).all()
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-20, 1e20, 1e36])
+@pytest.mark.parametrize("name", ["euclidean", "cosine"])
+def test_scales_neither_vanish_nor_overflow(name, scale):
+    points = np.float32(np.random.default_rng(3).normal(size=(12, 5)))
+    metric, direct, _, lower, _, unit = computed(jnp.asarray(points * np.float32(scale)), name)
+    values = np.asarray(metric.from_squared(direct), np.float64) * unit
+    expected = numpy_values(points, name) * (scale if name == "euclidean" else 1.0)
+    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6 * expected.max())
+    assert (np.asarray(lower) <= np.asarray(direct)).all()

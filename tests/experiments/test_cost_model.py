@@ -1,0 +1,132 @@
+"""The cost model says what a training really does and holds."""
+
+import dataclasses
+import gc
+
+import numpy as np
+import pytest
+from small_run import ROOT, SMALL
+
+from experiments.benchmarks import scaling
+from experiments.benchmarks.cost_model import JOBS, Job, memory, predict, units
+from experiments.benchmarks.scaling import Case, DevicesConfig
+from experiments.harness import build
+from experiments.harness.cli import UserError
+from experiments.harness.options import MachineConfig
+from experiments.harness.records import read_lines
+
+RUN = dataclasses.replace(
+    SMALL, budget=1.0, machine=MachineConfig(devices=0),
+    crest=dataclasses.replace(SMALL.crest, select_span=(0.0, 1.0)),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained():
+    build.make_program.cache_clear()
+    build._image_sources.cache_clear()
+    gc.collect()
+    before = scaling.on_first_device()
+    made = build.make_program(build.shared(RUN))
+    found = scaling.train(made, DevicesConfig(steps=60, warm=20, run=RUN))
+    held = scaling.on_first_device() - before
+    return made, found, held
+
+
+@pytest.mark.slow
+def test_the_work_is_what_the_run_counted(trained):
+    _, found, _ = trained
+    _, selected = found["state"]
+    crest, work, steps = RUN.crest_config(60, 1442), selected.work, 60
+    assert selected.num_regions >= 3
+    said = units(
+        Job(
+            batch_size=crest.batch_size,
+            subset_size=crest.subset_size,
+            probe_size=crest.probe_size,
+            region=steps / selected.num_regions,
+            coresets=selected.num_selected / selected.num_regions,
+        )
+    )
+    assert said.step == 3 * crest.batch_size
+    assert said.selection * steps == pytest.approx(work.selection_forward)
+    curvature = work.curvature_forward + 2 * work.curvature_backward
+    assert said.curvature * steps == pytest.approx(curvature)
+
+
+@pytest.mark.slow
+def test_the_bytes_are_those_that_lie_on_the_device(trained):
+    made, found, held = trained
+    said = scaling.predicted_bytes(made, RUN, 1, found["state"][0])
+    assert abs(held - said) < len(made.train), "to less than a byte an example"
+
+
+def test_devices_share_the_work_but_for_a_regions_first_subset():
+    one, eight = units(Job()), units(Job(devices=8))
+    for name in ("step", "curvature", "check"):
+        assert getattr(eight, name) == getattr(one, name) / 8
+    assert eight.selection == one.selection * 3 / 16  # the first, and 15 of 8 at a time
+
+
+def test_devices_that_score_in_vain_read_too():
+    few = Job(devices=64, bandwidth=1e18)  # one turn for the first of 16 subsets, one for the others
+    many = dataclasses.replace(few, devices=1, unit_seconds=few.unit_seconds)
+    rows = [predict(job).read * (predict(job).step_seconds / job.input_bytes) for job in (few, many)]
+    assert rows[0] > 2 * rows[1] / 64
+
+
+def test_memory_by_where_the_inputs_are():
+    whole, shard, host = (
+        memory(Job(examples=1001, devices=4, stored=stored)) for stored in ("whole", "shard", "host")
+    )
+    assert (whole.inputs, shard.inputs, host.inputs) == (1001 * 784, 251 * 784, 0)
+    assert host.per_example == 6 * 1001
+    assert whole.per_example == 10 * 1001
+    assert memory(Job(examples=1001, classes=300, stored="host")).per_example == 7 * 1001
+    assert memory(Job(covered=0.0)).crest < memory(Job()).crest
+
+
+def test_what_it_predicts_hangs_together():
+    for job in (Job(), *JOBS.values()):
+        said = predict(job)
+        assert said.speedup == pytest.approx(10 / (1 + said.overhead))
+        slow = predict(dataclasses.replace(job, unit_seconds=2 * job.unit_seconds))
+        assert slow.step_seconds > said.step_seconds
+        assert slow.read < said.read
+    assert predict(Job(span=0.0)).overhead == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"devices": 0}, "--devices is 0 but must be positive"),
+        ({"span": 1.5}, r"--span is 1.5 but must lie in \[0, 1\]"),
+    ],
+)
+def test_what_cannot_be_is_refused(change, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Job(**change)
+
+
+@pytest.mark.slow
+def test_the_benchmark_compares_devices_and_processes(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(scaling, "cases", lambda config: [Case(1), Case(2), Case(1, 2, cores=1)])
+    out = tmp_path / "out"
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "bench_devices", "--steps", "24", "--warm", "8", "--out", str(out), "--dataset", "digits",
+            "--model", "mlp", "--network.width", "16", "--batch-size", "64", "--crest.probe-size", "64",
+        ],
+    )  # fmt: skip
+    scaling.main()
+    lines = read_lines(out / "devices.jsonl")
+    assert [line["devices"] for line in lines] == [1, 2, 2]
+    assert lines[0]["steps_alike"] == 24
+    assert lines[0]["params_gap"] == 0
+    for line in lines:
+        assert line["steps_alike"] > 0
+        assert line["bytes_measured"] == pytest.approx(line["bytes_predicted"], rel=0.05)
+        assert np.isfinite(line["params_gap"])
+    assert "2 processes of 1 device, one core each" in (out / "devices.md").read_text()
