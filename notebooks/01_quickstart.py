@@ -29,23 +29,21 @@ from crest_jax import (
     CrestConfig,
     crest,
     cross_entropy,
-    embed_rows,
     fit,
-    from_linen,
     logit_gradients,
     make_evaluate,
     select_coreset,
     stratified_batches,
-    weighted_mean,
 )
-from experiments import data, models
+from crest_jax.flax import from_linen
+from crest_jax.gradients import embed_rows, weighted_mean
+from experiments import data
+from experiments.models import build
 
 dataset = data.load("fashion_mnist_12k")
 train = ArraySource(dataset.train_inputs, dataset.train_labels)
 test = ArraySource(dataset.test_inputs, dataset.test_labels)
-network = models.build(
-    "mlp", 10, width=128, input_shape=(28, 28, 1), mean=dataset.mean, std=dataset.std
-)
+network = build("mlp", 10, width=128, input_shape=(28, 28, 1), mean=dataset.mean, std=dataset.std)
 apply_fn = from_linen(network)
 len(train), len(test)
 
@@ -138,7 +136,7 @@ plt.show()
 # only `init`, `refresh` and `next_batch`; your own loop can do the same.
 
 # %%
-config = CrestConfig(batch_size=64, subset_size=256, probe_size=256)
+config = CrestConfig.recommended(steps=STEPS, batch_size=64, num_examples=len(train))
 methods = {
     "stratified random": stratified_batches(train, 64),
     "CREST": crest(apply_fn, train, config),
@@ -156,7 +154,7 @@ for name, selection in methods.items():
     )
     accuracy[name] = evaluate(*view(trained), test).accuracy
     print(f"{name}: {100 * accuracy[name]:.1f} % of the test images right after {STEPS} steps")
-print(f"CREST: {events[-1].region} regions, {events[-1].excluded} learned images set aside")
+print(f"CREST: {events[-1].num_regions} regions, {events[-1].excluded} learned images excluded")
 assert min(accuracy.values()) > 0.8
 
 # %% [markdown]

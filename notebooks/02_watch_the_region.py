@@ -22,29 +22,24 @@
 # only when a check is due.
 
 # %%
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from crest_jax import (
-    ArraySource,
-    CrestConfig,
-    crest,
-    cross_entropy,
-    from_linen,
-    predict,
-    relative_error,
-    weighted_mean,
-)
-from experiments import data, models
+from crest_jax import ArraySource, CrestConfig, crest, cross_entropy
+from crest_jax.algorithm import predict, relative_error
+from crest_jax.flax import from_linen
+from crest_jax.gradients import weighted_mean
+from experiments import data
+from experiments.models import build
 
 dataset = data.load("fashion_mnist_12k")
 train = ArraySource(dataset.train_inputs, dataset.train_labels)
-network = models.build(
-    "mlp", 10, width=128, input_shape=(28, 28, 1), mean=dataset.mean, std=dataset.std
-)
+network = build("mlp", 10, width=128, input_shape=(28, 28, 1), mean=dataset.mean, std=dataset.std)
 apply_fn = from_linen(network)
 STEPS = 240
 rate = optax.piecewise_constant_schedule(0.05, {STEPS // 2: 0.1, 3 * STEPS // 4: 0.1})
@@ -71,10 +66,17 @@ def look(region, params, examples):
 
 
 # %% [markdown]
-# The state of the selection is an open tuple: the region's anchor, gradient and curvature are in it.
+# The state of the selector is an open tuple: the region's anchor, gradient and curvature are in it.
 
 # %%
-config = CrestConfig(batch_size=64, subset_size=128, probe_size=512, exclude_below=0)
+config = dataclasses.replace(
+    CrestConfig.recommended(steps=STEPS, batch_size=64),
+    select_from=None,
+    select_until=None,  # coresets at all steps
+    reference_step=None,
+    probe_size=512,
+    exclusion=None,
+)
 selection = crest(apply_fn, train, config)
 params = network.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False)["params"]
 opt_state = optimizer.init(params)
@@ -84,12 +86,12 @@ for step in range(STEPS):
     state, event = selection.refresh(state, params, {})
     if event is not None:
         events.append(event)
-    predicted, loss, error = look(state.region, params, train.take(state.region.probe_rows))
-    path.append((step, state.regions, float(predicted), float(loss), float(error)))
+    predicted, loss, error = look(state.region, params, train.take(state.region.probe_indices))
+    path.append((step, state.num_regions, float(predicted), float(loss), float(error)))
     state, batch = selection.next_batch(state)
     params, opt_state = train_step(params, opt_state, batch)
 steps, regions, predicted, losses, errors = (np.array(column) for column in zip(*path, strict=True))
-starts = [event.step for event in events if event.reason != "held"]
+starts = [event.step for event in events if event.began_region]
 assert all(errors[start] == 0 for start in starts), "at its anchor the model is exact"
 print(f"{len(starts)} regions in {STEPS} steps, {sum(e.rho is not None for e in events)} checks")
 
@@ -128,7 +130,7 @@ half = np.array(starts) < STEPS // 2
 for when, part in (("before", lengths[half]), ("after", lengths[~half])):
     print(f"{len(part)} regions begin {when} the rate drops: {part} steps long")
 assert (~half).sum() < half.sum()
-norms = [event.curvature_norm for event in events if event.reason != "held"]
+norms = [event.curvature_norm for event in events if event.began_region]
 figure, panels = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 panels[0].step(starts, lengths, where="post")
 panels[0].set(xlabel="step", ylabel="length of the region, steps")

@@ -18,6 +18,8 @@
 # learns? The data are the shipped images; everything takes seconds.
 
 # %%
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -27,20 +29,20 @@ import optax
 from crest_jax import (
     ArraySource,
     CrestConfig,
+    ExclusionConfig,
     crest,
     cross_entropy,
     fit,
-    from_linen,
     stratified_batches,
-    weighted_mean,
 )
-from experiments import data, models
+from crest_jax.flax import from_linen
+from crest_jax.gradients import weighted_mean
+from experiments import data
+from experiments.models import build
 
 dataset = data.load("fashion_mnist_12k")
 train = ArraySource(dataset.train_inputs, dataset.train_labels)
-network = models.build(
-    "mlp", 10, width=128, input_shape=(28, 28, 1), mean=dataset.mean, std=dataset.std
-)
+network = build("mlp", 10, width=128, input_shape=(28, 28, 1), mean=dataset.mean, std=dataset.std)
 apply_fn = from_linen(network)
 STEPS = 400
 optimizer = optax.sgd(optax.cosine_decay_schedule(0.05, STEPS), momentum=0.9)
@@ -76,7 +78,7 @@ def follow(selection):
 
     def on_step(step, metrics):
         del step
-        kept.append([np.asarray(x) for x in (batches[-1].rows, batches[-1].weights, *metrics)])
+        kept.append([np.asarray(x) for x in (batches[-1].indices, batches[-1].weights, *metrics)])
 
     fit(
         selection._replace(next_batch=noting),
@@ -92,7 +94,14 @@ def follow(selection):
     return [np.stack(part) for part in zip(*kept, strict=True)], events
 
 
-config = CrestConfig(batch_size=64, subset_size=256, probe_size=256, exclude_window=50)
+config = dataclasses.replace(
+    CrestConfig.recommended(steps=STEPS, batch_size=64),
+    select_from=None,
+    select_until=None,  # coresets at all steps
+    reference_step=None,
+    subset_size=256,
+    exclusion=ExclusionConfig.recommended(window=50),
+)
 (rows, weights, losses, right), events = follow(crest(apply_fn, train, config))
 (_, _, random_losses, random_right), _ = follow(stratified_batches(train, 64))
 assert rows.shape == (STEPS, 64)

@@ -29,23 +29,21 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from crest_jax import CrestConfig
-from experiments.config import TextConfig, TrainConfig
-from experiments.language import texts
-from experiments.language.problem import load_encoder
-from experiments.language.tokens import tokenize
-from experiments.program import make_program
+from experiments.config import TrainConfig
+from experiments.harness.build import make_program
+from experiments.harness.options import CrestOptions, DataConfig, OptimConfig, TextConfig
+from experiments.text import texts
+from experiments.text.problem import load_encoder
+from experiments.text.tokens import tokenize
 
 config = TrainConfig(
     dataset="rotten_tomatoes",
     model="minilm",
     epochs=1,
-    optimizer="adamw",
-    learning_rate=2e-4,
-    schedule="linear",
-    evaluate_on="validation",
-    select_span=(0.0, 1.0),
-    crest=CrestConfig(batch_size=32, subset_size=128, curvature_of="classifier|layer_5"),
+    batch_size=32,
+    optim=OptimConfig(name="adamw", learning_rate=2e-4, schedule="linear"),
+    data=DataConfig(evaluate_on="validation"),
+    crest=CrestOptions(subset_size=128, curvature_of="classifier|layer_5", select_span=(0.0, 1.0)),
     text=TextConfig(max_tokens=64),
 )
 reviews = texts.load_reviews("rotten_tomatoes")
@@ -86,7 +84,7 @@ def train(method):
         selected, batch = program.selection.next_batch(selected)
         state, measured = program.train_step(state, batch)
         selected = program.selection.observe(selected, batch, measured.losses)
-        batches.append([np.asarray(x) for x in (batch.rows, batch.weights, measured.losses)])
+        batches.append([np.asarray(x) for x in (batch.indices, batch.weights, measured.losses)])
     found = program.evaluate(state.params, state.model_state, program.held_out)
     print(f"{method}: {100 * found.accuracy:.1f} % after {program.steps} steps")
     return found.accuracy, state, [np.stack(part) for part in zip(*batches, strict=True)]
