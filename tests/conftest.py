@@ -51,6 +51,7 @@ SLOW_NOTEBOOKS = {
 }
 
 
+SLOW_FILES = {"test_devices.py", "test_report_page.py", "test_cost_model.py"}  # many processes
 SLOW_CASES = {  # of tests whose other cases are quick
     "test_sizes_of_numbers_change_no_pick": {"partitioned", "lazy"},
     "test_a_setting_of_the_paper_takes_two_steps_on_stand_in_arrays": {"cifar10_resnet20"},
@@ -101,7 +102,8 @@ SLOW_CASES = {  # of tests whose other cases are quick
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         name, _, case = item.name.partition("[")
-        if item.path.name in SLOW_NOTEBOOKS or case.rstrip("]") in SLOW_CASES.get(name, ()):
+        slow_file = item.path.name in SLOW_FILES | SLOW_NOTEBOOKS
+        if slow_file or case.rstrip("]") in SLOW_CASES.get(name, ()):
             item.add_marker(pytest.mark.slow)
     if config.getoption("--slow"):
         return

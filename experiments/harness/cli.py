@@ -5,6 +5,7 @@ import dataclasses
 import io
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -50,6 +51,10 @@ def as_options(sentence: str) -> str:
     return re.sub(r"(?<![\w'\"./-])\w+", option, sentence)
 
 
+def _ignore(trouble: threading.ExceptHookArgs) -> None:
+    del trouble
+
+
 @contextlib.contextmanager
 def one_sentence(interrupted: str | Callable[[], str]) -> Iterator[None]:
     """End the program with one sentence, not a traceback, for what a user can cause or interrupt.
@@ -64,6 +69,7 @@ def one_sentence(interrupted: str | Callable[[], str]) -> Iterator[None]:
         print(f"{stop}; {told().removeprefix('interrupted; ')}", file=sys.stderr)
         sys.exit(128 + stop.number)
     except KeyboardInterrupt:
+        threading.excepthook = _ignore  # threads that write checkpoints end with this one
         sys.exit(told())
     except (UserError, FloatingPointError, OSError, data.DataError) as error:
         sys.exit(f"error: {error}")

@@ -82,6 +82,7 @@ def test_gaps_at_twenty_thousand(width, kernel):
     assert gaps(values, picks, 1.0 if kernel == "exponential" else values.max()).max() <= 1e-6
 
 
+@pytest.mark.slow
 def test_clusters_far_from_the_origin_stay_exact():
     rng = np.random.default_rng(2)
     centres = rng.normal(size=(40, 6)) * 30

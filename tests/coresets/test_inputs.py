@@ -190,6 +190,7 @@ def test_similarities_whose_diagonal_is_not_the_largest():
     assert found.weights.sum() == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dense", "lazy", "stochastic", "partitioned"])
 def test_sizes_of_numbers_change_no_pick(method):
     for metric in ("euclidean", "cosine"):
@@ -215,6 +216,7 @@ def test_chunks_come_in_many_forms():
     assert select_coreset_stream(Table(X.astype(float)).values, 5).indices.tolist() == WANT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chunks", "message"),
     [

@@ -96,6 +96,7 @@ def test_a_file_gives_the_very_training_that_arrays_give(method, tmp_path):
     assert (params == others).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["crest", "stratified"])
 def test_mini_batches_are_read_once_and_before_they_are_asked_for(method):
     read = Slow()

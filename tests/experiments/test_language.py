@@ -79,6 +79,7 @@ def fresh(config, pooling="cls", classes=3):
     return network, network.init(jax.random.key(0), example, train=False)["params"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [False, True])
 def test_hidden_states_are_those_of_transformers(kind, remat):
     compare_with_reference(ASSETS / f"tiny_{kind}", kind, remat)
