@@ -74,6 +74,7 @@ SLOW_CASES = {  # of tests whose other cases are quick
     "test_lists_change_no_pick": {"late"},
     "test_an_example_learns": {"equinox_loop", "nnx_loop", "linen_loop"},
     "test_methods_do_the_same_in_every_mode": {
+        "64 bits-crest",
         "64 bits-crest_paper",
         "64 bits-gradmatch",
         "strict-crest",
@@ -95,6 +96,7 @@ SLOW_CASES = {  # of tests whose other cases are quick
         "12",
         "16",
     },
+    "test_every_tensor_is_used_once_or_named": {"bert"},
     "crest_jax.diagnostics.trials.pilot": {""},
 }
 

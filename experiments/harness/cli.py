@@ -13,7 +13,7 @@ import tyro
 
 from crest_jax import CrestConfig, ExclusionConfig
 from experiments import data
-from experiments.harness.interrupts import Stopped
+from experiments.harness.interrupts import Stopped, remembering
 
 T = TypeVar("T")
 
@@ -64,7 +64,8 @@ def one_sentence(interrupted: str | Callable[[], str]) -> Iterator[None]:
     """
     told = interrupted if callable(interrupted) else lambda: interrupted
     try:
-        yield
+        with remembering():
+            yield
     except Stopped as stop:
         print(f"{stop}; {told().removeprefix('interrupted; ')}", file=sys.stderr)
         sys.exit(128 + stop.number)

@@ -36,6 +36,30 @@ class Asked:
     number: int | None = None
 
 
+EARLY = Asked()  # a Ctrl-C before anything listened
+
+
+@contextlib.contextmanager
+def remembering() -> Iterator[None]:
+    """Note a Ctrl-C beside raising it: Python loses what is raised in a destructor or a callback."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        EARLY.number = number
+        signal.default_int_handler(number, frame)
+
+    EARLY.number = None
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        EARLY.number = None
+
+
 @contextlib.contextmanager
 def listening() -> Iterator[Asked]:
     """Turn the first SIGINT or SIGTERM into a wish that the loop reads; a second one ends at once.
@@ -43,6 +67,7 @@ def listening() -> Iterator[Asked]:
     In a thread that may not handle signals nothing is caught.
     """
     asked = Asked()
+    asked.number = EARLY.number
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return

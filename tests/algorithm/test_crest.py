@@ -115,6 +115,7 @@ def test_error_is_exactly_zero_at_zero_step() -> None:
     assert max(drifted) > 0
 
 
+@pytest.mark.slow
 def test_step_and_error_are_right_under_adamw_with_weight_decay() -> None:
     tx = optax.adamw(0.02, weight_decay=0.3)
     history = train(CONFIG, tx, 60)

@@ -153,6 +153,7 @@ def test_records_are_read_one_by_one_or_many_at_once():
         assert found.labels.tolist() == LABELS[[7, 3]].tolist()
 
 
+@pytest.mark.slow
 def test_tensorflow_datasets_are_read_as_they_lie_on_the_disk(tmp_path):
     import tensorflow_datasets as tfds
 

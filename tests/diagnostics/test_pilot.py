@@ -100,6 +100,7 @@ def test_the_advice_follows_the_costs():
     assert (dear.subset_size, dear.max_interval, dear.max_coresets) == (256, 60, 60)
 
 
+@pytest.mark.slow
 def test_a_pilot_runs_the_trials_it_says_and_adds_up():
     lines, train, own = [], Trainer(), Trainer()
     found = pilot(

@@ -27,7 +27,7 @@ from experiments import train
 from experiments.config import TrainConfig
 from experiments.harness import checkpoints, run_folder
 from experiments.harness.cli import UserError
-from experiments.harness.interrupts import Stopped, listening
+from experiments.harness.interrupts import Stopped, listening, remembering
 from experiments.harness.options import NetworkConfig
 from experiments.harness.run_folder import Lock, finished_run, held_file, held_folder, open_folder
 
@@ -263,6 +263,21 @@ def test_an_interrupt_promises_what_is_there(tmp_path, monkeypatch, undisturbed,
     assert what in told[0]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_ctrl_c_that_python_loses_is_remembered():
+    class Swallows:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    with remembering():
+        one = Swallows()
+        del one
+        with listening() as asked:
+            assert asked.number == signal.SIGINT
+    with listening() as asked:
+        assert asked.number is None
+
+
 def test_ctrl_c_while_the_script_begins_promises_what_is_there(tmp_path):
     config = dataclasses.replace(SMALL, out=tmp_path / "run")
     process = started(config)
@@ -485,6 +500,7 @@ def test_no_checkpoint_is_written_between_bad_steps(tmp_path, monkeypatch):
     assert sorted(path.name for path in (config.out / "checkpoints").iterdir()) == ["34", "52"]
 
 
+@pytest.mark.slow
 def test_bad_steps_are_left_out_and_counted_where_that_is_asked_for(tmp_path, monkeypatch):
     config = dataclasses.replace(SMALL, out=tmp_path / "run", run=SKIPPING)
     spoilt(config, {5, 30, 31, 60}, monkeypatch)
