@@ -263,8 +263,16 @@ def test_an_interrupt_promises_what_is_there(tmp_path, monkeypatch, undisturbed,
     assert what in told[0]
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as Python begins with it: a shell lets what it runs in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_ctrl_c_that_python_loses_is_remembered():
+def test_a_ctrl_c_that_python_loses_is_remembered(ctrl_c):
     class Swallows:
         def __del__(self):
             signal.raise_signal(signal.SIGINT)
