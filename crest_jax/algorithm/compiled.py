@@ -169,18 +169,12 @@ def score_and_select(
     return held, noted, finite & jnp.all(all_finite)
 
 
-def _mean_loss(
-    problem: Problem, params: Params, model_state: ModelState, examples: Examples, weights: Array
-) -> Array:
-    logits, _ = problem.apply_fn(params, model_state, examples.inputs, train=False, rng=None)
-    return weighted_mean(per_example(problem.loss_fn, logits, examples.labels), weights)
-
-
 def probe_loss(
     problem: Problem, params: Params, model_state: ModelState, examples: Examples, weights: Array
 ) -> Array:
     """Return the weighted mean loss [] of the probe examples, in evaluation mode."""
-    return _mean_loss(problem, params, model_state, examples, weights)
+    logits, _ = problem.apply_fn(params, model_state, examples.inputs, train=False, rng=None)
+    return weighted_mean(per_example(problem.loss_fn, logits, examples.labels), weights)
 
 
 def curvature(
@@ -192,11 +186,10 @@ def curvature(
     weights: Array,
     moments: Moments,
 ) -> tuple[Moments, Params, Params, Array]:
-    """Return the moments, and the smoothed gradient and Hessian diagonal with the norm of the
-    latter."""
+    """Return the moments, the smoothed gradient and Hessian diagonal, and the diagonal's norm."""
 
     def loss(params: Params) -> Array:
-        return _mean_loss(problem, params, model_state, examples, weights)
+        return probe_loss(problem, params, model_state, examples, weights)
 
     smoothing = problem.config.smoothing
     beta1, beta2 = DECAYS[smoothing]

@@ -47,7 +47,7 @@ def lazy_greedy(oracle: Oracle, selectable: Array, quota: Array, size: int, capa
       The finished ``Run``; places beyond ``quota`` are 0.
     """
     total = selectable.shape[0]
-    choose = _pick_one(_computed_round(oracle), _computed_cover(oracle))
+    choose = _pick_one(_computed_round(oracle), computed_cover(oracle))
 
     def refresh(run: Run) -> Run:
         bounds = jnp.where(run.bounds < 0, -1.0, oracle.all_bounds(run.cover))
@@ -146,7 +146,9 @@ def _computed_round(oracle: Oracle) -> Callable[[Run], Run]:
     return round_
 
 
-def _computed_cover(oracle: Oracle) -> Callable[[Run, Array], tuple[Array, Array]]:
+def computed_cover(oracle: Oracle) -> Callable[[Run, Array], tuple[Array, Array]]:
+    """Return the update of cover [c] and nearest pick [c] by a pick, its distances computed anew."""
+
     def update(run: Run, pick: Array) -> tuple[Array, Array]:
         values = oracle.exact(pick)
         closer = values < run.cover

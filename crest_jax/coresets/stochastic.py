@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from crest_jax.coresets.greedy import first_largest
-from crest_jax.coresets.lazy import _computed_cover, first_run
+from crest_jax.coresets.lazy import computed_cover, first_run
 from crest_jax.coresets.oracles import Oracle, gains_of
 from crest_jax.coresets.run import Run
 from crest_jax.types import Array
@@ -34,7 +34,7 @@ def stochastic_greedy(
     """
     run = first_run(oracle, selectable, size)
     run = run._replace(bounds=jnp.where(selectable, 0.0, -1.0))  # only who is free matters here
-    cover = _computed_cover(oracle)
+    cover = computed_cover(oracle)
     count = jnp.sum(selectable, dtype=jnp.int32)
     order = jnp.argsort(~selectable, stable=True).astype(jnp.int32)  # the selectable ones first
 
