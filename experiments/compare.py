@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 append_line(lines, result)
             head, *rows = method_table(results)
             text = table(head, rows)
-            source = made_by("compare", argv, results, config.jobs)
+            source = made_by(__file__, argv, results, config.jobs)
             (out / "summary.md").write_text(f"{source}\n\n{text}\n{EXPLANATION}", encoding="utf-8")
             figure = accuracy_figure(results)
             title = f"{config.run.dataset}, {config.run.model}, {len(config.seeds)} seed(s)"

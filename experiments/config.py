@@ -34,8 +34,18 @@ Method = Literal[
 METHODS: tuple[Method, ...] = get_args(Method)
 TEXT_DATASETS = ("rotten_tomatoes", "imdb", "snli", "texts")
 ENCODERS = ("minilm", "bert", "roberta")
-RESELECTING = ("craig", "gradmatch", "gradmatch_batch", "glister")
-PRUNING = ("dynamic_pruning", "dynamic_pruning_random")
+# The groups and options that a method reads beside those that every method reads.
+READS: dict[Method, tuple[str, ...]] = {
+    "crest": ("preset", "crest"),
+    "craig": ("baselines.reselections",),
+    "gradmatch": ("baselines.reselections",),
+    "gradmatch_batch": ("baselines.reselections",),
+    "glister": ("baselines.reselections",),
+    "el2n": ("baselines.scoring_networks",),
+    "top_loss": ("baselines.pool_factor",),
+    "dynamic_pruning": ("preset", "crest.exclusion"),
+    "dynamic_pruning_random": ("preset", "crest.exclusion"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +113,14 @@ class TrainConfig:
         """Return the options that were given and that data, network or optimizer do not read."""
         on_text = self.dataset in TEXT_DATASETS
         found: list[tuple[str, str]] = []
-        if not on_text:
-            found += [(f"text.{name}", f"{self.dataset} is no text") for name in changed(self.text)]
         if on_text:
             found += [(f"network.{name}", "it is for images") for name in changed(self.network)]
-            found += [("data.augment", "it is for images")] if self.data.augment else []
-            found += (
-                [("machine.shard", "tokens lie whole on each device")] if self.machine.shard else []
-            )
+            if self.data.augment:
+                found.append(("data.augment", "it is for images"))
+            if self.machine.shard:
+                found.append(("machine.shard", "tokens lie whole on each device"))
+        else:
+            found += [(f"text.{name}", f"{self.dataset} is no text") for name in changed(self.text)]
         if self.network.imagenet_stem and not self.model.startswith("resnet"):
             found.append(("network.imagenet-stem", f"{self.model} is no residual network"))
         if self.data.dir is not None and self.dataset not in WITH_FOLDER:
@@ -122,37 +132,29 @@ class TrainConfig:
 
     def unused_by(self, methods: Sequence[Method]) -> str | None:
         """Return a sentence about an option that was given and that none of the methods reads."""
-        read: set[str] = set()
-        for method in methods:
-            read |= {"crest": {"crest", "preset"}, "top_loss": {"pool-factor"}}.get(method, set())
-            read |= {"el2n": {"scoring-networks"}}.get(method, set())
-            if method in PRUNING:
-                read |= {"crest.exclusion", "preset"}
-            if method in RESELECTING:
-                read.add("reselections")
-        given = [(f"crest.{name}", "crest") for name in changed(self.crest)]
-        given += [(f"baselines.{name}", name) for name in changed(self.baselines)]
-        given += [("preset", "preset")] if self.preset != "recommended" else []
-        for option, group in given:
-            if group not in read and option not in read:
+        read = {name for method in methods for name in READS.get(method, ())}
+        given = [f"crest.{name}" for name in changed(self.crest, "_")]
+        given += [f"baselines.{name}" for name in changed(self.baselines, "_")]
+        given += ["preset"] if self.preset != "recommended" else []
+        for option in given:
+            if not read & {option, option.partition(".")[0]}:
                 return (
-                    f"--{option} has no effect here and must be left out; {' and '.join(methods)} "
-                    f"{'does' if len(methods) == 1 else 'do'} not read it."
+                    f"--{option.replace('_', '-')} has no effect here and must be left out; "
+                    f"{' and '.join(methods)} {'does' if len(methods) == 1 else 'do'} not read it."
                 )
         return None
 
     def for_method(self, method: Method) -> "TrainConfig":
         """Return the options of a run by another method, without those that it does not read."""
-        own = {"top_loss": "pool_factor", "el2n": "scoring_networks"}.get(method, "reselections")
-        baselines = BaselineConfig(**{own: getattr(self.baselines, own)})
-        if own == "reselections" and method not in RESELECTING:
-            baselines = BaselineConfig()
-        crest, preset = self.crest, self.preset
-        if method in PRUNING:
-            crest = CrestOptions(exclusion=crest.exclusion)
-        elif method != "crest":
-            crest, preset = CrestOptions(), "recommended"
-        return dataclasses.replace(self, method=method, baselines=baselines, crest=crest, preset=preset)
+        plain, kept = TrainConfig(), {}
+        for group in ("preset", "crest", "baselines"):
+            own, default = getattr(self, group), getattr(plain, group)
+            names = [name.partition(".")[2] for name in READS.get(method, ()) if name.startswith(group)]
+            changes = {name: getattr(own, name) for name in names if name}
+            kept[group] = own if "" in names else default
+            if changes:
+                kept[group] = dataclasses.replace(default, **changes)
+        return dataclasses.replace(self, method=method, **kept)
 
     def crest_config(self, steps: int, num_examples: int) -> CrestConfig:
         """Return the settings of CREST for so many steps on so many examples.

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -86,16 +87,23 @@ def _settle(cores: Any) -> None:
         os.sched_setaffinity(0, own)
 
 
-def command_line(script: str, argv: Sequence[str] | None = None) -> str:
-    """Return the command that the program was started with, or that ``argv`` stands for."""
+def command_line(file: str, argv: Sequence[str] | None = None) -> str:
+    """Return the command that a script was started with, or that ``argv`` stands for.
+
+    ``file`` is the script's ``__file__``.
+
+    >>> command_line(__file__, ["--out", "runs/a"])
+    'python -m experiments.sweep --out runs/a'
+    """
     arguments = sys.argv[1:] if argv is None else argv
-    return shlex.join(["python", "-m", f"experiments.{script}", *arguments])
+    inside = Path(file).resolve().relative_to(Path(__file__).resolve().parent).with_suffix("")
+    return shlex.join(["python", "-m", ".".join(["experiments", *inside.parts]), *arguments])
 
 
-def made_by(script: str, argv: Sequence[str] | None, results: list[dict[str, Any]], jobs: int) -> str:
+def made_by(file: str, argv: Sequence[str] | None, results: list[dict[str, Any]], jobs: int) -> str:
     """Return the line that says how results were made: command, commits and machine."""
     commits = ", ".join(sorted({str(result["commit"]) for result in results}))
     return (
-        f"`{command_line(script, argv)}` at commit {commits}, on {results[0]['device']}, "
+        f"`{command_line(file, argv)}` at commit {commits}, on {results[0]['device']}, "
         f"{os.cpu_count()} cores, {jobs} run(s) at a time"
     )

@@ -12,7 +12,7 @@ from crest_jax.algorithm.config import CrestConfig
 from crest_jax.algorithm.regions import relative_error
 from crest_jax.coresets.mini_batch import class_side, medoids
 from crest_jax.data.devices import whole
-from crest_jax.data.exclusion import Exclusion, importance_weights, observe
+from crest_jax.data.exclusion import Exclusion, importance_weights, observe, share_drawn
 from crest_jax.gradients.curvature import DECAYS, Moments, draw_probes, gradient_and_diagonal, smooth
 from crest_jax.gradients.embeddings import in_chunks
 from crest_jax.gradients.losses import per_example, weighted_mean
@@ -39,11 +39,6 @@ class Problem(NamedTuple):
     embed_fn: EmbedFn
     largest_share: float
     mesh: Mesh | None
-
-    @property
-    def keep(self) -> float:
-        """Share of the excluded examples that is drawn all the same."""
-        return 0.0 if self.config.exclusion is None else self.config.exclusion.keep_fraction
 
 
 class Compiled(NamedTuple):
@@ -140,7 +135,8 @@ def score_and_select(
     mesh, own = problem.mesh, problem.config.exclusion
     strata = classes[indices].astype(jnp.int32)
     left_at = exclusion.inactive.left_at
-    sample_weights = importance_weights(left_at, indices, problem.keep) if problem.keep > 0 else None
+    keep = share_drawn(own)
+    sample_weights = importance_weights(left_at, indices, keep) if keep > 0 else None
     chosen = partial(_choose, problem, num_classes)
     if mesh is None:
         own_weights = None if sample_weights is None else sample_weights[0]

@@ -108,6 +108,16 @@ class ExclusionConfig:
         return cls(threshold=0.1, window=window, cooldown=None, keep_fraction=0.0)
 
 
+def share_drawn(exclusion: ExclusionConfig | None) -> float:
+    """Return the share of the excluded examples that is drawn all the same.
+
+    Example:
+      >>> share_drawn(None), share_drawn(ExclusionConfig.recommended())
+      (0.0, 0.25)
+    """
+    return 0.0 if exclusion is None else exclusion.keep_fraction
+
+
 class Exclusion(NamedTuple):
     """Who is excluded, and what was observed in the current window: one byte an example.
 

@@ -17,6 +17,7 @@ from crest_jax.data.exclusion import (
     importance_weights,
     init_exclusion,
     observe_losses,
+    share_drawn,
 )
 from crest_jax.data.prefetch import Lookahead
 from crest_jax.data.quotas import rows_needed
@@ -43,11 +44,6 @@ class PoolRules(NamedTuple):
     capacity: int
     skip_nonfinite: bool
     mesh: Mesh | None
-
-    @property
-    def keep(self) -> float:
-        """Share of the excluded examples that is drawn all the same."""
-        return 0.0 if self.exclusion is None else self.exclusion.keep_fraction
 
     def excludes(self, step: int) -> bool:
         """Return whether examples may be excluded at a step."""
@@ -85,8 +81,8 @@ def make_rules(
     Example:
       >>> from crest_jax.data.classes import classes_of
       >>> rules = make_rules(classes_of([0, 1]), largest_draw=2, exclusion=None, capacity=1)
-      >>> rules.keep, rules.needed.tolist()
-      (0.0, [1, 1])
+      >>> rules.needed.tolist()
+      [1, 1]
     """
     strata = make_strata(classes.codes, classes.number, mesh=mesh)
     needed = rows_needed(classes.codes, classes.number, largest_draw)
@@ -168,7 +164,8 @@ def draw(
     """
     one = weighted_subset if ahead is None else partial(ahead.draw, weighted_subset)
     inactive = pool.exclusion.inactive
-    found = one(pool.stream, rules.strata, inactive.left_at, inactive.counts, size, rules.keep)
+    share = share_drawn(rules.exclusion)
+    found = one(pool.stream, rules.strata, inactive.left_at, inactive.counts, size, share)
     stream, indices, weights = found
     return pool._replace(stream=stream), indices, weights
 

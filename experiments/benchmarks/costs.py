@@ -288,7 +288,7 @@ def main() -> None:
                      f"{middle / step:.2f}"]
                 )  # fmt: skip
             text = (
-                f"`{command_line('bench_costs')}` at commit {commit()}, "
+                f"`{command_line(__file__)}` at commit {commit()}, "
                 f"on {jax.devices()[0].device_kind}\n\n"
                 + table(["what", "median ms", "quartiles", "steps"], rows)
                 + "\n\nVariance of a coreset's mean embedding, over that of a stratified batch of m:"

@@ -177,7 +177,7 @@ def main() -> None:
             lines = measure(config)
             for line in lines:
                 append_line(out / "curvature.jsonl", line)
-            made = made_by("bench_curvature", None, lines, 1)
+            made = made_by(__file__, None, lines, 1)
             inputs = " x ".join(map(str, lines[0]["inputs"]))
             text = f"{made}; inputs {inputs}\n\n{as_table(lines)}\n{EXPLANATION}"
             (out / "curvature.md").write_text(text, encoding="utf-8")

@@ -269,7 +269,7 @@ def main() -> None:
                 with context.Pool(1) as pool:
                     lines.append(pool.apply(measure, (count, *files, config.steps, config.rounds)))
                 append_line(config.out / "large.jsonl", lines[-1])
-            text = f"{made_by('benchmarks.large', None, lines, 1)}\n\n{as_table(lines)}\n{EXPLANATION}"
+            text = f"{made_by(__file__, None, lines, 1)}\n\n{as_table(lines)}\n{EXPLANATION}"
             (config.out / "large.md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -317,7 +317,7 @@ def main() -> None:
                 base = found if base is None else base
                 lines.append(compared(line, found, base))
                 append_line(out / "devices.jsonl", lines[-1])
-            made = made_by("bench_devices", None, lines, 1)
+            made = made_by(__file__, None, lines, 1)
             text = f"{made}\n\n{as_table(lines, config.run)}\n{EXPLANATION}"
             (out / "devices.md").write_text(text, encoding="utf-8")
     print(text)

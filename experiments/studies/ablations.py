@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             lines.unlink(missing_ok=True)
             for run in runs:
                 append_line(lines, run)
-            made = made_by("studies.ablations", argv, runs, config.jobs)
+            made = made_by(__file__, argv, runs, config.jobs)
             made += f", {len(config.seeds)} seeds, {runs[0]['steps']} steps"
             text = summarise(config, runs)
             (config.out / "summary.md").write_text(f"{made}\n\n{text}\n", encoding="utf-8")

@@ -222,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             lines.unlink(missing_ok=True)
             for run in runs:
                 append_line(lines, run)
-            made = made_by("studies.equal_time", argv, runs, config.jobs)
+            made = made_by(__file__, argv, runs, config.jobs)
             parts = [f"{made}, seeds {' '.join(map(str, config.seeds))}"]
             for name in config.settings:
                 options, own = SETTINGS[name], [run for run in runs if run["setting"] == name]

@@ -155,7 +155,7 @@ def measure(config: FewPicksConfig, lines: list[dict[str, Any]]) -> Iterator[dic
     """Measure what is not among ``lines``; yield a line for each point and pair of sizes."""
     sources: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     fine: dict[tuple[str, int], np.ndarray] = {}
-    made = {"command": command_line("few_picks"), "commit": commit(), **machine()}
+    made = {"command": command_line(__file__), "commit": commit(), **machine()}
     there = {(line["setting"], line["seed"], line["epochs"]) for line in lines}
     wanted = [
         (name, seed)

@@ -227,7 +227,7 @@ def main() -> None:
             for row in results:
                 append_line(config.run.out / "gradient_quality.jsonl", row)
             text = summarise(results)
-            made = f"`{command_line('studies.gradient_quality')}` at commit {commit()}"
+            made = f"`{command_line(__file__)}` at commit {commit()}"
             (config.run.out / "gradient_quality.md").write_text(f"{made}\n\n{text}\n", encoding="utf-8")
             print(text)
 

@@ -143,7 +143,7 @@ def main() -> None:
             pilots = [line for line in read_lines(lines) if line["setting"] in leads]
             text = summarise(pilots, leads)
             commits = ", ".join(sorted({str(line["commit"]) for line in pilots}))
-            made = f"`{command_line('studies.pilot_check')}` at commit {commits}"
+            made = f"`{command_line(__file__)}` at commit {commits}"
             (config.out / "pilot_check.md").write_text(f"{made}\n\n{text}\n", encoding="utf-8")
             draw(pilots, leads, config.out / "pilot_check.png")
     print(text)
