@@ -8,9 +8,10 @@ from crest_jax.baselines.random import random_batches, stratified_batches
 from crest_jax.coresets.select import plan_coreset, select_coreset
 from crest_jax.coresets.sharded import select_coreset_sharded
 from crest_jax.coresets.stream import select_coreset_stream
+from crest_jax.data.adapters import from_frame, from_records
 from crest_jax.data.devices import place
 from crest_jax.data.exclusion import ExclusionConfig
-from crest_jax.data.host import HostSource, read_records
+from crest_jax.data.host import HostSource
 from crest_jax.data.sources import ArraySource
 from crest_jax.gradients.embeddings import last_layer_gradients, logit_gradients, sketched_gradients
 from crest_jax.gradients.losses import cross_entropy
@@ -46,13 +47,14 @@ __all__ = [
     "cross_entropy",
     "dynamic_pruning",
     "fit",
+    "from_frame",
+    "from_records",
     "last_layer_gradients",
     "logit_gradients",
     "make_evaluate",
     "place",
     "plan_coreset",
     "random_batches",
-    "read_records",
     "select_coreset",
     "select_coreset_sharded",
     "select_coreset_stream",

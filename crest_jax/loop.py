@@ -1,8 +1,8 @@
 """The training loop and evaluation, built from public pieces only."""
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import numpy as np
 
 from crest_jax import _checks
 from crest_jax.data.sources import padded_chunks
-from crest_jax.gradients.losses import cross_entropy, labels_fit, per_example
+from crest_jax.gradients.losses import cross_entropy, label_span, labels_fit, per_example
 from crest_jax.types import (
     ApplyFn,
     Array,
@@ -97,21 +97,31 @@ def fit(
     return train_state
 
 
-class Evaluation(NamedTuple):
-    """Means over every example of a data set.
+def accuracy(logits: Array, labels: Array) -> Array:
+    """Return 1 where the highest of the logits [b, c] is that of the label [b], else 0, float32 [b].
 
-    Attributes:
-      loss: mean loss.
-      accuracy: share of right predictions, in [0, 1].
+    Of sequences and images, logits [b, ..., c], it is the share of the positions.
+
+    Example:
+      >>> accuracy(jnp.array([[0.0, 1.0], [2.0, 0.0]]), jnp.array([1, 1])).tolist()
+      [1.0, 0.0]
     """
+    right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    return jnp.mean(right, axis=tuple(range(1, right.ndim)))
 
-    loss: float
-    accuracy: float
+
+# (logits [b, ...], labels [b, ...]) -> values [b]
+MetricFn = Callable[[Any, Any], Array]
+Evaluate = Callable[[Params, ModelState, Source], dict[str, float]]
 
 
 def make_evaluate(
-    apply_fn: ApplyFn, loss_fn: LossFn = cross_entropy, *, chunk_size: int = 500
-) -> Callable[[Params, ModelState, Source], Evaluation]:
+    apply_fn: ApplyFn,
+    loss_fn: LossFn = cross_entropy,
+    *,
+    metrics: Mapping[str, MetricFn] | None = None,
+    chunk_size: int = 500,
+) -> Evaluate:
     """Return a function that evaluates a model on every row of a source.
 
     The last chunk is padded and masked, so one compiled program serves all chunks and no row is
@@ -120,11 +130,17 @@ def make_evaluate(
     Args:
       apply_fn: the model; called in evaluation mode.
       loss_fn: per-example losses.
+      metrics: name -> function (logits, labels) -> one number for each example, as ``accuracy``. None:
+        the accuracy where the loss is ``cross_entropy``, else none.
       chunk_size: rows per call.
 
+    Returns:
+      A function ``(params, model_state, source) -> {"loss": its mean, name: mean of the metric, ...}``.
+
     Raises:
-      ValueError: when ``chunk_size`` is below 1 or, on the call, when the source is empty, ``loss_fn``
-        returns not one loss for each example, or a label has no logit.
+      ValueError: when ``chunk_size`` is below 1, a metric is called "loss" or, on the call, when the
+        source is empty, ``loss_fn`` or a metric returns not one number for each example, or a label has
+        no logit.
 
     Example:
       >>> from crest_jax.data.sources import ArraySource
@@ -132,24 +148,37 @@ def make_evaluate(
       ...     return jnp.tile(params, (len(inputs), 1)), state
       >>> source = ArraySource(np.zeros((3, 1)), np.array([1, 1, 0]))
       >>> evaluate = make_evaluate(constant, chunk_size=2)
-      >>> round(evaluate(jnp.array([0.0, 1.0]), {}, source).accuracy, 4)
-      0.6667
+      >>> found = evaluate(jnp.array([0.0, 1.0]), {}, source)
+      >>> {name: round(value, 4) for name, value in found.items()}
+      {'loss': 0.6466, 'accuracy': 0.6667}
+      >>> error = lambda z, y: jnp.abs(z[:, 0] - y)
+      >>> evaluate = make_evaluate(constant, error, metrics={"above": lambda z, y: z[:, 0] > y})
+      >>> evaluate(jnp.array([1.0]), {}, ArraySource(np.zeros((2, 1)), np.array([0.5, 2.5])))
+      {'loss': 1.0, 'above': 0.5}
     """
     _checks.positive_int("chunk_size", chunk_size)
+    if metrics is None:
+        metrics = {"accuracy": accuracy} if loss_fn is cross_entropy else {}
+    _checks.require(
+        "loss" not in metrics,
+        'metrics hold a metric called "loss", which is what the loss is called; rename it.',
+    )
+    wanted = dict(metrics)
 
-    def logits_of(params: Params, model_state: ModelState, inputs: Array) -> Array:
+    def logits_of(params: Params, model_state: ModelState, inputs: Any) -> Any:
         return apply_fn(params, model_state, inputs, train=False, rng=None)[0]
 
     @jax.jit
     def sums(
         params: Params, model_state: ModelState, examples: Examples, mask: Array
-    ) -> tuple[Array, Array]:
+    ) -> dict[str, Array]:
         logits = logits_of(params, model_state, examples.inputs)
-        losses = per_example(loss_fn, logits, examples.labels)
-        correct = jnp.argmax(logits, axis=1) == examples.labels
-        return jnp.sum(jnp.where(mask, losses, 0.0)), jnp.sum(correct & mask)
+        values = {"loss": per_example(loss_fn, logits, examples.labels)}
+        for name, metric in wanted.items():
+            values[name] = _one_each(name, metric(logits, examples.labels), len(mask))
+        return {name: jnp.sum(jnp.where(mask, each, 0.0)) for name, each in values.items()}
 
-    def evaluate(params: Params, model_state: ModelState, source: Source) -> Evaluation:
+    def evaluate(params: Params, model_state: ModelState, source: Source) -> dict[str, float]:
         count = len(source)
         _checks.require(
             count > 0, "the source holds 0 examples but must hold at least one; pass data to evaluate."
@@ -158,11 +187,22 @@ def make_evaluate(
             sums(params, model_state, source.take(jnp.asarray(positions)), jnp.asarray(mask))
             for positions, mask in padded_chunks(count, chunk_size)
         ]
-        loss, correct = np.asarray(parts, np.float64).sum(axis=0).tolist()
-        if loss_fn is cross_entropy and math.isnan(loss):
+        names = ["loss", *wanted]
+        totals = np.asarray([[part[name] for name in names] for part in parts], np.float64).sum(axis=0)
+        span = label_span(getattr(source, "labels", None)) if loss_fn is cross_entropy else None
+        if span is not None and math.isnan(totals[0]):
             inputs = source.take(jnp.zeros(1, jnp.int32)).inputs
-            logits = jax.eval_shape(logits_of, params, model_state, inputs)
-            labels_fit(int(np.max(source.labels)), logits.shape[1])
-        return Evaluation(loss / count, correct / count)
+            labels_fit(span, jax.eval_shape(logits_of, params, model_state, inputs).shape[-1])
+        return dict(zip(names, (totals / count).tolist(), strict=True))
 
     return evaluate
+
+
+def _one_each(name: str, values: Array, count: int) -> Array:
+    shape = np.shape(values)
+    _checks.require(
+        shape == (count,),
+        f"the metric {name!r} returned shape {shape} for {count} examples but must return one number "
+        f"for each, shape ({count},); average over an example's positions, not over examples.",
+    )
+    return values

@@ -19,29 +19,30 @@ ModelState = Any
 
 
 class Examples(NamedTuple):
-    """Examples as a model takes them.
+    """Examples as a model and its loss take them.
 
     Attributes:
-      inputs: [b, ...].
-      labels: [b], int32.
+      inputs: an array [b, ...], or a pytree of such arrays (a dict of token ids and a mask, say).
+      labels: what the loss compares with: classes [b], int32, or any array [b, ...] or pytree of such
+        (numbers, masks, tokens); None where the loss needs none.
     """
 
-    inputs: Array
-    labels: Array
+    inputs: PyTree
+    labels: PyTree
 
 
 class Batch(NamedTuple):
     """One mini-batch: the loss of a step is ``sum(weights * losses) / sum(weights)``.
 
     Attributes:
-      inputs: [m, ...].
-      labels: [m], int32.
+      inputs: [m, ...], an array or a pytree of arrays.
+      labels: [m, ...], an array or a pytree of arrays; see ``Examples``.
       weights: [m], float32, positive.
       indices: [m], int32, positions in the data set.
     """
 
-    inputs: Array
-    labels: Array
+    inputs: PyTree
+    labels: PyTree
     weights: Array
     indices: Array
 
@@ -77,17 +78,16 @@ class Factored(NamedTuple):
 class Source(Protocol):
     """Random access to a data set.
 
-    A source may also have ``mesh``, the devices that its examples lie on, and ``prefetch(indices)``,
-    which starts to fetch examples that ``take`` will be asked for soon; see ``ArraySource`` and
-    ``HostSource``.
+    A source may also have ``labels``, those of all examples on the host, ``mesh``, the devices that its
+    examples lie on, and ``prefetch(indices)``, which starts to fetch examples that ``take`` will be
+    asked for soon; see ``ArraySource`` and ``HostSource``.
 
     Attributes:
-      labels: [n], int32, the class of every example, for stratified draws.
-      num_classes: c, classes that there are.
+      classes: [n], whole numbers or strings, the class of every example, for stratified draws and
+        choices; None: draws are not stratified.
     """
 
-    labels: np.ndarray
-    num_classes: int
+    classes: np.ndarray | None
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -104,18 +104,34 @@ class ApplyFn(Protocol):
     """
 
     def __call__(
-        self, params: Params, model_state: ModelState, inputs: Array, *, train: bool, rng: Array | None
-    ) -> tuple[Array, ModelState]:
-        """Return the logits [b, c] and the model state."""
+        self, params: Params, model_state: ModelState, inputs: PyTree, *, train: bool, rng: Array | None
+    ) -> tuple[PyTree, ModelState]:
+        """Return the logits, [b, c] or whatever the loss takes, and the model state."""
 
 
 # (name, function, *arguments) -> function(*arguments), timed or traced under that name
 PhaseFn = Callable[..., Any]
-LossFn = Callable[[Array, Array], Array]  # (logits [b, c], labels [b]) -> losses [b]
-# (params, model_state, examples [b]) -> (embeddings: a pytree of arrays [b, ...], losses [b])
-EmbedFn = Callable[[Params, ModelState, Examples], tuple[PyTree, Array]]
-# (params, model_state, inputs [b, ...]) -> (features [b, d], logits [b, c]), in evaluation mode
-FeaturesFn = Callable[[Params, ModelState, Array], tuple[Array, Array]]
+# (logits [b, ...], labels [b, ...]) -> losses [b], each a function of its own example only
+LossFn = Callable[[PyTree, PyTree], Array]
+# (params, model_state, inputs) -> (features [b, ..., d], logits [b, ..., c]), in evaluation mode
+FeaturesFn = Callable[[Params, ModelState, PyTree], tuple[Array, Array]]
+
+
+class EmbedFn(Protocol):
+    """What facility location compares examples by, and their losses.
+
+    An embedding of your own is any function of this form that ``jit`` can trace. Row ``i`` of each leaf
+    depends on example ``i`` only, and distances between rows say how differently two examples would
+    move the parameters. Leaves are one array [b, d], or a ``Factored`` pair for outer products; they
+    are compared in float32. It is called in evaluation mode, on chunks of a subset, in one program with
+    the choice. An attribute ``backward_passes`` says how many gradients it takes for each example, for
+    the count of work; without one it counts as none.
+    """
+
+    def __call__(
+        self, params: Params, model_state: ModelState, examples: Examples
+    ) -> tuple[PyTree, Array]:
+        """Return the embeddings [b, d] of examples [b], and their losses [b]."""
 
 
 def ignore_losses(state: Any, batch: Batch, losses: Array) -> Any:

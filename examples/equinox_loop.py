@@ -48,7 +48,7 @@ def main(steps=200):
         state, batch = selector.next_batch(state)
         params, opt_state, losses = train_step(params, opt_state, batch)
         state = selector.observe(state, batch, losses)
-    accuracy = make_evaluate(apply_fn)(params, {}, test).accuracy
+    accuracy = make_evaluate(apply_fn)(params, {}, test)["accuracy"]
     print(f"{100 * accuracy:.1f} % of {len(test)} test images, {state.num_regions} regions")
     return accuracy
 

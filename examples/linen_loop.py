@@ -56,7 +56,7 @@ def main(steps=200):
         state, batch = selector.next_batch(state)
         params, model_state, opt_state, losses = train_step(params, model_state, opt_state, batch)
         state = selector.observe(state, batch, losses)
-    accuracy = make_evaluate(apply_fn)(params, model_state, test).accuracy
+    accuracy = make_evaluate(apply_fn)(params, model_state, test)["accuracy"]
     print(f"{100 * accuracy:.1f} % of {len(test)} test images")
     return accuracy
 

@@ -59,7 +59,7 @@ def main(steps=200):
             params, model_state, opt_state, batch, jax.random.fold_in(key, step)
         )
         state = selector.observe(state, batch, losses)
-    accuracy = make_evaluate(apply_fn)(params, model_state, test).accuracy
+    accuracy = make_evaluate(apply_fn)(params, model_state, test)["accuracy"]
     print(f"{100 * accuracy:.1f} % of {len(test)} test images, {state.num_regions} regions")
     return accuracy
 

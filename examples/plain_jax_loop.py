@@ -59,7 +59,7 @@ def main(steps=200):
         view=lambda state: (state[0], {}),
         losses=lambda losses: losses,  # what the step computed anyway tells what is learned
     )
-    accuracy = make_evaluate(apply_fn)(params, {}, test).accuracy
+    accuracy = make_evaluate(apply_fn)(params, {}, test)["accuracy"]
     print(f"{100 * accuracy:.1f} % of {len(test)} test images")
     return accuracy
 

@@ -77,16 +77,13 @@ class PilotConfig:
 
 def split(dataset: Any, seed: int) -> tuple[ArraySource, ArraySource]:
     """Return training rows, and rows to judge by: validation rows, or a tenth of the training rows."""
-    inputs, labels, classes = dataset.train_inputs, dataset.train_labels, dataset.num_classes
+    inputs, labels = dataset.train_inputs, dataset.train_labels
     if dataset.validation_inputs is not None and dataset.validation_labels is not None:
-        judges = ArraySource(dataset.validation_inputs, dataset.validation_labels, classes)
-        return ArraySource(inputs, labels, classes), judges
+        judges = ArraySource(dataset.validation_inputs, dataset.validation_labels)
+        return ArraySource(inputs, labels), judges
     held = np.zeros(len(labels), bool)
     held[np.random.default_rng(seed).choice(len(labels), len(labels) // 10, replace=False)] = True
-    return (
-        ArraySource(inputs[~held], labels[~held], classes),
-        ArraySource(inputs[held], labels[held], classes),
-    )
+    return ArraySource(inputs[~held], labels[~held]), ArraySource(inputs[held], labels[held])
 
 
 def ask(setting: Setting, seconds: float, seed: int = 0) -> Pilot:
@@ -123,7 +120,7 @@ def ask(setting: Setting, seconds: float, seed: int = 0) -> Pilot:
 
         return pilot(
             functools.partial(train_at, setting.options("stratified", seed).optim.learning_rate),
-            lambda params, model_state: evaluation(params, model_state, judges).accuracy,
+            lambda params, model_state: evaluation(params, model_state, judges)["accuracy"],
             apply_fn,
             source,
             steps=config.steps(len(dataset.train_labels)),

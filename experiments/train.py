@@ -30,7 +30,6 @@ from tqdm import tqdm
 
 from crest_jax import place
 from crest_jax.data.devices import in_all_processes
-from crest_jax.loop import Evaluation
 from experiments.config import TrainConfig
 from experiments.harness.build import SKIPPED_IN_A_ROW, Program, TrainState, make_program, shared
 from experiments.harness.checkpoints import Checkpoints, newest_checkpoint, sha256
@@ -247,7 +246,7 @@ def _run(
                 result = timer(
                     "evaluation", program.evaluate, state.params, state.model_state, program.held_out
                 )
-                evaluated, accuracy = evaluated + len(program.held_out), result.accuracy
+                evaluated, accuracy = evaluated + len(program.held_out), result["accuracy"]
                 row = record(result, kind="evaluation", step=done, train_loss=float(measured.loss))
                 note(row | {"seconds": timer.training, **skipped_steps(state)})
             if done in saves and done < program.steps and not doubtful(held.network):
@@ -298,15 +297,15 @@ def _metrics(
     program: Program,
     state: TrainState,
     selected: Any,
-    result: Evaluation,
+    result: dict[str, float],
     evaluated: int,
 ) -> dict[str, Any]:
     work = getattr(selected, "work", None)
     trained = program.steps * program.batch_size
     seconds = program.timer.totals()
     metrics = {
-        f"{config.data.evaluate_on}_accuracy": result.accuracy,
-        f"{config.data.evaluate_on}_loss": result.loss,
+        f"{config.data.evaluate_on}_accuracy": result["accuracy"],
+        f"{config.data.evaluate_on}_loss": result["loss"],
         "class_names": list(program.class_names),
         "steps": program.steps,
         "full_steps": program.full_steps,

@@ -152,7 +152,7 @@ for name, selection in methods.items():
         view=view,
         on_event=events.append,
     )
-    accuracy[name] = evaluate(*view(trained), test).accuracy
+    accuracy[name] = evaluate(*view(trained), test)["accuracy"]
     print(f"{name}: {100 * accuracy[name]:.1f} % of the test images right after {STEPS} steps")
 print(f"CREST: {events[-1].num_regions} regions, {events[-1].excluded} learned images excluded")
 assert min(accuracy.values()) > 0.8

@@ -86,8 +86,8 @@ def train(method):
         selected = program.selection.observe(selected, batch, measured.losses)
         batches.append([np.asarray(x) for x in (batch.indices, batch.weights, measured.losses)])
     found = program.evaluate(state.params, state.model_state, program.held_out)
-    print(f"{method}: {100 * found.accuracy:.1f} % after {program.steps} steps")
-    return found.accuracy, state, [np.stack(part) for part in zip(*batches, strict=True)]
+    print(f"{method}: {100 * found['accuracy']:.1f} % after {program.steps} steps")
+    return found["accuracy"], state, [np.stack(part) for part in zip(*batches, strict=True)]
 
 
 random_accuracy, _, _ = train("stratified")

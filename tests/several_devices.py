@@ -107,12 +107,12 @@ def build(mesh, kind, folder):
     if kind == "host":
         path = folder / f"inputs{jax.process_index()}.npy"
         np.save(path, inputs)
-        return HostSource(np.load(path, mmap_mode="r"), labels, CLASSES, mesh=mesh)
+        return HostSource(np.load(path, mmap_mode="r"), labels, mesh=mesh)
     if kind == "shard":
         share = COUNT // jax.process_count()
         start = share * jax.process_index()
-        return ArraySource(inputs[start : start + share], labels, CLASSES, mesh=mesh, shard=True)
-    return ArraySource(inputs, labels, CLASSES, mesh=mesh)
+        return ArraySource(inputs[start : start + share], labels, mesh=mesh, shard=True)
+    return ArraySource(inputs, labels, mesh=mesh)
 
 
 def main():

@@ -12,7 +12,14 @@ from crest_jax.algorithm.config import CrestConfig
 from crest_jax.algorithm.regions import relative_error
 from crest_jax.coresets.mini_batch import class_side, medoids
 from crest_jax.data.devices import whole
-from crest_jax.data.exclusion import Exclusion, importance_weights, observe, share_drawn
+from crest_jax.data.exclusion import (
+    Exclusion,
+    Noted,
+    importance_weights,
+    noted_in,
+    observe,
+    share_drawn,
+)
 from crest_jax.gradients.curvature import DECAYS, Moments, draw_probes, gradient_and_diagonal, smooth
 from crest_jax.gradients.embeddings import in_chunks
 from crest_jax.gradients.losses import per_example, weighted_mean
@@ -126,11 +133,11 @@ def score_and_select(
     finite: Array,
     key: Array | None,
     num_classes: int,
-) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
+) -> tuple[tuple[Array, Array], Noted, Array]:
     """Score subsets, indices [g, r], one on each device, and put their coresets at ``slots`` [g].
 
     ``key`` is for mini-batches smaller than the number of classes. Returns the coresets held, the
-    observations with their number, and whether all was finite.
+    observations, and whether all was finite.
     """
     mesh, own = problem.mesh, problem.config.exclusion
     strata = classes[indices].astype(jnp.int32)
@@ -157,11 +164,11 @@ def score_and_select(
     picks, weights = (x.reshape(indices.shape[0], -1) for x in (picks, weights))
     picked = jnp.take_along_axis(indices, picks, axis=1)
     held = held[0].at[slots].set(picked, mode="drop"), held[1].at[slots].set(weights, mode="drop")
-    noted = exclusion.observations, exclusion.num_observations
+    noted = noted_in(exclusion)
     if own is not None:
         # What only fills the last turn of the devices was seen before; it comes last.
         number = jnp.sum(slots < held[0].shape[0], dtype=jnp.int32) * indices.shape[1]
-        noted = observe(*noted, indices.ravel(), losses, own.threshold, number)
+        noted = observe(noted, indices.ravel(), losses, own.threshold, number)
     return held, noted, finite & jnp.all(all_finite)
 
 

@@ -9,7 +9,7 @@ from crest_jax import _checks
 from crest_jax.algorithm.compiled import Compiled, Problem, compile_for
 from crest_jax.algorithm.config import CrestConfig
 from crest_jax.algorithm.nonfinite import TRIES
-from crest_jax.data.classes import classes_of
+from crest_jax.data.classes import classes_in
 from crest_jax.data.devices import num_devices
 from crest_jax.data.pool import PoolRules, make_rules
 from crest_jax.data.prefetch import Lookahead
@@ -74,7 +74,7 @@ def make_parts(
     phase: PhaseFn,
 ) -> Parts:
     """Check the data against the settings and compile what a run needs; arguments as of ``crest``."""
-    count, classes = len(source), classes_of(source.labels)
+    count, classes = len(source), classes_in(source)
     for name in ("subset_size", "probe_size"):
         _checks.require(
             getattr(config, name) <= count,
@@ -83,7 +83,7 @@ def make_parts(
     embed_fn = embed_fn or logit_gradients(apply_fn, loss_fn)
     mesh = getattr(source, "mesh", None)
     largest_share = float(np.bincount(classes.codes).max() / count)
-    loss_fn = fitting(loss_fn, source.labels)
+    loss_fn = fitting(loss_fn, source)
     rules = make_rules(
         classes,
         largest_draw=max(config.subset_size, config.probe_size),

@@ -25,7 +25,7 @@ def score(parts: Parts, state: CrestState, model: Model, drawn: list[Array]) -> 
         buffer, exclusion = state.buffer, state.pool.exclusion
         slots = first + turn * group + np.arange(group, dtype=np.int32)
         slots = np.where(slots < first + number, slots, config.max_coresets).astype(np.int32)
-        held, observed, finite = parts.compiled.score_and_select(
+        held, noted, finite = parts.compiled.score_and_select(
             *model,
             parts.source.take(flat[turn]),
             indices,
@@ -37,7 +37,7 @@ def score(parts: Parts, state: CrestState, model: Model, drawn: list[Array]) -> 
             state.key if config.batch_size < parts.num_classes else None,
             num_classes=parts.num_classes,
         )
-        seen = exclusion._replace(observations=observed[0], num_observations=observed[1])
+        seen = exclusion._replace(**noted._asdict())
         state = state._replace(
             buffer=buffer._replace(indices=held[0], weights=held[1]),
             pool=state.pool._replace(exclusion=seen),

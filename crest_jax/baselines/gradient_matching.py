@@ -10,7 +10,7 @@ import numpy as np
 from crest_jax import _checks
 from crest_jax.baselines.subset import Subset, subset_batches
 from crest_jax.coresets.greedy import first_largest
-from crest_jax.data.classes import classes_of
+from crest_jax.data.classes import classes_in
 from crest_jax.data.quotas import quotas_for
 from crest_jax.gradients.embeddings import checked_embedding, embed_rows, last_layer_gradients
 from crest_jax.gradients.losses import cross_entropy
@@ -230,7 +230,7 @@ def gradmatch(
     """
     _checks.in_range("ridge", ridge, 0.0, 1e6, open_low=True)
     embed = checked_embedding(last_layer_gradients(features_fn, loss_fn), loss_fn, source)
-    count, groups = len(source), classes_of(source.labels)
+    count, groups = len(source), classes_in(source)
     everything = np.arange(count)
     counts = np.bincount(groups.codes).astype(np.int32)
     quotas = quotas_for(counts[None], size, "proportional")[0].astype(np.int32)

@@ -5,7 +5,7 @@ import numpy as np
 
 from crest_jax.baselines.subset import Subset, subset_batches
 from crest_jax.coresets.select import select_coreset
-from crest_jax.data.classes import classes_of
+from crest_jax.data.classes import classes_in
 from crest_jax.gradients.embeddings import checked_embedding, embed_rows, logit_gradients
 from crest_jax.gradients.losses import cross_entropy
 from crest_jax.types import (
@@ -68,7 +68,7 @@ def craig(
         embed = checked_embedding(logit_gradients(apply_fn, loss_fn), loss_fn, source)
     else:
         embed = jax.jit(embed_fn)
-    rows, groups = np.arange(len(source)), classes_of(source.labels)
+    rows, groups = np.arange(len(source)), classes_in(source)
 
     def choose(key: Array, params: Params, model_state: ModelState) -> Subset:
         embeddings, _ = embed_rows(embed, params, model_state, source, rows)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from crest_jax import _checks
-from crest_jax.data.classes import classes_of
+from crest_jax.data.classes import classes_in
 from crest_jax.data.devices import place
 from crest_jax.data.sampler import RowStream, next_subset, open_stream
 from crest_jax.data.strata import make_strata
@@ -83,7 +83,7 @@ def top_loss_batches(
       >>> from crest_jax.data.sources import ArraySource
       >>> def linear(params, state, inputs, *, train, rng):
       ...     return inputs @ params, state
-      >>> source = ArraySource(np.diag([1.0, 2.0, 3.0, 4.0]), np.zeros(4, int), 2)
+      >>> source = ArraySource(np.diag([1.0, 2.0, 3.0, 4.0]), np.zeros(4, int))
       >>> selection = top_loss_batches(linear, source, 2, 4)
       >>> params = jnp.array([[0.0, 1.0]] * 4)
       >>> state, _ = selection.refresh(selection.init(jax.random.key(0), params, {}), params, {})
@@ -98,9 +98,9 @@ def top_loss_batches(
         f"pool_size is {pool_size} but must lie between batch_size, {batch_size}, and the number of "
         f"examples, {count}; choose a size there.",
     )
-    mesh, groups = getattr(source, "mesh", None), classes_of(source.labels)
+    mesh, groups = getattr(source, "mesh", None), classes_in(source)
     strata = make_strata(groups.codes, groups.number, mesh=mesh)
-    fitting_loss = fitting(loss_fn, source.labels)
+    fitting_loss = fitting(loss_fn, source)
 
     @jax.jit
     def highest(params: Params, model_state: ModelState, examples: Examples, rows: Array) -> Array:

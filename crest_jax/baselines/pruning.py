@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 from crest_jax import _checks
 from crest_jax.baselines.random import check_batch
 from crest_jax.data import pool
-from crest_jax.data.classes import classes_of, one_class
+from crest_jax.data.classes import classes_in, one_class
 from crest_jax.data.exclusion import ExclusionConfig
 from crest_jax.data.pool import Pool, PoolRules
 from crest_jax.data.prefetch import Lookahead
@@ -85,7 +85,7 @@ def dynamic_pruning(
     check_batch(batch_size, count)
     _checks.one_of("nonfinite", nonfinite, ("stop", "skip"))
     rules = pool.make_rules(
-        classes_of(source.labels) if stratified else one_class(count),
+        classes_in(source) if stratified else one_class(count),
         largest_draw=batch_size,
         exclusion=exclusion,
         capacity=(exclusion.window + 1) * batch_size,

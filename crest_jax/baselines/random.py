@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from crest_jax import _checks
-from crest_jax.data.classes import Classes, classes_of, one_class
+from crest_jax.data.classes import Classes, classes_in, one_class
 from crest_jax.data.devices import place
 from crest_jax.data.prefetch import Lookahead
 from crest_jax.data.sampler import RowStream, next_subset, open_stream
@@ -71,7 +71,7 @@ def stratified_batches(source: Source, batch_size: int) -> BatchSelector:
       >>> sorted(selection.next_batch(state)[1].labels.tolist())
       [0, 0, 1, 1]
     """
-    return _batches(source, batch_size, classes_of(source.labels))
+    return _batches(source, batch_size, classes_in(source))
 
 
 def check_batch(batch_size: int, count: int) -> None:

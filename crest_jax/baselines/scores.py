@@ -7,7 +7,7 @@ import numpy as np
 
 from crest_jax import _checks
 from crest_jax.baselines.subset import Subset, subset_batches
-from crest_jax.data.classes import classes_of
+from crest_jax.data.classes import classes_in
 from crest_jax.data.quotas import quotas_for
 from crest_jax.gradients.embeddings import checked_embedding, embed_rows, logit_gradients
 from crest_jax.gradients.losses import cross_entropy
@@ -62,7 +62,7 @@ def score_pruning(
       >>> sorted(state.strata.members.tolist())
       [1, 2]
     """
-    groups = classes_of(source.labels)
+    groups = classes_in(source)
     counts = np.bincount(groups.codes, minlength=groups.number)
 
     def checked(values: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
-from crest_jax.data.classes import classes_of
+from crest_jax.data.classes import classes_in
 from crest_jax.data.devices import place
 from crest_jax.data.prefetch import Lookahead
 from crest_jax.data.sampler import RowStream, next_subset, open_stream
@@ -130,7 +130,7 @@ def subset_batches(
       >>> event.reason, bool(batch.indices.max() < 4)
       ('start', True)
     """
-    count, groups = len(source), classes_of(source.labels)
+    count, groups = len(source), classes_in(source)
     _checks.positive_int("batch_size", batch_size)
     _checks.positive_int("size", size)
     _checks.require(
@@ -227,12 +227,12 @@ def fixed_subset(
 
     Example:
       >>> from crest_jax.data.sources import ArraySource
-      >>> selection = fixed_subset(ArraySource(np.eye(6), np.arange(6) % 2), 2, 4)
+      >>> selection = fixed_subset(ArraySource(np.eye(6), np.arange(6) % 2), 2)
       >>> state, _ = selection.refresh(selection.init(jax.random.key(0), None, None), None, None)
       >>> len(set(state.strata.members.tolist()))
       4
     """
-    groups = classes_of(source.labels)
+    groups = classes_in(source)
     strata = make_strata(groups.codes, groups.number)
 
     def choose(key: Array, params: Params, model_state: ModelState) -> Subset:

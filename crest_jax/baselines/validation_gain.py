@@ -9,7 +9,8 @@ import numpy as np
 from crest_jax import _checks
 from crest_jax.baselines.gradient_matching import combine, inner, on_device
 from crest_jax.baselines.subset import Subset, subset_batches
-from crest_jax.data.classes import classes_of
+from crest_jax.data.arrays import count_of
+from crest_jax.data.classes import classes_in
 from crest_jax.data.quotas import quotas_for
 from crest_jax.data.sampler import next_subset, open_stream
 from crest_jax.data.strata import make_strata
@@ -19,7 +20,7 @@ from crest_jax.gradients.embeddings import (
     last_layer_gradients,
     logit_residuals,
 )
-from crest_jax.gradients.losses import cross_entropy
+from crest_jax.gradients.losses import cross_entropy, label_span
 from crest_jax.types import (
     Array,
     BatchSelector,
@@ -148,8 +149,14 @@ def glister(
     )
     # The validation gradient is that of the cross-entropy, whatever the loss.
     embed = checked_embedding(last_layer_gradients(features_fn, loss_fn), cross_entropy, source)
-    read = jax.jit(lambda p, s, e: (features_fn(p, s, e.inputs), jnp.zeros(e.labels.shape[0])))
-    groups = classes_of(source.labels)
+    read = jax.jit(lambda p, s, e: (features_fn(p, s, e.inputs), jnp.zeros(count_of(e))))
+    labels = getattr(source, "labels", None)
+    _checks.require(
+        label_span(labels) is not None,
+        "the labels are not class numbers [n] but GLISTER judges by the cross-entropy of classes; pass "
+        "integer labels, or choose another method.",
+    )
+    groups = classes_in(source)
     strata = make_strata(groups.codes, groups.number)
 
     def choose(key: Array, params: Params, model_state: ModelState) -> Subset:
@@ -158,7 +165,7 @@ def glister(
         gradients = on_device(embed_rows(embed, params, model_state, source, pool)[0])
         (features, logits), _ = embed_rows(read, params, model_state, source, judges)
         features = np.concatenate([features, np.ones((held, 1), np.float32)], axis=1)
-        own, theirs = groups.codes[pool], np.asarray(source.labels)[judges]
+        own, theirs = groups.codes[pool], np.asarray(labels)[judges]
         counts = np.bincount(own, minlength=groups.number)
         quotas = quotas_for(counts[None], size, "proportional")[0]
         chosen = lower_validation_loss(

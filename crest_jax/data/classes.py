@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from crest_jax import _checks
+from crest_jax.types import Source
 
 
 class Classes(NamedTuple):
@@ -24,12 +25,13 @@ class Classes(NamedTuple):
         return len(self.names)
 
 
-def classes_of(labels: Any, num_classes: int | None = None) -> Classes:
+def classes_of(labels: Any, num_classes: int | None = None, *, name: str = "labels") -> Classes:
     """Number the classes that occur from 0, in the order of their labels.
 
     Args:
       labels: any shape; integers of any size, booleans or strings.
       num_classes: labels from it on, or below 0, are an error; None allows all.
+      name: what a sentence calls the labels.
 
     Returns:
       Codes in the shape of the labels. Labels 0 to c - 1 that all occur are their own codes.
@@ -55,7 +57,7 @@ def classes_of(labels: Any, num_classes: int | None = None) -> Classes:
             values = np.array([int(value) for value in values.ravel()]).reshape(values.shape)
     _checks.require(
         values.dtype.kind in "iubUS",
-        f"labels have dtype {values.dtype} but must be whole numbers or strings; cast class numbers to "
+        f"{name} have dtype {values.dtype} but must be whole numbers or strings; cast class numbers to "
         "int32.",
     )
     if num_classes is not None:
@@ -83,6 +85,17 @@ def classes_of(labels: Any, num_classes: int | None = None) -> Classes:
             return Classes(codes.reshape(values.shape), np.flatnonzero(present) + low)
     names, numbers = np.unique(values, return_inverse=True)
     return Classes(numbers.reshape(values.shape).astype(np.int32), names)
+
+
+def classes_in(source: Source) -> Classes:
+    """Number the classes of a source; one class where it has none.
+
+    Example:
+      >>> from types import SimpleNamespace
+      >>> classes_in(SimpleNamespace(classes=np.array(["b", "a"]))).codes.tolist()
+      [1, 0]
+    """
+    return one_class(len(source)) if source.classes is None else classes_of(source.classes)
 
 
 def one_class(count: int) -> Classes:

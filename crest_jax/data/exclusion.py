@@ -52,6 +52,9 @@ class ExclusionConfig:
         paper; trainings of many passes suffer from that.
       until: step from which on all examples are active. Leaving out what is learned can overfit the
         rest once the learning rate has dropped. None: exclusion to the end.
+      relative: whether the threshold is in units of the loss at the start, the mean of the first losses
+        observed, which suits losses of any scale: the threshold of 0.02 of the cross-entropy of ten
+        classes is about 0.01 of its loss at the start.
 
     Raises:
       ValueError: at construction, when a value breaks its rule.
@@ -66,6 +69,7 @@ class ExclusionConfig:
     cooldown: int | None
     keep_fraction: float
     until: int | None = None
+    relative: bool = False
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -75,6 +79,10 @@ class ExclusionConfig:
         _checks.in_range("keep_fraction", self.keep_fraction, 0.0, 1.0)
         if self.until is not None:
             _checks.positive_int("until", self.until)
+        _checks.require(
+            isinstance(self.relative, bool),
+            f"relative is {_checks.brief(self.relative)} but must be True or False; choose one.",
+        )
 
     @classmethod
     def recommended(cls, *, window: int = 100, until: int | None = None) -> "ExclusionConfig":
@@ -127,6 +135,7 @@ class Exclusion(NamedTuple):
     Attributes:
       observations: [k], uint32: twice the row, plus one where its loss was low; the newest k.
       num_observations: [], int32: in this window.
+      unit: [], float32, what the threshold is multiplied by; below 0 until it is known.
       all_finite: [], bool: all losses that were handed back in this window were finite.
       slot: [], int32: windows closed so far, modulo the cooldown.
       left_per_slot: [w, c], int32: examples of each class that were excluded at each slot and still
@@ -136,6 +145,7 @@ class Exclusion(NamedTuple):
 
     observations: Array
     num_observations: Array
+    unit: Array
     all_finite: Array
     slot: Array
     left_per_slot: Array
@@ -148,7 +158,12 @@ class Exclusion(NamedTuple):
 
 
 def init_exclusion(
-    count: int, num_classes: int, *, capacity: int, cooldown: int | None = None
+    count: int,
+    num_classes: int,
+    *,
+    capacity: int,
+    cooldown: int | None = None,
+    relative: bool = False,
 ) -> Exclusion:
     """Return the state for ``count`` examples, all active.
 
@@ -157,6 +172,7 @@ def init_exclusion(
       num_classes: c.
       capacity: observations in a window that are remembered; of more, the oldest are forgotten.
       cooldown: windows that an example stays out, 1 to 127; None: until its class runs dry.
+      relative: see ``ExclusionConfig``.
 
     Example:
       >>> init_exclusion(2, 1, capacity=4).excluded.tolist()
@@ -165,6 +181,7 @@ def init_exclusion(
     return Exclusion(
         jnp.full(capacity, _EMPTY, jnp.uint32),
         jnp.zeros((), jnp.int32),
+        jnp.full((), -1.0 if relative else 1.0, jnp.float32),
         jnp.ones((), bool),
         jnp.zeros((), jnp.int32),
         jnp.zeros((cooldown or 1, num_classes), jnp.int32),
@@ -172,31 +189,52 @@ def init_exclusion(
     )
 
 
+class Noted(NamedTuple):
+    """What of a state an observation changes; see ``Exclusion``."""
+
+    observations: Array
+    num_observations: Array
+    unit: Array
+
+
+def noted_in(exclusion: Exclusion) -> Noted:
+    """Return what of a state an observation changes.
+
+    Example:
+      >>> int(noted_in(init_exclusion(3, 1, capacity=4)).num_observations)
+      0
+    """
+    return Noted(exclusion.observations, exclusion.num_observations, exclusion.unit)
+
+
 def observe(
-    observations: Array,
-    num_observations: Array,
+    noted: Noted,
     indices: Array,
     losses: Array,
     threshold: float,
     number: Array | int | None = None,
-) -> tuple[Array, Array]:
-    """Note in ``observations`` [k] whether the losses [b] at ``indices`` [b] are below the threshold.
+) -> Noted:
+    """Note whether the losses [b] at ``indices`` [b] are below the threshold.
 
-    Indices may repeat; only the first ``number`` count, where it is given. Returns the observations,
-    and ``num_observations`` [] plus the number.
+    Indices may repeat; only the first ``number`` count, where it is given. The mean of the first losses
+    of all is the unit of a relative threshold.
 
     Example:
-      >>> state = init_exclusion(3, 1, capacity=4)
-      >>> log = state.observations, state.num_observations
-      >>> observe(*log, jnp.array([0, 2]), jnp.array([0.5, 0.05]), 0.1)[0][:2].tolist()
+      >>> noted = noted_in(init_exclusion(3, 1, capacity=4))
+      >>> observe(noted, jnp.array([0, 2]), jnp.array([0.5, 0.05]), 0.1).observations[:2].tolist()
       [0, 5]
     """
-    low = losses.astype(jnp.float32) < threshold
-    size, turn = observations.shape[0], jnp.arange(indices.shape[0])
+    losses = losses.astype(jnp.float32)
+    size, turn = noted.observations.shape[0], jnp.arange(indices.shape[0])
     number = indices.shape[0] if number is None else number
-    places = jnp.where(turn < number, (num_observations + turn) % size, size)
-    noted = 2 * indices.astype(jnp.uint32) + low.astype(jnp.uint32)
-    return observations.at[places].set(noted, mode="drop"), num_observations + number
+    counts = turn < number
+    mean = jnp.sum(jnp.where(counts, losses, 0.0)) / jnp.maximum(number, 1)
+    unit = jnp.where((noted.unit < 0) & (mean >= 0), mean, noted.unit)
+    low = losses < jnp.float32(threshold) * unit
+    places = jnp.where(counts, (noted.num_observations + turn) % size, size)
+    entries = 2 * indices.astype(jnp.uint32) + low.astype(jnp.uint32)
+    observations = noted.observations.at[places].set(entries, mode="drop")
+    return Noted(observations, noted.num_observations + number, unit)
 
 
 def close_window(
@@ -248,6 +286,7 @@ def close_window(
     return Exclusion(
         observations=jnp.full_like(exclusion.observations, _EMPTY),
         num_observations=jnp.zeros_like(exclusion.num_observations),
+        unit=exclusion.unit,
         all_finite=jnp.ones_like(exclusion.all_finite),
         slot=(slot + 1) % per_slot.shape[0],
         left_per_slot=jnp.where(dry[None, :], 0, per_slot),
@@ -297,10 +336,11 @@ def importance_weights(left_at: Array, indices: Array, keep: float) -> Array:
 
 
 @jax.jit
-def _observe(exclusion: Exclusion, indices: Array, losses: Array, threshold: float) -> Any:
-    before = exclusion.observations, exclusion.num_observations
-    after = observe(*before, indices, losses, threshold)
-    return *after, exclusion.all_finite & jnp.all(jnp.isfinite(losses))
+def _observe(
+    exclusion: Exclusion, indices: Array, losses: Array, threshold: float
+) -> tuple[Noted, Array]:
+    noted = observe(noted_in(exclusion), indices, losses, threshold)
+    return noted, exclusion.all_finite & jnp.all(jnp.isfinite(losses))
 
 
 def observe_losses(exclusion: Exclusion, indices: Array, losses: Any, threshold: float) -> Exclusion:
@@ -316,9 +356,8 @@ def observe_losses(exclusion: Exclusion, indices: Array, losses: Any, threshold:
       >>> int(observe_losses(state, jnp.array([1]), jnp.array([0.5]), 0.1).num_observations)
       1
     """
-    found = _observe(exclusion, indices, handed_back(losses, indices), threshold)
-    names = ("observations", "num_observations", "all_finite")
-    return exclusion._replace(**dict(zip(names, found, strict=True)))
+    noted, finite = _observe(exclusion, indices, handed_back(losses, indices), threshold)
+    return exclusion._replace(**noted._asdict(), all_finite=finite)
 
 
 @partial(jax.jit, static_argnames="cooldown")
@@ -349,5 +388,5 @@ def all_active(exclusion: Exclusion) -> Exclusion:
     """
     empty = jnp.full_like(exclusion.observations, _EMPTY)
     return jax.tree.map(jnp.zeros_like, exclusion)._replace(
-        observations=empty, all_finite=jnp.ones_like(exclusion.all_finite)
+        observations=empty, unit=exclusion.unit, all_finite=jnp.ones_like(exclusion.all_finite)
     )

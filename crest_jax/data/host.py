@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,11 +12,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from crest_jax import _checks
+from crest_jax.data.arrays import (
+    FROM_LABELS,
+    as_numbers,
+    classes_for,
+    labels_for,
+    map_parts,
+    number_of,
+    rows_valid,
+)
 from crest_jax.data.devices import automatic, split
-from crest_jax.data.sources import as_numbers, rows_valid
 from crest_jax.types import Array, Examples
 
-Read = Callable[[np.ndarray], np.ndarray]  # rows [b] -> inputs [b, ...]
+# rows [b] -> inputs [b, ...], or Examples where labels come with them
+Read = Callable[[np.ndarray], Any]
 DEPTH = 4  # fetches that wait at most; older ones are thrown away
 
 
@@ -28,18 +37,20 @@ class HostSource:
 
     Args:
       inputs: an array-like [n, ...] that integer arrays index (``numpy.memmap``, ``h5py`` after a
-        sort, ...), or a function that returns the inputs [b, ...] of rows [b]; see ``read_records`` for
+        sort, ...), a dictionary or tuple of such, or a function that returns the inputs [b, ...] of
+        rows [b], or ``Examples`` with the labels of those rows as well; see ``from_records`` for
         records that come one by one. It is called from one thread at a time, and what it returns is
         copied. Lists and data frames become one array.
-      labels: [n], integer classes in ``[0, num_classes)``; they stay in memory. Numbers that no example
-        has cost nothing.
-      num_classes: number of classes; ``None`` takes the highest label plus one.
+      labels: as in ``ArraySource``; they stay in memory, or where a ``numpy.memmap`` lies. None where
+        the function returns ``Examples``, or the loss needs none.
+      classes: as in ``ArraySource``.
+      count: n, for a function without labels and classes.
       mesh: devices that work together; ``take`` splits what it returns over them where the number of
         rows allows. None: one device.
 
     Raises:
-      ValueError: on empty data, inputs that are no numbers or do not fit 32 bits, a wrong number of
-        labels, labels out of range and, from ``take``, rows out of range.
+      ValueError: on empty data, inputs or labels that are no numbers or do not fit 32 bits, a wrong
+        number of labels or classes and, from ``take``, rows out of range.
       RuntimeError: from ``take`` and ``prefetch`` in a forked child, where the reading thread is not.
 
     Example:
@@ -50,35 +61,36 @@ class HostSource:
     """
 
     def __init__(
-        self, inputs: Any, labels: Any, num_classes: int | None = None, *, mesh: Mesh | None = None
+        self,
+        inputs: Any,
+        labels: Any = None,
+        *,
+        classes: Any = FROM_LABELS,
+        count: int | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         """Check the labels and read one row, to know what an example looks like."""
-        if isinstance(inputs, (list, tuple, np.ma.MaskedArray)) or _is_table(inputs):
-            inputs = as_numbers(inputs)
-        shape = np.shape(labels) if callable(inputs) else np.shape(inputs)
-        _checks.require(
-            len(shape) > 0,
-            f"inputs are {_checks.brief(inputs)} but must be an array [n, ...] or a function of rows; "
-            "pass one entry for each example.",
-        )
-        count = shape[0]
-        _checks.require(
-            count > 0,
-            "the data hold 0 examples but must hold at least one; pass data [n, ...], n >= 1.",
-        )
-        if num_classes is not None:
-            _checks.positive_int("num_classes", num_classes)
-        self.labels = _checks.labels_valid(labels, count, num_classes)
-        self.num_classes = num_classes if num_classes is not None else int(self.labels.max()) + 1
+        if callable(inputs):
+            self._read: Read = inputs
+            self._count = _count_of(labels, classes, count)
+        else:
+            inputs = map_parts(_readable, inputs, "inputs")
+            self._read = lambda rows: jax.tree.map(lambda leaf: leaf[rows], inputs)
+            self._count = number_of(inputs)
+            _checks.require(
+                count is None or count == self._count,
+                f"count is {count} but the inputs hold {self._count} examples; leave count out.",
+            )
+        self.labels = jax.tree.map(np.asarray, labels_for(labels, self._count))
+        self.classes = classes_for(classes, self.labels, self._count)
         self.mesh = None if mesh is None else automatic(mesh)
-        self._read: Read = inputs if callable(inputs) else lambda rows: inputs[rows]
-        first = np.asarray(as_numbers(self._read(np.zeros(1, np.int64))))
+        first = self._read(np.zeros(1, np.int64))
+        self._whole = isinstance(first, Examples)  # the function reads labels as well
         _checks.require(
-            first.ndim > 0 and len(first) == 1,
-            f"reading 1 row gave shape {first.shape} but must give shape (1, ...); mend the function "
-            "that reads.",
+            not self._whole or labels is None,
+            "labels are given but the function returns Examples, which hold labels; leave labels out.",
         )
-        self._like = first[0]
+        self._like = map_parts(_first_of, first, "inputs")
         self._process = os.getpid()
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "crest_jax-read")
         self._waiting: collections.OrderedDict[int, tuple[Array, concurrent.futures.Future]]
@@ -86,7 +98,7 @@ class HostSource:
 
     def __len__(self) -> int:
         """Return the number of examples."""
-        return len(self.labels)
+        return self._count
 
     def prefetch(self, rows: Array) -> None:
         """Begin to fetch rows [b]; ``take`` of the same array waits for them."""
@@ -112,35 +124,94 @@ class HostSource:
 
     def _examples(self, rows: Array) -> Examples:
         where = rows_valid(rows, len(self))
-        labels = self.labels[where]
         if self.mesh is None:
-            return Examples(jnp.asarray(self._checked(where)), jnp.asarray(labels))
+            found = self._checked(where)
+            return jax.tree.map(jnp.asarray, self._with_labels(found, where))
         sharding = split(self.mesh, len(where))
-        parts: dict[Any, np.ndarray] = {}
+        parts: dict[Any, Any] = {}
 
-        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> list[np.ndarray]:
             assert index is not None
             own = index[0].indices(len(where))
             if own not in parts:
-                parts[own] = self._checked(where[index[0]])
+                rows = where[index[0]]
+                parts[own] = jax.tree.leaves(self._with_labels(self._checked(rows), rows))
             return parts[own]
 
-        shape = (len(where), *self._like.shape)
-        inputs = jax.make_array_from_callback(shape, sharding, part)
-        return Examples(
-            inputs, jax.make_array_from_callback(labels.shape, sharding, lambda index: labels[index])
-        )
+        likes, structure = jax.tree.flatten(self._with_labels(self._like, where[:0]))
 
-    def _checked(self, rows: np.ndarray) -> np.ndarray:
+        def leaf(number: int, like: np.ndarray) -> Array:
+            shape = (len(where), *like.shape[1:])
+            return jax.make_array_from_callback(shape, sharding, lambda index: part(index)[number])
+
+        return jax.tree.unflatten(structure, [leaf(i, like) for i, like in enumerate(likes)])
+
+    def _with_labels(self, found: Any, rows: np.ndarray) -> Examples:
+        if self._whole:
+            return found
+        return Examples(found, jax.tree.map(lambda leaf: np.asarray(leaf[rows]), self.labels))
+
+    def _checked(self, rows: np.ndarray) -> Any:
         # A copy, for JAX may keep the very memory, and the reader may use it again.
-        found = np.array(as_numbers(self._read(rows)))
-        shape = (len(rows), *self._like.shape)
+        found = map_parts(lambda x, name: np.array(as_numbers(x, name)), self._read(rows), "inputs")
+        own, first = str(jax.tree.structure(found)), str(jax.tree.structure(self._like))
         _checks.require(
-            found.shape == shape and found.dtype == self._like.dtype,
-            f"reading {len(rows)} rows gave {found.dtype} of shape {found.shape} but must give "
-            f"{self._like.dtype} of shape {shape}, as the first row did; mend the function that reads.",
+            own == first,
+            f"reading {len(rows)} rows gave {own} but must give {first}, as the first row did; mend "
+            "the function that reads.",
         )
+        for leaf, like in zip(jax.tree.leaves(found), jax.tree.leaves(self._like), strict=True):
+            shape = (len(rows), *like.shape[1:])
+            _checks.require(
+                leaf.shape == shape and leaf.dtype == like.dtype,
+                f"reading {len(rows)} rows gave {leaf.dtype} of shape {leaf.shape} but must give "
+                f"{like.dtype} of shape {shape}, as the first row did; mend the function that reads.",
+            )
         return found
+
+
+def _count_of(labels: Any, classes: Any, count: int | None) -> int:
+    """Number of examples of a function of rows, by what is known of them."""
+    leaves = jax.tree.leaves(map_parts(lambda leaf, _: np.shape(leaf)[:1], labels, "labels"))
+    known: list[tuple[int, ...]] = [(length,) for length in leaves]
+    if not known and classes is not None and not isinstance(classes, str):
+        known = [np.shape(classes)[:1]]
+    if count is not None:
+        _checks.positive_int("count", count)
+        known = [(count,)]
+    _checks.require(
+        bool(known) and len(known[0]) > 0,
+        "inputs are a function of rows but nothing says how many rows there are; pass labels, classes "
+        "or count.",
+    )
+    found = int(known[0][0])
+    _checks.require(
+        found > 0,
+        "the data hold 0 examples but must hold at least one; pass data [n, ...], n >= 1.",
+    )
+    return found
+
+
+def _readable(inputs: Any, name: str) -> Any:
+    """Return what integer arrays index: data frames, lists and the like become one array."""
+    if isinstance(inputs, (list, tuple, np.ma.MaskedArray)) or _is_table(inputs):
+        return as_numbers(inputs, name)
+    _checks.require(
+        len(np.shape(inputs)) > 0,
+        f"{name} are {_checks.brief(inputs)} but must be an array [n, ...] or a function of rows; pass "
+        "one entry for each example.",
+    )
+    return inputs
+
+
+def _first_of(value: Any, name: str) -> np.ndarray:
+    found = np.asarray(as_numbers(value, name))
+    _checks.require(
+        found.ndim > 0 and len(found) == 1,
+        f"reading 1 row gave shape {found.shape} but must give shape (1, ...); mend the function that "
+        "reads.",
+    )
+    return found
 
 
 def _settings() -> tuple[bool, Any]:
@@ -152,26 +223,3 @@ def _settings() -> tuple[bool, Any]:
 def _is_table(inputs: Any) -> bool:
     """Tell data frames and sparse matrices, whose brackets do not pick rows of numbers."""
     return hasattr(inputs, "iloc") or hasattr(inputs, "toarray")
-
-
-def read_records(records: Sequence[Any], parse: Callable[[Any], Any]) -> Read:
-    """Return a function for ``HostSource`` that reads records one by one.
-
-    Args:
-      records: a random-access source, as ``builder.as_data_source()`` of TensorFlow Datasets or Grain's
-        data sources: ``records[i]``, or ``records.__getitems__(list)`` where there is one.
-      parse: record -> inputs [...] as an array.
-
-    Example:
-      >>> read = read_records([{"image": 3}, {"image": 5}], lambda record: record["image"])
-      >>> read(np.array([1, 0])).tolist()
-      [5, 3]
-    """
-    many = getattr(records, "__getitems__", None)
-
-    def read(rows: np.ndarray) -> np.ndarray:
-        wanted = rows.tolist()
-        found = many(wanted) if many is not None else [records[row] for row in wanted]
-        return np.stack([np.asarray(parse(record)) for record in found])
-
-    return read

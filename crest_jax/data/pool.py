@@ -117,7 +117,13 @@ def open_pool(rules: PoolRules, key: Array) -> Pool:
     strata, own = rules.strata, rules.exclusion
     cooldown = None if own is None else own.cooldown
     count, num_classes = strata.members.shape[0], strata.sizes.shape[0]
-    fresh = init_exclusion(count, num_classes, capacity=rules.capacity, cooldown=cooldown)
+    fresh = init_exclusion(
+        count,
+        num_classes,
+        capacity=rules.capacity,
+        cooldown=cooldown,
+        relative=own is not None and own.relative,
+    )
     exclusion = place(fresh, rules.mesh)
     if own is not None:
         # Nothing was observed, so this changes nothing, and compiles now what a later window needs.

@@ -168,7 +168,7 @@ def _accuracy(value: Any) -> float:
     _checks.require(
         0 <= number <= 1 + 1e-5,
         f"evaluate returned {_checks.brief(value)} but must return one accuracy, a number in [0, 1]; "
-        "divide percent by 100, and return the accuracy of an Evaluation.",
+        'divide percent by 100, and return found["accuracy"] of what make_evaluate found.',
     )
     return number
 
@@ -237,6 +237,11 @@ def pilot(
     count = len(source)
     config = config or (lambda steps: CrestConfig.recommended(steps=steps, num_examples=count))
     asked, key, say = config(steps), _checks.default_key(key), progress or (lambda text: None)
+    _checks.require(
+        asked.exclusion is None or not asked.exclusion.relative,
+        "the threshold of exclusion is relative but the pilot counts learned examples at the end only; "
+        "pass one in units of the loss.",
+    )
     clock, stratified = _Clock(), stratified_batches(source, asked.batch_size)
     say(f"timing {min(steps, 64)} steps")
     length, seeds = _lengths(clock, train, evaluate, stratified, steps, seconds, key)

@@ -8,7 +8,7 @@ import numpy as np
 
 from crest_jax.algorithm.config import CrestConfig
 from crest_jax.coresets.mini_batch import medoids
-from crest_jax.data.classes import classes_of
+from crest_jax.data.classes import classes_in
 from crest_jax.data.exclusion import ExclusionConfig
 from crest_jax.data.sampler import next_subset, open_stream
 from crest_jax.data.strata import make_strata
@@ -53,7 +53,7 @@ def measure_redundancy(
       trained: parameters and model state.
       key: PRNG key.
     """
-    partition, m = classes_of(source.labels), config.batch_size
+    partition, m = classes_in(source), config.batch_size
     num_classes, codes = partition.number, partition.codes
     size = min(POOL, len(source))
     rows = next_subset(open_stream(key, num_classes), make_strata(codes, num_classes), size)[1]

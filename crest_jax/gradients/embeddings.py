@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
+from crest_jax.data.arrays import count_of, rows_valid
 from crest_jax.data.devices import to_host
-from crest_jax.data.sources import padded_chunks, rows_valid
-from crest_jax.gradients.losses import cross_entropy, labels_fit, one_or_nan, per_example
+from crest_jax.data.sources import padded_chunks
+from crest_jax.gradients.losses import cross_entropy, label_span, labels_fit, one_or_nan, per_example
 from crest_jax.types import (
     ApplyFn,
     Array,
@@ -32,27 +33,36 @@ from crest_jax.types import (
 
 
 def logit_residuals(logits: Array, labels: Array) -> Array:
-    """Return the gradients [b, c] of the cross-entropy with respect to the logits.
+    """Return the gradients of the cross-entropy with respect to the logits, float32, in their shape.
 
-    ``softmax(z) - onehot(y)``, float32, for logits [b, c] and integer labels [b]; NaN where a label is
-    outside ``[0, c)``.
+    ``softmax(z) - onehot(y)`` for logits [b, c] and integer labels [b]; of logits [b, ..., c] over the
+    number of positions; NaN where a label is outside ``[0, c)``.
 
     Example:
       >>> logit_residuals(jnp.zeros((1, 2)), jnp.array([1])).tolist()
       [[0.5, -0.5]]
     """
-    classes = logits.shape[1]
+    classes, positions = logits.shape[-1], math.prod(logits.shape[1:-1])
     ones = jax.nn.one_hot(labels, classes, dtype=jnp.float32)
-    return (jax.nn.softmax(logits.astype(jnp.float32)) - ones) * one_or_nan(labels, classes)[:, None]
+    gaps = (jax.nn.softmax(logits.astype(jnp.float32)) - ones) * one_or_nan(labels, classes)[..., None]
+    return gaps if positions == 1 else gaps / positions
 
 
-def _residuals_and_losses(loss_fn: LossFn, logits: Array, labels: Array) -> tuple[Array, Array]:
-    """Gradients [b, c] of each loss with respect to its own logits, and the losses [b]."""
-    logits = logits.astype(jnp.float32)
+def _residuals_and_losses(loss_fn: LossFn, logits: PyTree, labels: PyTree) -> tuple[PyTree, Array]:
+    """Gradients of each loss with respect to its own logits, in their shape, and the losses [b]."""
+    logits = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), logits)
     losses = per_example(loss_fn, logits, labels)
     if loss_fn is cross_entropy:
         return logit_residuals(logits, labels), losses
     return jax.grad(lambda z: jnp.sum(loss_fn(z, labels)))(logits), losses
+
+
+def _summed(residuals: Array) -> Array:
+    """Sum gradients [b, ..., c] over the positions; one number [b] for each example becomes [b, 1]."""
+    if residuals.ndim == 1:
+        return residuals[:, None]
+    between = tuple(range(1, residuals.ndim - 1))
+    return jnp.sum(residuals, axis=between) if between else residuals
 
 
 # Embeddings are values: equal ones share compiled programs.
@@ -65,29 +75,93 @@ class _LogitGradients:
         self, params: Params, model_state: ModelState, examples: Examples
     ) -> tuple[Array, Array]:
         logits, _ = self.apply_fn(params, model_state, examples.inputs, train=False, rng=None)
-        return _residuals_and_losses(self.loss_fn, logits, examples.labels)
+        residuals, losses = _residuals_and_losses(self.loss_fn, logits, examples.labels)
+        leaves = [_summed(leaf) for leaf in jax.tree.leaves(residuals)]
+        return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=1), losses
 
 
 @dataclasses.dataclass(frozen=True)
 class _LastLayerGradients:
     features_fn: FeaturesFn
     loss_fn: LossFn
+    dimension: int
 
     def __call__(
         self, params: Params, model_state: ModelState, examples: Examples
-    ) -> tuple[Factored, Array]:
+    ) -> tuple[Factored | Array, Array]:
         features, logits = self.features_fn(params, model_state, examples.inputs)
         residuals, losses = _residuals_and_losses(self.loss_fn, logits, examples.labels)
-        ones = jnp.ones((features.shape[0], 1), jnp.float32)
-        return Factored(residuals, jnp.concatenate([features.astype(jnp.float32), ones], 1)), losses
+        left, right = _last_layer(features, residuals)
+        if left.ndim == 2:
+            return Factored(left, right), losses
+        if left.shape[2] * right.shape[2] > self.dimension:
+            return sketched_products(jax.random.key(0), left, right, self.dimension), losses
+        sums = jnp.einsum("btc,btd->bcd", left, right, precision="highest")
+        return sums.reshape(len(sums), -1), losses
+
+
+def _last_layer(features: Array, residuals: Array) -> tuple[Array, Array]:
+    """Return residuals [b, (t,) c] and features [b, (t,) d + 1] with a one; positions on one axis."""
+    if residuals.ndim == 1 and features.ndim == 2:
+        residuals = residuals[:, None]
+    _checks.require(
+        features.ndim >= 2 and residuals.shape[:-1] == features.shape[:-1],
+        f"features have shape {features.shape} and logits {residuals.shape} but all axes but the last "
+        "must agree: what enters the last layer and what leaves it; return these two.",
+    )
+    ones = jnp.ones((*features.shape[:-1], 1), jnp.float32)
+    right = jnp.concatenate([features.astype(jnp.float32), ones], axis=-1)
+    if residuals.ndim == 2:
+        return residuals, right
+    count = len(residuals)
+    return (x.reshape(count, -1, x.shape[-1]) for x in (residuals, right))  # type: ignore[return-value]
+
+
+def sketched_products(key: Array, left: Array, right: Array, dimension: int) -> Array:
+    """Return sketches [b, dimension] of the sums of outer products ``sum_t left[b, t] right[b, t]^T``.
+
+    The tensor sketch of Pham and Pagh (KDD 2013): entry ``(i, j)`` is added, with sign ``s(i) s'(j)``,
+    to place ``h(i) + h'(j)`` modulo the dimension, by products of Fourier transforms; the matrices are
+    never stored. Inner products are kept in expectation, with a standard deviation of at most
+    ``3 / sqrt(dimension)`` of the product of lengths for one position.
+
+    Args:
+      key: PRNG key; the same key gives the same sketch.
+      left: [b, t, c].
+      right: [b, t, d].
+      dimension: entries of a sketch.
+
+    Example:
+      >>> sketched_products(jax.random.key(0), jnp.ones((2, 3, 4)), jnp.ones((2, 3, 5)), 8).shape
+      (2, 8)
+    """
+    sides = []
+    for own, side in zip(jax.random.split(key), (left, right), strict=True):
+        place_key, sign_key = jax.random.split(own)
+        width = side.shape[2]
+        places = jax.random.randint(place_key, (width,), 0, dimension, jnp.int32)
+        sides.append((places, random_signs(sign_key, (width,), jnp.float32)))
+
+    def spectrum(rows: Array, places: Array, signs: Array) -> Array:
+        flat = jnp.zeros((dimension, len(rows)), jnp.float32).at[places].add((rows * signs[None, :]).T)
+        return jnp.fft.rfft(flat, axis=0)
+
+    def one(pair: tuple[Array, Array]) -> Array:
+        both = [spectrum(rows, *side) for rows, side in zip(pair, sides, strict=True)]
+        return jnp.fft.irfft(jnp.sum(both[0] * both[1], axis=1), dimension)
+
+    return jax.lax.map(one, (left, right))
 
 
 def logit_gradients(apply_fn: ApplyFn, loss_fn: LossFn = cross_entropy) -> EmbedFn:
     """Embed each example by the gradient of its loss with respect to its logits, [b, c].
 
+    Of sequences and images, logits [b, ..., c], it is the sum over the positions: the gradient for the
+    bias of the last layer. Several outputs, a pytree of logits, lie beside each other.
+
     Args:
       apply_fn: the model; called in evaluation mode.
-      loss_fn: per-example losses.
+      loss_fn: per-example losses of any kind: classes, numbers, 0/1, tokens.
 
     Example:
       >>> def linear(params, state, inputs, *, train, rng):
@@ -96,30 +170,48 @@ def logit_gradients(apply_fn: ApplyFn, loss_fn: LossFn = cross_entropy) -> Embed
       >>> gradients, losses = embed(jnp.zeros((3, 2)), {}, Examples(jnp.ones((1, 3)), jnp.array([0])))
       >>> gradients.tolist()
       [[-0.5, 0.5]]
+      >>> squared = lambda z, y: jnp.sum(jnp.square(z - y), axis=1)
+      >>> embed = logit_gradients(linear, squared)
+      >>> embed(jnp.zeros((3, 1)), {}, Examples(jnp.ones((1, 3)), jnp.array([[2.0]])))[0].tolist()
+      [[-4.0]]
     """
     return _LogitGradients(apply_fn, loss_fn)
 
 
-def last_layer_gradients(features_fn: FeaturesFn, loss_fn: LossFn = cross_entropy) -> EmbedFn:
-    """Embed each example by the gradient of its loss with respect to the last layer, factored.
+def last_layer_gradients(
+    features_fn: FeaturesFn, loss_fn: LossFn = cross_entropy, *, dimension: int = 4096
+) -> EmbedFn:
+    """Embed each example by the gradient of its loss with respect to the last layer.
 
     The layer is ``z = W^T a + b``: the gradient for ``(W, b)`` is the outer product of the logit
-    gradient and ``(a, 1)``, which is never stored.
+    gradient and ``(a, 1)``, which is never stored. Of sequences and images it is the sum of these
+    products over the positions: exact where it has at most ``dimension`` entries, else its tensor
+    sketch of that many (see ``sketched_products``).
 
     Args:
-      features_fn: returns the features [b, d] that enter the last layer and the logits [b, c].
-      loss_fn: per-example losses.
+      features_fn: returns the features [b, ..., d] that enter the last layer and the logits
+        [b, ..., c].
+      loss_fn: per-example losses of any kind.
+      dimension: most entries of an embedding of several positions.
 
     Returns:
-      An embedding function whose embeddings are ``Factored`` with left [b, c], right [b, d + 1].
+      An embedding function whose embeddings are ``Factored`` with left [b, c], right [b, d + 1]; of
+      several positions an array [b, c (d + 1)] or [b, dimension].
+
+    Raises:
+      ValueError: when ``dimension`` is below 1 or, while tracing, when features and logits disagree.
 
     Example:
       >>> embed = last_layer_gradients(lambda params, state, inputs: (inputs, inputs @ params))
       >>> gradients, _ = embed(jnp.zeros((3, 2)), {}, Examples(jnp.ones((1, 3)), jnp.array([0])))
       >>> gradients.left.shape, gradients.right.shape
       ((1, 2), (1, 4))
+      >>> tokens = Examples(jnp.ones((1, 6, 3)), jnp.zeros((1, 6), int))
+      >>> embed(jnp.zeros((3, 2)), {}, tokens)[0].shape
+      (1, 8)
     """
-    return _LastLayerGradients(features_fn, loss_fn)
+    _checks.positive_int("dimension", dimension)
+    return _LastLayerGradients(features_fn, loss_fn, dimension)
 
 
 def sketched_gradients(
@@ -154,7 +246,7 @@ def sketched_gradients(
 
     def embed(params: Params, model_state: ModelState, examples: Examples) -> tuple[Array, Array]:
         def loss(params: Params, one: Examples) -> Array:
-            inputs, labels = one.inputs[None], one.labels[None]
+            inputs, labels = jax.tree.map(lambda leaf: leaf[None], one)
             logits, _ = apply_fn(params, model_state, inputs, train=False, rng=None)
             return per_example(loss_fn, logits, labels)[0]
 
@@ -211,7 +303,7 @@ def embedded(
       [3.0, 3.0]
     """
     embeddings, losses = embed_fn(params, model_state, examples)
-    count, leaves = examples.labels.shape[0], jax.tree.leaves(embeddings)
+    count, leaves = count_of(examples), jax.tree.leaves(embeddings)
     shapes = [tuple(leaf.shape) for leaf in leaves]
     _checks.require(
         bool(shapes) and all(shape[:1] == (count,) for shape in shapes),
@@ -244,7 +336,7 @@ def in_chunks(
       >>> in_chunks(embed, {}, {}, examples, 2)[1].tolist()
       [3.0, 3.0, 3.0, 3.0, 3.0]
     """
-    count = examples.labels.shape[0]
+    count = count_of(examples)
     if chunk >= count:
         return embedded(embed_fn, params, model_state, examples)
     whole = count - count % chunk
@@ -286,7 +378,7 @@ def embed_rows(
 
     Example:
       >>> from crest_jax.data.sources import ArraySource
-      >>> source = ArraySource(np.ones((5, 3), np.float32), np.zeros(5, int), num_classes=2)
+      >>> source = ArraySource(np.ones((5, 3), np.float32), np.zeros(5, int))
       >>> embed = lambda params, state, examples: (examples.inputs, examples.inputs.sum(1))
       >>> embed_rows(embed, {}, {}, source, np.arange(5), chunk_size=2)[0].shape
       (5, 3)
@@ -317,11 +409,12 @@ def checked_embedding(embed_fn: EmbedFn, loss_fn: LossFn, source: Source) -> Emb
 
     Logit gradients, and the left factors of last-layer gradients, have a column for each logit.
     """
-    highest = int(np.max(source.labels)) if loss_fn is cross_entropy else -1
+    span = label_span(getattr(source, "labels", None)) if loss_fn is cross_entropy else None
 
     def embed(params: Params, model_state: ModelState, examples: Examples) -> tuple[PyTree, Array]:
         embeddings, losses = embed_fn(params, model_state, examples)
-        labels_fit(highest, jax.tree.leaves(embeddings)[0].shape[1])
+        if span is not None:
+            labels_fit(span, jax.tree.leaves(embeddings)[0].shape[1])
         return embeddings, losses
 
     return jax.jit(embed)

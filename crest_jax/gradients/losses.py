@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
-from crest_jax.types import Array, LossFn
+from crest_jax.types import Array, LossFn, PyTree, Source
 
 _ONE, _NAN = 0x3F800000, 0x7FC00000  # the bits of these float32 numbers
 
@@ -16,7 +16,8 @@ _ONE, _NAN = 0x3F800000, 0x7FC00000  # the bits of these float32 numbers
 def cross_entropy(logits: Array, labels: Array) -> Array:
     """Return softmax cross-entropy losses [b], float32, of logits [b, c] for integer labels [b].
 
-    Inside ``jit`` the loss and its gradient are NaN where a label is outside ``[0, c)``.
+    Of sequences and images, logits [b, ..., c] for labels [b, ...], it is the mean over an example's
+    positions. Inside ``jit`` the loss and its gradient are NaN where a label is outside ``[0, c)``.
 
     Raises:
       ValueError: on other shapes, on labels that are no integers and, where the labels have values now,
@@ -27,18 +28,19 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
       [0.6931471824645996]
     """
     logits, labels, known = _logits_and_labels(logits, labels)
-    losses = jax.nn.logsumexp(logits, axis=1) - _at(logits, labels)
-    return losses if known else losses * one_or_nan(labels, logits.shape[1])
+    losses = jax.nn.logsumexp(logits, axis=-1) - _at(logits, labels)
+    losses = losses if known else losses * one_or_nan(labels, logits.shape[-1])
+    return losses if losses.ndim == 1 else jnp.mean(losses, axis=tuple(range(1, losses.ndim)))
 
 
 def _at(logits: Array, labels: Array) -> Array:
-    """Return the logits [b] at the labels, at the nearest ones where there are none."""
-    own = jnp.clip(labels, 0, logits.shape[1] - 1)
-    return jnp.take_along_axis(logits, own[:, None], axis=1, mode="clip")[:, 0]
+    """Return the logits [b, ...] at the labels, at the nearest ones where there are none."""
+    own = jnp.clip(labels, 0, logits.shape[-1] - 1)
+    return jnp.take_along_axis(logits, own[..., None], axis=-1, mode="clip")[..., 0]
 
 
 def one_or_nan(labels: Array, classes: int) -> Array:
-    """Return float32 [b]: 1 where a label is in ``[0, classes)``, else NaN.
+    """Return float32, in the shape of the labels: 1 where a label is in ``[0, classes)``, else NaN.
 
     The NaN comes from its bits, so that ``jax_debug_nans`` sees none where all labels are right.
 
@@ -55,14 +57,14 @@ def _logits_and_labels(logits: Any, labels: Any) -> tuple[Array, Array, bool]:
     """Check both; return logits in float32, labels of 32 bits or more, and whether they had values."""
     shape, own = np.shape(logits), np.shape(labels)
     _checks.require(
-        len(shape) == 2 and shape[1] > 0,
-        f"logits have shape {shape} but must have shape [b, c], one row for each example; flatten all "
-        "axes before the last.",
+        len(shape) >= 2 and shape[-1] > 0,
+        f"logits have shape {shape} but must have shape [b, c], one row for each example, or "
+        "[b, ..., c]; return a logit for each class.",
     )
     _checks.require(
-        own == shape[:1],
-        f"labels have shape {own} for logits of shape {shape} but must have shape {shape[:1]}; pass "
-        "one integer class per example (labels.argmax(1) of one-hot rows).",
+        own == shape[:-1],
+        f"labels have shape {own} for logits of shape {shape} but must have shape {shape[:-1]}; pass "
+        "one integer class per example (labels.argmax(1) of one-hot rows), or per position.",
     )
     kind = jnp.result_type(labels)
     _checks.require(
@@ -70,13 +72,13 @@ def _logits_and_labels(logits: Any, labels: Any) -> tuple[Array, Array, bool]:
         f"labels have dtype {kind} but must be integers; cast class numbers to int32.",
     )
     known = _checks.is_concrete(labels) and getattr(labels, "is_fully_addressable", True)
-    if known and shape[0]:
+    if known and np.size(labels):
         values = np.asarray(labels)
         low, high = int(values.min()), int(values.max())
         _checks.require(
-            low >= 0 and high < shape[1],
-            f"label {high if low >= 0 else low} has no logit of its own among {shape[1]} logits but "
-            f"labels must lie in [0, {shape[1]}); renumber the classes from 0 or give the model more "
+            low >= 0 and high < shape[-1],
+            f"label {high if low >= 0 else low} has no logit of its own among {shape[-1]} logits but "
+            f"labels must lie in [0, {shape[-1]}); renumber the classes from 0 or give the model more "
             "logits.",
         )
     labels = jnp.asarray(labels)
@@ -85,47 +87,66 @@ def _logits_and_labels(logits: Any, labels: Any) -> tuple[Array, Array, bool]:
     return jnp.asarray(logits).astype(jnp.float32), labels, known
 
 
-def labels_fit(highest: int, logits: int) -> None:
-    """Require a model of so many logits to have one for the highest label of the data.
+def label_span(labels: PyTree) -> tuple[int, int] | None:
+    """Return the lowest and the highest of class numbers [n]; None for labels that are none.
+
+    Example:
+      >>> label_span(np.array([2, 0, 5])), label_span(np.array([0.5, 1.0]))
+      ((0, 5), None)
+    """
+    if getattr(labels, "ndim", 0) != 1 or labels.dtype.kind not in "iu":
+        return None
+    return int(np.min(labels)), int(np.max(labels))
+
+
+def labels_fit(span: tuple[int, int], logits: int) -> None:
+    """Require a model of so many logits to have one for every label of the data, of a certain span.
 
     Raises:
       ValueError: when it has not.
 
     Example:
-      >>> labels_fit(2, 3)
+      >>> labels_fit((0, 2), 3)
     """
+    low, high = span
     _checks.require(
-        highest < logits,
-        f"the highest label is {highest} but the model returns {logits} logits, for labels 0 to "
-        f"{logits - 1}; renumber the classes from 0 or give the model {highest + 1} logits.",
+        low >= 0,
+        f"the lowest label is {low} but the model's {logits} logits are for labels 0 to {logits - 1}; "
+        "renumber the classes from 0 with np.unique(labels, return_inverse=True)[1].",
+    )
+    _checks.require(
+        high < logits,
+        f"the highest label is {high} but the model returns {logits} logits, for labels 0 to "
+        f"{logits - 1}; renumber the classes from 0 or give the model {high + 1} logits.",
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Fitting:
-    highest: int
+    span: tuple[int, int]
 
     def __call__(self, logits: Array, labels: Array) -> Array:
-        labels_fit(self.highest, np.shape(logits)[-1])
+        labels_fit(self.span, np.shape(logits)[-1])
         return cross_entropy(logits, labels)
 
 
-def fitting(loss_fn: LossFn, labels: np.ndarray) -> LossFn:
-    """Return the loss, which refuses, when first traced, logits too few for all labels [n] of the data.
+def fitting(loss_fn: LossFn, source: Source) -> LossFn:
+    """Return the loss, which refuses, when first traced, logits too few for all labels of a source.
 
-    Losses other than ``cross_entropy`` may read their labels in another way and stay as they are.
+    Losses other than ``cross_entropy``, and labels that are no class numbers, stay as they are.
 
     Example:
-      >>> fitting(cross_entropy, np.array([0, 1]))(jnp.zeros((1, 2)), jnp.array([1])).tolist()
+      >>> from types import SimpleNamespace
+      >>> source = SimpleNamespace(labels=np.array([0, 1]))
+      >>> fitting(cross_entropy, source)(jnp.zeros((1, 2)), jnp.array([1])).tolist()
       [0.6931471824645996]
     """
-    if loss_fn is not cross_entropy:
-        return loss_fn
-    return _Fitting(int(np.max(labels)))
+    span = label_span(getattr(source, "labels", None))
+    return loss_fn if loss_fn is not cross_entropy or span is None else _Fitting(span)
 
 
-def per_example(loss_fn: LossFn, logits: Array, labels: Array) -> Array:
-    """Return the losses [b] of a loss function for logits [b, c] and labels [b].
+def per_example(loss_fn: LossFn, logits: PyTree, labels: PyTree) -> Array:
+    """Return the losses [b] of a loss function for logits [b, ...] and labels [b, ...].
 
     Raises:
       ValueError: when it does not return one number for each example; while tracing.
@@ -135,11 +156,11 @@ def per_example(loss_fn: LossFn, logits: Array, labels: Array) -> Array:
       [0.6931471824645996]
     """
     losses = loss_fn(logits, labels)
-    shape, wanted = np.shape(losses), np.shape(labels)
+    shape, wanted = np.shape(losses), np.shape(jax.tree.leaves((labels, logits))[0])[:1]
     _checks.require(
         shape == wanted,
         f"loss_fn returned losses of shape {shape} for {wanted[0]} examples but must return one for "
-        f"each, shape {wanted}; leave out the mean and any axis of length 1.",
+        f"each, shape {wanted}; average over an example's positions, not over examples.",
     )
     return losses
 

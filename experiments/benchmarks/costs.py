@@ -215,7 +215,7 @@ class Bench:
         """Return the variance of the mean embedding by kind of coreset, over stratified batches'."""
         m = self.size
         pool = self.draw(min(8192, len(self.source)))
-        inner = ArraySource(np.asarray(pool.inputs), np.asarray(pool.labels), self.classes)
+        inner = ArraySource(np.asarray(pool.inputs), np.asarray(pool.labels))
         whole = jax.jit(lambda p, s, e: in_chunks(self.embed_fn, p, s, e, 512)[0])
         exact = whole(self.state.params, self.state.model_state, pool)
         kinds: dict[str, tuple[int, Any, bool]] = {

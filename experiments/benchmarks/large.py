@@ -160,7 +160,7 @@ def measure(
     """Train on the first ``count`` rows; return times and memory."""
     begun = time.perf_counter()
     labels = np.load(labels_path, mmap_mode="r")[:count]
-    source = HostSource(np.load(inputs_path, mmap_mode="r")[:count], labels, CLASSES)
+    source = HostSource(np.load(inputs_path, mmap_mode="r")[:count], labels)
     config = dataclasses.replace(
         CrestConfig.recommended(steps=steps, num_examples=count), select_from=None, select_until=None
     )

@@ -202,7 +202,7 @@ def predicted_bytes(program: Program, run: TrainConfig, devices: int, state: Tra
     )
     job = Job(
         examples=len(program.train),
-        classes=program.train.num_classes,
+        classes=len(program.class_names),
         parameters=parameters,
         input_bytes=inputs.nbytes,
         devices=devices,

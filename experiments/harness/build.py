@@ -16,7 +16,7 @@ from crest_jax import ApplyFn, ArraySource, Batch, BatchSelector, cross_entropy,
 from crest_jax.data.devices import in_all_processes, num_devices
 from crest_jax.flax import from_linen, linen_features
 from crest_jax.gradients import weighted_mean
-from crest_jax.loop import Evaluation
+from crest_jax.loop import Evaluate
 from experiments import data
 from experiments.config import TEXT_DATASETS, Method, TrainConfig
 from experiments.data.augment import pad_crop_flip
@@ -56,7 +56,7 @@ class Program(NamedTuple):
     init: Callable[[jax.Array], TrainState]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
     apply_fn: ApplyFn
-    evaluate: Callable[..., Evaluation]
+    evaluate: Evaluate
     train: ArraySource
     held_out: ArraySource
     steps: int
@@ -120,12 +120,12 @@ def _image_sources(
                 "fashion_mnist_20k, which has some."
             )
         held_out = (dataset.validation_inputs, dataset.validation_labels)
-    mesh, classes = make_mesh(devices), dataset.num_classes
+    mesh = make_mesh(devices)
     inputs = dataset.train_inputs
     shard = share_out(dataset.name, inputs, mesh, shard)
     inputs = own_share(inputs) if shard else inputs
-    train = ArraySource(inputs, dataset.train_labels, classes, mesh=mesh, shard=shard)
-    return dataset, train, ArraySource(*held_out, classes, mesh=mesh)
+    train = ArraySource(inputs, dataset.train_labels, mesh=mesh, shard=shard)
+    return dataset, train, ArraySource(*held_out, mesh=mesh)
 
 
 class Training(NamedTuple):

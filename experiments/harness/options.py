@@ -106,6 +106,8 @@ class ExclusionOptions:
     """Share of the excluded examples that is drawn all the same, with weight one over the share."""
     until: int | None = None
     """Step from which on all examples are active."""
+    relative: bool | None = None
+    """Take the threshold in units of the loss at the start."""
 
 
 @dataclasses.dataclass(frozen=True)

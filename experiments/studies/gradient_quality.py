@@ -29,6 +29,7 @@ from tqdm import tqdm
 from crest_jax import ArraySource, Examples, cross_entropy, logit_gradients
 from crest_jax.coresets.mini_batch import medoids
 from crest_jax.data import make_strata, next_subset, open_stream
+from crest_jax.data.classes import classes_in, one_class
 from crest_jax.data.sources import padded_chunks
 from crest_jax.gradients import weighted_mean
 from experiments.config import TrainConfig
@@ -135,10 +136,9 @@ def batch_gradients(
 ) -> np.ndarray:
     """Return the gradients [count, p] of mini-batches of one kind."""
     batch_size, subset_size = config.run.batch_size, config.subset_size
-    labels, number = source.labels, source.num_classes
-    if kind == "random":
-        labels, number = np.zeros_like(labels), 1
-    strata = make_strata(labels, number)
+    classes = one_class(len(source)) if kind == "random" else classes_in(source)
+    number = classes.number
+    strata = make_strata(classes.codes, number)
     size = subset_size if kind == "coreset" else batch_size
     found = []
     for index in tqdm(range(config.count), desc=kind, leave=False):
@@ -166,7 +166,7 @@ def measure(config: QualityConfig) -> list[dict[str, Any]]:
             embeddings,
             examples.labels,
             size=config.run.batch_size,
-            num_classes=source.num_classes,
+            num_classes=len(program.class_names),
         )
         return rows[coreset.indices], coreset.weights
 

@@ -154,8 +154,8 @@ def sources(
     if held_out is None:
         raise UserError(f"--evaluate-on is validation but {problem.name} has no such rows; use test.")
     return (
-        TokenSource(*problem.train, problem.num_classes, mesh),
-        TokenSource(*by_length(*held_out), problem.num_classes, mesh),
+        TokenSource(*problem.train, mesh),
+        TokenSource(*by_length(*held_out), mesh),
     )
 
 

@@ -165,11 +165,9 @@ class TokenSource(ArraySource):
     rows come to the host for it, which waits until they are known.
     """
 
-    def __init__(
-        self, tokens: Tokens, labels: np.ndarray, num_classes: int, mesh: Mesh | None = None
-    ) -> None:
+    def __init__(self, tokens: Tokens, labels: np.ndarray, mesh: Mesh | None = None) -> None:
         """Put the tokens on the devices."""
-        super().__init__(tokens.inputs, labels, num_classes, mesh=mesh)
+        super().__init__(tokens.inputs, labels, mesh=mesh)
         self._lengths = tokens.lengths
         self._longest = tokens.inputs.shape[1]
 

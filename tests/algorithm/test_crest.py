@@ -32,7 +32,7 @@ def make_source(seed: int = 0, labels: np.ndarray | None = None) -> ArraySource:
     labels = np.arange(COUNT) % CLASSES if labels is None else labels
     centres = 2 * rng.normal(size=(CLASSES, FEATURES))
     inputs = centres[labels] + rng.normal(size=(COUNT, FEATURES))
-    return ArraySource(inputs.astype(np.float32), labels, CLASSES)
+    return ArraySource(inputs.astype(np.float32), labels)
 
 
 def make_params(seed: int = 0) -> dict[str, jax.Array]:
@@ -207,7 +207,7 @@ def test_learned_examples_leave_the_draws_and_return_when_a_class_runs_dry() -> 
         return inputs + 0 * params, model_state
 
     logits = margin[:, None] * np.eye(CLASSES)[labels]
-    source = ArraySource(logits.astype(np.float32), labels, CLASSES)
+    source = ArraySource(logits.astype(np.float32), labels)
     config = settings(
         batch_size=12, subset_size=36, probe_size=30, max_interval=2,
         exclusion={"window": 40, "threshold": 0.1, "cooldown": 1, "keep_fraction": 0.0},
@@ -243,7 +243,7 @@ def test_learned_examples_kept_in_play_count_for_those_left_out() -> None:
 
     margin = np.where(learned, 9.0, 0.5) + np.random.default_rng(0).random(COUNT)
     logits = margin[:, None] * np.eye(CLASSES)[labels]
-    source = ArraySource(logits.astype(np.float32), labels, CLASSES)
+    source = ArraySource(logits.astype(np.float32), labels)
     config = settings(
         batch_size=12, subset_size=24, probe_size=30, max_interval=2, select_from=100,
         exclusion={"window": 20, "threshold": 0.1, "cooldown": None},
@@ -352,7 +352,7 @@ def test_fit_runs_crest_and_lowers_the_loss() -> None:
 @pytest.mark.slow
 def test_a_missing_class_and_a_class_of_one_example_are_no_obstacle() -> None:
     labels = np.where(np.arange(COUNT) == 5, 0, 2)  # class 1 is missing, class 0 has one example
-    source = ArraySource(make_source().take(jnp.arange(COUNT)).inputs, labels, CLASSES)
+    source = ArraySource(make_source().take(jnp.arange(COUNT)).inputs, labels)
     config = dataclasses.replace(CONFIG, exclusion=exclusion(threshold=5.0, window=4))
     selector = crest(linear, source, config)
     state = selector.init(jax.random.key(0), make_params(), STATE)
@@ -458,7 +458,7 @@ def test_an_embedding_that_is_not_finite_is_found_at_the_next_check() -> None:
     source = make_source()
     inputs = np.asarray(source.take(jnp.arange(COUNT)).inputs).copy()
     inputs[17] = np.nan
-    spoilt = ArraySource(inputs, source.labels, CLASSES)
+    spoilt = ArraySource(inputs, source.labels)
     selector = crest(linear, spoilt, dataclasses.replace(CONFIG, probe_size=1))
     state = selector.init(jax.random.key(0), make_params(), STATE)
 
@@ -475,7 +475,7 @@ def test_bad_examples_are_skipped_by_beginning_anew_where_that_is_asked_for() ->
     source = make_source()
     inputs = np.asarray(source.take(jnp.arange(COUNT)).inputs).copy()
     inputs[17] = np.nan
-    spoilt = ArraySource(inputs, source.labels, CLASSES)
+    spoilt = ArraySource(inputs, source.labels)
     config = dataclasses.replace(CONFIG, probe_size=8, nonfinite="skip")
     selector = crest(linear, spoilt, config)
     params = make_params()

@@ -31,7 +31,7 @@ PARAMS = init_mlp(1, 4, 5, CLASSES)
 def make_source(n=N):
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.arange(n) % CLASSES)
-    return ArraySource(np.float32(rng.normal(size=(n, 4)) + labels[:, None]), labels, CLASSES)
+    return ArraySource(np.float32(rng.normal(size=(n, 4)) + labels[:, None]), labels)
 
 
 def first_choice(selection, key=0):

@@ -82,7 +82,7 @@ def make_source(order=None):
     labels = np.arange(N) % CLASSES
     inputs = np.float32(rng.normal(size=(N, 4)) + labels[:, None])
     order = np.arange(N) if order is None else order
-    return ArraySource(inputs[order], labels[order], CLASSES)
+    return ArraySource(inputs[order], labels[order])
 
 
 def params_at(step):
@@ -257,7 +257,7 @@ def test_states_and_batches_may_be_donated(name):
 def test_states_and_batches_of_a_source_that_reads_ahead_may_be_donated(name):
     source = make_source()
     inputs = np.asarray(source.take(jnp.arange(N)).inputs)
-    selection = METHODS[name][0](cj.HostSource(inputs, source.labels, CLASSES))
+    selection = METHODS[name][0](cj.HostSource(inputs, source.labels))
     wanted = [
         batch.indices.tolist() for batch in run(selection_of(name), jax.random.key(0), steps=9)[0]
     ]

@@ -19,8 +19,8 @@ from crest_jax import (
     cross_entropy,
     dynamic_pruning,
     fit,
+    from_records,
     random_batches,
-    read_records,
     stratified_batches,
 )
 from crest_jax.baselines import fixed_subset
@@ -100,7 +100,7 @@ def test_a_file_gives_the_very_training_that_arrays_give(method, tmp_path):
 @pytest.mark.parametrize("method", ["crest", "stratified"])
 def test_mini_batches_are_read_once_and_before_they_are_asked_for(method):
     read = Slow()
-    source = HostSource(read, LABELS, CLASSES)
+    source = HostSource(read, LABELS)
     asked = []
     take, prefetch = source.take, source.prefetch
     source.take = lambda rows: (asked.append((id(rows), len(read.reads))), take(rows))[1]
@@ -129,30 +129,6 @@ def test_fetches_that_nobody_asks_for_are_thrown_away():
     assert not source._waiting
 
 
-def test_records_are_read_one_by_one_or_many_at_once():
-    class Records:
-        def __init__(self):
-            self.calls = []
-
-        def __len__(self):
-            return COUNT
-
-        def __getitem__(self, row):
-            assert isinstance(row, int)
-            self.calls.append(row)
-            return {"features": INPUTS[row], "label": LABELS[row]}
-
-    class Many(Records):
-        def __getitems__(self, rows):
-            return [Records.__getitem__(self, row) for row in rows]
-
-    for kind in (Records, Many):
-        source = HostSource(read_records(kind(), lambda record: record["features"]), LABELS)
-        found = source.take(jnp.array([7, 3]))
-        assert (np.asarray(found.inputs) == INPUTS[[7, 3]]).all()
-        assert found.labels.tolist() == LABELS[[7, 3]].tolist()
-
-
 @pytest.mark.slow
 def test_tensorflow_datasets_are_read_as_they_lie_on_the_disk(tmp_path):
     import tensorflow_datasets as tfds
@@ -179,7 +155,8 @@ def test_tensorflow_datasets_are_read_as_they_lie_on_the_disk(tmp_path):
     builder.download_and_prepare()
     records = builder.as_data_source("train")
     labels = np.array([record["label"] for record in records])
-    source = HostSource(read_records(records, lambda record: record["values"]), labels, CLASSES)
+    source = from_records(records)
+    assert source.classes.tolist() == labels.tolist()
     found = source.take(jnp.array([7, 3]))
     assert (np.asarray(found.inputs) == [records[7]["values"], records[3]["values"]]).all()
     assert found.labels.tolist() == labels[[7, 3]].tolist()
@@ -190,7 +167,10 @@ def test_tensorflow_datasets_are_read_as_they_lie_on_the_disk(tmp_path):
 def test_grain_is_read():
     grain = pytest.importorskip("grain")
     records = grain.MapDataset.source(INPUTS).map(lambda values: {"values": 2 * values})
-    source = HostSource(read_records(records, lambda record: record["values"]), LABELS)
+    source = from_records(records, lambda record: (record["values"], 0), classes=LABELS)
+    assert source.classes.tolist() == LABELS.tolist()
+    with pytest.raises(ValueError, match="leave out repeat"):
+        from_records(records.repeat())
     assert (np.asarray(source.take(jnp.array([7, 3])).inputs) == 2 * INPUTS[[7, 3]]).all()
 
 
@@ -208,14 +188,13 @@ def test_an_error_of_the_reader_comes_to_the_training():
 @pytest.mark.parametrize(
     ("inputs", "labels", "sentence"),
     [
-        (np.zeros((0, 3)), np.zeros(0, int), "hold 0 examples but must"),
+        (np.zeros((0, 3)), np.zeros(0, int), "must hold at least one example"),
         (INPUTS, LABELS[:-1], "labels have shape"),
-        (INPUTS, LABELS - 1, "labels span -1 to"),
     ],
 )
 def test_bad_data_are_refused(inputs, labels, sentence):
     with pytest.raises(ValueError, match=sentence):
-        HostSource(inputs, labels, CLASSES)
+        HostSource(inputs, labels)
 
 
 def test_a_reader_that_gives_other_shapes_is_named():

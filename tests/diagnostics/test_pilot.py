@@ -16,7 +16,6 @@ from crest_jax import ArraySource, cross_entropy, fit
 from crest_jax.diagnostics import Pilot, pilot
 from crest_jax.diagnostics.trials import Costs, _Clock, advise, gain_per_doubling
 from crest_jax.gradients import weighted_mean
-from crest_jax.loop import Evaluation
 from experiments import pilot as script
 from experiments.harness.cli import UserError
 from experiments.studies import pilot_check
@@ -39,7 +38,7 @@ def make_source(count=512):
     rng = np.random.default_rng(0)
     labels = np.arange(count) % 4
     centres = 1.5 * rng.normal(size=(4, 4))
-    return ArraySource(np.float32(centres[labels] + rng.normal(size=(count, 4))), labels, 4)
+    return ArraySource(np.float32(centres[labels] + rng.normal(size=(count, 4))), labels)
 
 
 SOURCE, JUDGES = make_source(), make_source(64)
@@ -184,7 +183,7 @@ def test_a_step_that_is_compiled_in_every_trial_takes_no_longer_than_one_compile
     "value",
     [
         83.2, -0.1, float("nan"), float("inf"), True, np.True_, "0.8", None, [0.8],
-        np.array([0.8]), np.array([0.1, 0.9]), jnp.array(True), Evaluation(0.3, 0.8), 0.8 + 0j,
+        np.array([0.8]), np.array([0.1, 0.9]), jnp.array(True), {"accuracy": 0.8}, 0.8 + 0j,
     ],
 )  # fmt: skip
 def test_what_is_no_accuracy_is_refused_before_the_long_trials(value):

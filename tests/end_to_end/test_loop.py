@@ -22,7 +22,7 @@ from crest_jax import (
     stratified_batches,
 )
 from crest_jax.gradients import weighted_mean
-from crest_jax.loop import view
+from crest_jax.loop import accuracy, view
 
 N, BATCH = 24, 6
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
@@ -36,7 +36,7 @@ class TrainState(NamedTuple):
 def make_source(n=N, classes=3, seed=0):
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % classes
-    return ArraySource(np.float32(rng.normal(size=(n, 4)) + labels[:, None]), labels, classes)
+    return ArraySource(np.float32(rng.normal(size=(n, 4)) + labels[:, None]), labels)
 
 
 @jax.jit
@@ -249,10 +249,10 @@ def test_evaluation_matches_numpy_on_every_row(count, chunk_size):
     result = make_evaluate(model, chunk_size=chunk_size)(params, {}, source)
     inputs, labels = source.take(jnp.arange(count))
     logits, labels = numpy_mlp(params, inputs), np.asarray(labels)
-    np.testing.assert_allclose(result.loss, numpy_cross_entropy(logits, labels).mean(), rtol=1e-5)
-    assert result.accuracy == (logits.argmax(axis=1) == labels).mean()
+    np.testing.assert_allclose(result["loss"], numpy_cross_entropy(logits, labels).mean(), rtol=1e-5)
+    assert result["accuracy"] == (logits.argmax(axis=1) == labels).mean()
     assert traces == [(chunk_size, 4)], "one program for all chunks"
-    assert type(result.loss) is type(result.accuracy) is float
+    assert type(result["loss"]) is type(result["accuracy"]) is float
 
 
 def test_evaluation_takes_another_loss():
@@ -260,9 +260,9 @@ def test_evaluation_takes_another_loss():
         return (jnp.argmax(logits, axis=1) != labels).astype(jnp.float32) * 7
 
     source = make_source(11)
-    result = make_evaluate(mlp, zero_one, chunk_size=4)(init_mlp(4, 4, 5, 3), {}, source)
-    assert 0 < result.accuracy < 1
-    np.testing.assert_allclose(result.loss, 7 * (1 - result.accuracy), rtol=1e-6)
+    result = make_evaluate(mlp, zero_one, metrics={"accuracy": accuracy}, chunk_size=4)(init_mlp(4, 4, 5, 3), {}, source)
+    assert 0 < result["accuracy"] < 1
+    np.testing.assert_allclose(result["loss"], 7 * (1 - result["accuracy"]), rtol=1e-6)
 
 
 def test_evaluation_refuses_an_empty_source_and_a_bad_chunk():
@@ -352,7 +352,7 @@ def test_evaluation_names_a_label_without_a_logit():
     ):
         make_evaluate(mlp, chunk_size=4)(init_mlp(4, 4, 5, 3), {}, source)
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, init_mlp(4, 4, 5, 6))
-    assert np.isnan(make_evaluate(mlp)(broken, {}, source).loss), "what diverged is told as such"
+    assert np.isnan(make_evaluate(mlp)(broken, {}, source)["loss"]), "what diverged is told as such"
 
 
 @pytest.mark.parametrize("axis", [None, 1])

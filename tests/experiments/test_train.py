@@ -67,7 +67,7 @@ def test_a_finished_run_keeps_its_network(finished: tuple[TrainConfig, dict[str,
     state = made.init(jax.random.key(1))
     params, model_state = read_network(config.out, state.params, state.model_state)
     assert sha256(params) == metrics["params_sha256"]
-    assert made.evaluate(params, model_state, made.held_out).accuracy == metrics["test_accuracy"]
+    assert made.evaluate(params, model_state, made.held_out)["accuracy"] == metrics["test_accuracy"]
     with pytest.raises(UserError, match=r"holds no network\.msgpack"):
         read_network(config.out.parent, state.params, state.model_state)
     damaged = config.out.parent / "damaged"

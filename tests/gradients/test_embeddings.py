@@ -198,7 +198,7 @@ def test_a_sketch_needs_a_positive_dimension():
 
 def test_embedding_rows_in_chunks_equals_embedding_them_at_once(problem):
     params, examples = problem
-    source = ArraySource(np.asarray(examples.inputs), np.asarray(examples.labels), 3)
+    source = ArraySource(np.asarray(examples.inputs), np.asarray(examples.labels))
     rows = np.array([10, 0, 3, 3, 7, 1, 2, 9, 4])
     traces = []
 
@@ -228,7 +228,7 @@ def test_embedding_rows_in_chunks_equals_embedding_them_at_once(problem):
 )
 def test_embedding_rows_refuses_bad_input_in_a_sentence(problem, rows, chunk_size, message):
     params, examples = problem
-    source = ArraySource(np.asarray(examples.inputs), np.asarray(examples.labels), 3)
+    source = ArraySource(np.asarray(examples.inputs), np.asarray(examples.labels))
     with pytest.raises(ValueError, match=message):
         embed_rows(logit_gradients(mlp), params, {}, source, rows, chunk_size=chunk_size)
 
@@ -316,7 +316,7 @@ BAD_LOSSES = {
 )
 def test_a_loss_that_is_not_one_for_each_example_is_refused(problem, embed, loss_fn):
     params, examples = problem
-    with pytest.raises(ValueError, match=r"loss_fn returned losses of shape .* but must .*; leave out"):
+    with pytest.raises(ValueError, match=r"loss_fn returned losses of shape .* but must .*; average over"):
         jax.jit(embed(loss_fn))(params, {}, examples)
 
 
@@ -332,7 +332,7 @@ def test_a_loss_that_is_not_one_for_each_example_is_refused(problem, embed, loss
 )
 def test_embeddings_have_one_row_for_each_example(problem, embed, message):
     params, examples = problem
-    source = ArraySource(np.asarray(examples.inputs), np.asarray(examples.labels), 3)
+    source = ArraySource(np.asarray(examples.inputs), np.asarray(examples.labels))
     with pytest.raises(ValueError, match=message + r".* but .*; (take no|leave out the) mean"):
         embed_rows(lambda p, s, e: embed(e.inputs), params, {}, source, np.arange(7), chunk_size=4)
 
@@ -340,7 +340,7 @@ def test_embeddings_have_one_row_for_each_example(problem, embed, message):
 @pytest.mark.parametrize("rows", [np.array([0, 11]), np.array([-1, 2]), np.array([0.5, 1.0])])
 def test_rows_that_the_source_has_not_are_refused(problem, rows):
     params, examples = problem
-    source = ArraySource(np.asarray(examples.inputs), np.asarray(examples.labels), 3)
+    source = ArraySource(np.asarray(examples.inputs), np.asarray(examples.labels))
     with pytest.raises(ValueError, match=r"rows (span|have dtype) .* but must .*; pass positions"):
         embed_rows(logit_gradients(mlp), params, {}, source, rows)
 
