@@ -191,6 +191,7 @@ def test_paper_is_the_paper_field_by_field() -> None:
         "select_until": None,
         "exclusion": {
             "threshold": 0.1, "window": 782, "cooldown": None, "keep_fraction": 0.0, "until": None,
+            "relative": False,
         },
         "nonfinite": "stop",
     }  # fmt: skip

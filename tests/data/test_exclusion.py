@@ -15,6 +15,7 @@ from crest_jax.data.exclusion import (
     close_window,
     importance_weights,
     init_exclusion,
+    noted_in,
     observe,
     observe_losses,
 )
@@ -178,8 +179,7 @@ def test_of_more_sightings_than_are_remembered_the_newest_count():
 def test_only_the_first_sightings_count_where_their_number_is_given():
     state = init(6, 1)
     rows, losses = jnp.arange(4), jnp.full(4, 0.01)
-    log, number = observe(state.observations, state.num_observations, rows, losses, ALPHA, 2)
-    state = state._replace(observations=log, num_observations=number)
+    state = state._replace(**observe(noted_in(state), rows, losses, ALPHA, 2)._asdict())
     state = run_observe(state, jnp.array([5]), jnp.array([0.01]))
     assert excluded_after(state, [0] * 6, [0]) == [True, True, False, False, False, True]
 
@@ -241,6 +241,7 @@ def test_when_exclusion_ends_all_return_in_a_new_pass():
     ("field", "value"),
     [
         ("threshold", -1.0), ("threshold", 0.0), ("window", 0), ("cooldown", 0), ("cooldown", 128),
+        ("relative", 1), ("relative", "yes"),
         ("keep_fraction", 1.5), ("until", 0),
     ],
 )  # fmt: skip
@@ -293,3 +294,38 @@ def test_the_shortfall_of_mini_batches_of_128_is_between_the_documented_figures(
         exact = 1 - expected_share(128, p, 4.0) / share
         assert exact == pytest.approx(documented, abs=0.0006)
         assert shortfall(128, p, 4.0) == pytest.approx(exact, rel=0.05)
+
+
+def test_a_relative_threshold_is_in_units_of_the_first_losses():
+    state = init_exclusion(6, 1, capacity=16, cooldown=2, relative=True)
+    state = run_observe(state, jnp.array([0, 1]), jnp.array([30.0, 50.0]))  # so a unit is 40
+    assert float(state.unit) == 40.0
+    state = run_observe(state, jnp.array([2, 3, 4]), jnp.array([3.9, 4.1, 3.9]))
+    state = run_observe(state, jnp.array([4]), jnp.array([4.1]))
+    assert float(state.unit) == 40.0, "the unit stays that of the start"
+    state = run_close(state, np.zeros(6, int), [1], 2)
+    assert state.excluded.tolist() == [False, False, True, False, False, False]
+    state = run_close(state, np.zeros(6, int), [1], 2)
+    assert float(state.unit) == 40.0, "over windows also"
+    absolute = init(6, 1)
+    assert float(run_observe(absolute, jnp.array([0]), jnp.array([30.0])).unit) == 1.0
+
+
+def test_a_unit_is_taken_of_what_counts_and_of_no_infinite_loss():
+    noted = noted_in(init_exclusion(6, 1, capacity=16, relative=True))
+    bad = observe(noted, jnp.array([0, 1]), jnp.array([jnp.nan, 1.0]), ALPHA)
+    assert float(bad.unit) < 0, "not known yet"
+    found = observe(bad, jnp.array([0, 1, 2]), jnp.array([2.0, 4.0, 100.0]), ALPHA, 2)
+    assert float(found.unit) == 3.0
+
+
+def test_losses_times_a_number_leave_the_same_rows_with_a_relative_threshold():
+    losses = np.float32(np.random.default_rng(0).exponential(size=(6, 5)))
+    found = []
+    for factor in (1.0, 256.0):
+        state = init_exclusion(30, 1, capacity=64, relative=True)
+        for step, own in enumerate(losses * factor):
+            state = run_observe(state, jnp.arange(5 * step, 5 * step + 5), jnp.asarray(own))
+        found.append(run_close(state, np.zeros(30, int), [1]).excluded.tolist())
+    assert found[0] == found[1]
+    assert 0 < sum(found[0]) < 30

@@ -260,7 +260,9 @@ def test_evaluation_takes_another_loss():
         return (jnp.argmax(logits, axis=1) != labels).astype(jnp.float32) * 7
 
     source = make_source(11)
-    result = make_evaluate(mlp, zero_one, metrics={"accuracy": accuracy}, chunk_size=4)(init_mlp(4, 4, 5, 3), {}, source)
+    result = make_evaluate(mlp, zero_one, metrics={"accuracy": accuracy}, chunk_size=4)(
+        init_mlp(4, 4, 5, 3), {}, source
+    )
     assert 0 < result["accuracy"] < 1
     np.testing.assert_allclose(result["loss"], 7 * (1 - result["accuracy"]), rtol=1e-6)
 
@@ -410,3 +412,27 @@ def test_a_bad_loss_is_told_at_the_end_of_its_window_or_counts_as_not_learned(ba
         assert bool(state.pool.exclusion.all_finite)
     with pytest.raises(ValueError, match=r"nonfinite is 'no' but must be .*; choose"):
         dynamic_pruning(make_source(), BATCH, exclusion(), nonfinite="no")
+
+
+def test_evaluation_takes_metrics_of_any_name_and_none():
+    source, params = make_source(11), init_mlp(4, 4, 5, 3)
+    logits = mlp(params, {}, source.take(jnp.arange(11)).inputs, train=False, rng=None)[0]
+    second = make_evaluate(mlp, metrics={"second": lambda z, y: z[:, 1]}, chunk_size=4)
+    found = second(params, {}, source)
+    assert list(found) == ["loss", "second"]
+    np.testing.assert_allclose(found["second"], logits[:, 1].mean(), rtol=1e-5)
+    squared = make_evaluate(mlp, lambda z, y: jnp.sum(z**2, axis=1), chunk_size=4)
+    assert list(squared(params, {}, source)) == ["loss"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"loss": accuracy}, 'metrics hold a metric called "loss"'),
+        ({"mean": lambda z, y: jnp.mean(z)}, r"the metric 'mean' returned shape \(\) for 4 examples"),
+        ({"each": lambda z, y: z}, r"the metric 'each' returned shape \(4, 3\) for 4 examples"),
+    ],
+)
+def test_metrics_that_are_none_are_refused_in_a_sentence(metrics, message):
+    with pytest.raises(ValueError, match=message):
+        make_evaluate(mlp, metrics=metrics, chunk_size=4)(init_mlp(4, 4, 5, 3), {}, make_source(11))

@@ -316,7 +316,7 @@ BAD_LOSSES = {
 )
 def test_a_loss_that_is_not_one_for_each_example_is_refused(problem, embed, loss_fn):
     params, examples = problem
-    with pytest.raises(ValueError, match=r"loss_fn returned losses of shape .* but must .*; average over"):
+    with pytest.raises(ValueError, match=r"losses of shape .* but must .*; average over"):
         jax.jit(embed(loss_fn))(params, {}, examples)
 
 
