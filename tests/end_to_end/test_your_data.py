@@ -5,6 +5,7 @@ import re
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import jax
 import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "your_model_your_data.md"
@@ -27,7 +28,7 @@ def printed():
     pytest.importorskip("datasets")
     pytest.importorskip("grain")
     names, shown = {}, io.StringIO()
-    with redirect_stdout(shown):
+    with redirect_stdout(shown), jax.numpy_rank_promotion("allow"):  # as users have it
         for block in BLOCKS:
             exec(compile(block, str(PAGE), "exec"), names)
     return shown.getvalue()
