@@ -62,7 +62,7 @@ def fit(
       steps: mini-batches to train on.
       view: ``train_state -> (params, model_state)`` in the form that the model's ``ApplyFn`` takes.
       losses: ``metrics -> losses`` [m] of the mini-batch, which the step computed anyway, for methods
-        that learn from them (``dynamic_pruning``); None hands nothing back.
+        that exclude what is learned (``crest``, ``dynamic_pruning``); None hands nothing back.
       on_event: called with every event of the selection.
       on_step: called with the step's number, from 0, and its metrics (still on the device).
 

@@ -40,7 +40,7 @@ class CompareConfig:
     budgets: tuple[float, ...] | None = None
     """Several budgets instead of --budget; full training is run once for all of them."""
     rates: dict[Method, float] = dataclasses.field(default_factory=dict)
-    """Learning rates by method, "--rates craig 0.05 crest 0.2"; --learning-rate for the others."""
+    """Learning rates by method, "--rates craig 0.05 crest 0.2"; --optim.learning-rate for others."""
     jobs: int = 1
     """Runs at a time; above 1 each has its share of the cores."""
     run: Annotated[TrainConfig, tyro.conf.arg(name="")] = dataclasses.field(
@@ -117,6 +117,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             run = dataclasses.replace(setting.run, out=default.run.out)
             default = dataclasses.replace(default, run=run)
         config = parse(CompareConfig, default=default, description=__doc__, argv=args)
+        if setting is not None:
+            own = {method: rate for method, rate in setting.rates.items() if method in config.methods}
+            config = dataclasses.replace(config, rates=own | config.rates)
         out = config.run.out
         with held_folder(out):
             results = run_all(plan(config), config.jobs)

@@ -3,10 +3,11 @@
     python -m experiments.pilot --dataset fashion_mnist_12k --epochs 10 --out runs/pilot.json
     python -m experiments.pilot --setting imbalanced_mlp --out runs/pilot.json
 
-Short trials of the very training (see ``crest_jax.pilot``) measure what CREST gains at equal steps,
-what it costs, and what random batches would make of that time. Accuracies are taken on the data set's
-validation rows, or else on a tenth of the training rows that the trials do not see; test rows are
-never touched. Writes one JSON file.
+Short trials of the very training (see ``crest_jax.diagnostics.pilot``) measure what CREST gains at
+equal steps, what it costs, and what random batches would make of that time. Accuracies are taken on
+the data set's validation rows, or else on a tenth of the training rows that the trials do not see;
+test rows are never touched. ``--setting`` begins with the options of one of ``experiments.presets``.
+Writes one JSON file.
 """
 
 import dataclasses
@@ -24,7 +25,8 @@ from crest_jax import ArraySource, BatchSelector, fit, make_evaluate
 from crest_jax.diagnostics import Pilot, pilot
 from experiments.config import TrainConfig
 from experiments.harness.build import Training, load_data, make_training
-from experiments.harness.cli import UserError, one_sentence, parse
+from experiments.harness.cli import UserError, named_setting, one_sentence, parse
+from experiments.harness.options import MachineConfig, RunConfig, changed
 from experiments.harness.run_folder import commit, held_file, write_json
 from experiments.presets import SETTINGS, Setting, with_rate
 
@@ -39,8 +41,6 @@ def check_seconds(seconds: float) -> None:
 class PilotConfig:
     """What to ask about; every option of a training run can be given."""
 
-    setting: str | None = None
-    """One of experiments.presets, instead of the options of a run."""
     seconds: float = 120.0
     """For all trials together, without compilation, roughly."""
     crest_rate: float | None = None
@@ -52,11 +52,15 @@ class PilotConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        unused = ("method", "resume", "run", "data.evaluate_on")
-        self.run.refuse(unused, "trials are neither saved nor tested")
-        if self.setting is not None and self.setting not in SETTINGS:
+        unused = ("method", "resume", "run", "data.evaluate_on", "baselines", "crest.embedding")
+        self.run.refuse(unused, "trials of CREST and stratified batches are neither saved nor tested")
+        machine = dataclasses.replace(
+            MachineConfig(), compilation_cache=self.run.machine.compilation_cache
+        )
+        if self.run.machine != machine:
+            option = next(name for name in changed(self.run.machine) if name != "compilation-cache")
             raise UserError(
-                f"--setting is {self.setting} but must be one of {', '.join(SETTINGS)}; choose one."
+                f"--machine.{option} has no effect here and must be left out; trials run on one device."
             )
         check_seconds(self.seconds)
         if self.crest_rate is not None and not 0 < self.crest_rate < math.inf:
@@ -69,8 +73,6 @@ class PilotConfig:
 
     def asked(self) -> Setting:
         """Return the setting asked about."""
-        if self.setting is not None:
-            return SETTINGS[self.setting]
         rates: dict[Any, float] = {} if self.crest_rate is None else {"crest": self.crest_rate}
         return Setting(self.run, rates)
 
@@ -158,20 +160,30 @@ def sentence(found: Pilot) -> str:
     )
 
 
+def as_values(found: Pilot) -> dict[str, Any]:
+    """Return an answer as values of JSON."""
+    return found._asdict() | {
+        "costs": found.costs._asdict(),
+        "advice": dataclasses.asdict(found.advice),
+        "redundancy": found.redundancy._asdict(),
+    }
+
+
 def main() -> None:
     """Read the command line, ask, write the file and print the answer."""
     with one_sentence("interrupted; start again."):
-        config = parse(PilotConfig, default=PilotConfig(), description=__doc__)
+        named, args = named_setting(None, SETTINGS)
+        default = PilotConfig()
+        if named is not None:
+            run = dataclasses.replace(named.run, out=default.run.out, run=RunConfig())
+            default = PilotConfig(run=run, crest_rate=named.rates.get("crest"))
+        config = parse(PilotConfig, default=default, description=__doc__, argv=args)
         with held_file(config.run.out):
             setting = config.asked()
             found = ask(setting, config.seconds, config.run.seed)
             values = {
-                **found._asdict(),
-                "costs": found.costs._asdict(),
-                "advice": dataclasses.asdict(found.advice),
-                "redundancy": found.redundancy._asdict(),
+                **as_values(found),
                 "pays": found.pays,
-                "setting": config.setting,
                 "run": setting.run.as_json(),
                 "seconds": config.seconds,
                 "seed": config.run.seed,

@@ -56,7 +56,7 @@ IMBALANCED_MLP = replace(
     crest=CrestOptions(exclusion=ExclusionOptions(window=50)),
 )  # fmt: skip
 IMBALANCED_RESNET = replace(RESNET, dataset="fashion_mnist_20k_imbalanced")
-# Fine-tuning of a pretrained encoder: film reviews, batches of 32, 54 of 536 steps.
+# Fine-tuning of a pretrained encoder: film reviews, batches of 32, 43 of 428 steps.
 MINILM = TrainConfig(
     dataset="rotten_tomatoes", model="minilm", epochs=2, budget=0.1, batch_size=32, run=ONE_CHECKPOINT,
     optim=OptimConfig(name="adamw", learning_rate=2e-4, schedule="linear"),

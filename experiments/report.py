@@ -146,3 +146,7 @@ def main() -> None:
         with held_file(config.out):
             build(config)
     print(f"the page is {config.out}")
+
+
+if __name__ == "__main__":
+    main()

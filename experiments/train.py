@@ -6,10 +6,10 @@
 ``--setting`` begins with the options of one of ``experiments.presets``.
 
 The folder gets ``config.json``, ``events.jsonl`` (one line per event of the selection and per
-evaluation), ``checkpoints/`` and, at the end, ``metrics.json`` and ``picks.npz`` (how often each
-example was trained on in each twentieth of the run). On the shipped data with the default options (79
-of 790 steps) CREST takes about a minute on two cores, half of it compilation, and reaches about 70 %;
-full training reaches about 86 %.
+evaluation), ``checkpoints/`` and, at the end, ``metrics.json``, ``picks.npz`` (how often each example
+was trained on in each twentieth of the run) and ``network.msgpack``, the trained network. On the
+shipped data with the default options (79 of 790 steps) CREST takes about a minute on two cores, half of
+it compilation, and reaches about 70 %; full training reaches about 86 %.
 """
 
 import contextlib

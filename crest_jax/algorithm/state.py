@@ -4,7 +4,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from crest_jax import _checks
 from crest_jax.algorithm.regions import Region
@@ -44,15 +43,6 @@ class CoresetBuffer(NamedTuple):
           0
         """
         return self._replace(num_coresets=0, num_used=0)
-
-    def slots(self, number: int) -> np.ndarray:
-        """Return where the next coresets go, [number], int32; beyond the end if there is no room.
-
-        Example:
-          >>> CoresetBuffer(jnp.zeros((3, 1)), jnp.ones((3, 1)), 1, 0).slots(2).tolist()
-          [1, 2]
-        """
-        return self.num_coresets + np.arange(number, dtype=np.int32)
 
     def take(self, ahead: Lookahead) -> tuple["CoresetBuffer", Array, Array]:
         """Return the buffer after one more coreset was handed out, its indices and weights [m].

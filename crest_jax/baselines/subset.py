@@ -33,11 +33,11 @@ class Subset(NamedTuple):
     """What a choice returns.
 
     Attributes:
-      rows: [k], positions in the data set, all different.
+      indices: [k], positions in the data set, all different.
       weights: [k], positive.
     """
 
-    rows: Array | np.ndarray
+    indices: Array | np.ndarray
     weights: Array | np.ndarray
 
 
@@ -157,7 +157,7 @@ def subset_batches(
     ) -> tuple[SubsetState, float]:
         key, choice_key, stream_key = jax.random.split(state.key, 3)
         found = choose(choice_key, params, model_state)
-        rows, weights = np.asarray(found.rows), np.asarray(found.weights, np.float64)
+        rows, weights = np.asarray(found.indices), np.asarray(found.weights, np.float64)
         _check_subset(rows, weights, size, count)
         full = np.zeros(count, np.float32)
         full[rows] = weights

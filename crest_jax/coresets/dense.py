@@ -14,6 +14,7 @@ from crest_jax.coresets.grouped import GroupPicks, dissimilarities, greedy_in_gr
 from crest_jax.coresets.metrics import Metric, Points
 from crest_jax.coresets.partition import Partition
 from crest_jax.coresets.plan import dense_sides, problems_at_once
+from crest_jax.data.strata import compact
 from crest_jax.types import Array, Coreset
 
 
@@ -37,7 +38,7 @@ def choose_dense(
     """
     labels, counts, quotas, spread = partition
     problems, classes = counts.shape
-    order = np.argsort(_narrow(labels, classes), axis=1, kind="stable").astype(np.int32)
+    order = np.argsort(compact(labels, classes), axis=1, kind="stable").astype(np.int32)
     # Rounded up, so that data of the same shape shares one compiled program.
     clients, side = dense_sides(int(counts.max()))
     rounds = -(-int(quotas.max()) // 4) * 4
@@ -53,11 +54,6 @@ def choose_dense(
     own = jnp.asarray(labels) if needed else None
     form = {"size": size, "metric": metric, "batched": batched, "spread": orphans and spread}
     return _ungroup(points, own, rows, picks, sizes, **form)
-
-
-def _narrow(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Narrow labels, which NumPy sorts in linear time."""
-    return labels.astype(np.uint8 if classes <= 256 else np.uint16 if classes <= 65_536 else np.int32)
 
 
 @partial(jax.jit, static_argnames=("side", "blocks", "metric", "batched"))

@@ -173,7 +173,7 @@ def restored(coreset: Coreset, pool: Pool) -> Coreset:
 
 
 def on_device(part: ArrayOf) -> ArrayOf:
-    """Return an array on the device, in float32."""
+    """Return floats of at most 32 bits on the device, all else on the host; the type stays."""
     small = jnp.issubdtype(part.dtype, jnp.floating) and part.dtype.itemsize <= 4
     return jnp.asarray(part) if small else np.asarray(part)
 
@@ -192,7 +192,7 @@ def directions(parts: list[ArrayOf], batched: bool) -> Pool:
 
 
 def scaled_by(part: ArrayOf, exponents: np.ndarray, batched: bool) -> Array:
-    """Return rows of length 1, and of zeros, for the cosine."""
+    """Return a part multiplied by two to the power of the exponents, in float32."""
     if not exponents.any():
         return part.astype(jnp.float32) if isinstance(part, jax.Array) else float32(part)
     host = float64(part)

@@ -149,20 +149,20 @@ def exponents_of(largest: np.ndarray) -> np.ndarray:
 
 
 def float64(part: ArrayOf) -> np.ndarray:
-    """Return the powers of two that bring largest entries near 1."""
+    """Return an array as float64, on the host."""
     host = np.asarray(part)
     wide = host.dtype.kind == "f" and host.dtype.itemsize >= 8
     return host if wide else host.astype(np.float64)
 
 
 def float32(part: np.ndarray) -> Array:
-    """Return an array as float64, on the host."""
+    """Return an array as float32, on the device."""
     with np.errstate(under="ignore"):
         return jnp.asarray(part.astype(np.float32))
 
 
 def fits_float32(part: ArrayOf, largest: float) -> bool:
-    """Return an array as float32, on the device."""
+    """Return whether float32 holds the numbers as they are."""
     kind = np.dtype(part.dtype)
     return (jnp.issubdtype(kind, jnp.floating) and kind.itemsize <= 4) or (
         kind.kind in "iub" and largest <= 2**24

@@ -190,7 +190,13 @@ def init_exclusion(
 
 
 class Noted(NamedTuple):
-    """What of a state an observation changes; see ``Exclusion``."""
+    """What of a state an observation changes.
+
+    Attributes:
+      observations: as in ``Exclusion``.
+      num_observations: as in ``Exclusion``.
+      unit: as in ``Exclusion``.
+    """
 
     observations: Array
     num_observations: Array

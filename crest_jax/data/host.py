@@ -100,22 +100,22 @@ class HostSource:
         """Return the number of examples."""
         return self._count
 
-    def prefetch(self, rows: Array) -> None:
-        """Begin to fetch rows [b]; ``take`` of the same array waits for them."""
+    def prefetch(self, indices: Array) -> None:
+        """Begin to fetch the examples at ``indices`` [b]; ``take`` of the same array waits for them."""
         _checks.not_forked(self._process, "this HostSource was made")
-        if id(rows) in self._waiting:
+        if id(indices) in self._waiting:
             return
-        self._waiting[id(rows)] = rows, self._thread.submit(self._fetch, rows, *_settings())
+        self._waiting[id(indices)] = indices, self._thread.submit(self._fetch, indices, *_settings())
         while len(self._waiting) > DEPTH:
             _, (_, oldest) = self._waiting.popitem(last=False)
             oldest.cancel()
 
-    def take(self, rows: Array) -> Examples:
-        """Return the examples at ``rows`` [b]."""
+    def take(self, indices: Array) -> Examples:
+        """Return the examples at ``indices`` [b]."""
         _checks.not_forked(self._process, "this HostSource was made")
-        _, fetched = self._waiting.pop(id(rows), (None, None))
+        _, fetched = self._waiting.pop(id(indices), (None, None))
         if fetched is None:
-            fetched = self._thread.submit(self._fetch, rows, *_settings())
+            fetched = self._thread.submit(self._fetch, indices, *_settings())
         return fetched.result()
 
     def _fetch(self, rows: Array, wide: bool, device: Any) -> Examples:

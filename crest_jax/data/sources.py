@@ -1,4 +1,4 @@
-"""Rows of a data set: random access, stratified random subsets, padded chunks."""
+"""Examples held in device memory, and padded chunks of positions."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -91,15 +91,15 @@ class ArraySource:
         """Return the number of examples."""
         return self._count
 
-    def take(self, rows: Array) -> Examples:
-        """Return the examples at ``rows`` [b], gathered on the device.
+    def take(self, indices: Array) -> Examples:
+        """Return the examples at ``indices`` [b], gathered on the device.
 
-        Rows on the host are checked; the values of rows on the device are not read.
+        Those on the host are checked; the values of those on the device are not read.
         """
-        if not isinstance(rows, jax.Array):
-            rows = jnp.asarray(rows_valid(rows, len(self)))
-        sharding = None if self.mesh is None else split(self.mesh, len(rows))
-        return _take(self._examples, rows, self._share, self._filled, sharding)
+        if not isinstance(indices, jax.Array):
+            indices = jnp.asarray(rows_valid(indices, len(self)))
+        sharding = None if self.mesh is None else split(self.mesh, len(indices))
+        return _take(self._examples, indices, self._share, self._filled, sharding)
 
 
 @partial(jax.jit, static_argnames=("share", "filled", "sharding"))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from crest_jax import _checks
-from crest_jax.gradients.embeddings import random_signs
+from crest_jax.gradients.sketches import random_signs
 from crest_jax.types import Array, Params, PyTree
 
 Loss = Callable[[Params], Array]  # params -> []

@@ -63,7 +63,7 @@ class Job:
     optimizer_copies: int = 1
     """Numbers that the optimizer keeps for each parameter: 1 for momentum, 2 for Adam."""
     covered: float = 1.0
-    """Share of the parameters whose curvature is taken (--curvature-of)."""
+    """Share of the parameters whose curvature is taken (--crest.curvature-of)."""
     unit_seconds: float = 1e-4
     """Seconds of one example passed forward on one device."""
     bandwidth: float = 1e11

@@ -63,7 +63,7 @@ class CostConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        unused = ("resume", "run", "data.evaluate_on")
+        unused = ("resume", "run", "data.evaluate_on", "preset", "crest", "baselines")
         self.run.refuse(unused, "nothing is evaluated or saved")
         if self.rounds < 1 or self.warm_steps < 1:
             raise UserError(

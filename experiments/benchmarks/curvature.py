@@ -1,8 +1,7 @@
 """What curvature costs, in time and memory, against the share of the parameters that it is taken of.
 
-    python -m experiments.benchmarks.curvature --dataset rotten_tomatoes --model minilm --batch-size 32
-    \\
-        --subset-size 64 --of "classifier" "classifier|layer_5" --out runs/curvature
+    python -m experiments.benchmarks.curvature --dataset rotten_tomatoes --model minilm \\
+        --batch-size 32 --of "classifier" "classifier|layer_5" --out runs/curvature
 
 For each regular expression of ``--of``, and for all parameters, the gradient and the Hessian's diagonal
 are taken on a mini-batch of training examples at the network's first parameters, beside a training
@@ -53,7 +52,8 @@ class CurvatureConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         unused = (
-            "resume", "run", "data.evaluate_on", "method", "budget",
+            "resume", "run", "data.evaluate_on", "method", "budget", "epochs", "preset", "crest",
+            "baselines",
         )  # fmt: skip
         self.run.refuse(unused, "nothing is trained")
         if self.rounds < 1:

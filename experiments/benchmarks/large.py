@@ -105,7 +105,7 @@ def _write_examples(inputs_path: Path, labels_path: Path, count: int) -> None:
 
 
 def apply_fn(params: Any, model_state: Any, inputs: jax.Array, *, train: bool, rng: Any) -> Any:
-    """Return the logits of a perceptron with one hidden layer."""
+    """Return the logits of an MLP with one hidden layer."""
     del train, rng
     hidden = jax.nn.relu(inputs @ params["w"] + params["b"][None, :])
     return hidden @ params["v"] + params["c"][None, :], model_state
@@ -234,7 +234,8 @@ def as_table(lines: list[dict[str, Any]]) -> str:
             [
                 f"{line['examples']:,}", f"{plain:.2f}", f"{ours:.2f}", f"{ours / plain:.2f}",
                 f"{128e3 / ours:,.0f}", f"{1e3 * line['read_seconds']:.2f}",
-                f"{1e3 * line['window_seconds']:.1f}", str(line["regions"]), str(line["selected"]),
+                f"{1e3 * line['window_seconds']:.1f}",
+                str(line["num_regions"]), str(line["num_selected"]),
                 f"{line['state_bytes_each']:.0f}", f"{line['private_mib']:.0f}",
                 f"{line['peak_mib']:.0f}", f"{line['set_up_seconds']:.1f}",
             ]

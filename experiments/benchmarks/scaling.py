@@ -31,6 +31,7 @@ from experiments.harness.distributed import start
 from experiments.harness.options import CrestOptions, MachineConfig
 from experiments.harness.records import append_line, table
 from experiments.harness.run_folder import commit, held_new_folder
+from experiments.harness.timing import TRAINING
 from experiments.sweep import made_by
 
 RUN = TrainConfig(
@@ -40,7 +41,6 @@ RUN = TrainConfig(
     crest=CrestOptions(select_span=(0.0, 1.0)),
     machine=MachineConfig(devices=0),
 )
-PHASES = ("step", "selection", "curvature", "check")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +182,7 @@ def train(program: Program, config: DevicesConfig) -> dict[str, Any]:
             "coresets": selected.num_selected - before.num_selected,
             "checks": (selected.work.check_forward - before.work.check_forward)
             // config.run.crest_config(program.steps, len(program.train)).probe_size,
-            "seconds": {name: seconds[name] for name in (*PHASES, "other")},
+            "seconds": {name: seconds[name] for name in (*TRAINING, "other")},
             "compile_seconds": compiling,
             "compile_seconds_later": seconds["compile"],
             "parameters": int(params.size),
@@ -296,7 +296,7 @@ def as_table(lines: list[dict[str, Any]], run: TrainConfig) -> str:
 
 
 EXPLANATION = """
-BatchSelector, curvature and check: time over that of the training steps, predicted by the cost model /
+Selection, curvature and check: time over that of the training steps, predicted by the cost model /
 measured. MiB: all arrays on the first device, predicted / measured. "steps alike": before the first
 step whose mini-batch is another than on one device, in float32; "rows shared": the share of a
 mini-batch that is also in that of one device, in the mean over all steps; "parameters differ by": norm

@@ -32,7 +32,7 @@ Mean distance of 20,000 other rows to their nearest pick: lower is better.
 
 def summarise(lines: list[dict[str, Any]], out: Path) -> None:
     """Write ``summary.md`` and the pictures from all measurements."""
-    text = ["# BatchSelector, measured", "", versions(), ""]
+    text = ["# Selection, measured", "", versions(), ""]
     found = [line for line in lines if line["part"] == "batches"]
     if found:
         text += [BATCHES_HEAD, *map(batch_row, found), ""]

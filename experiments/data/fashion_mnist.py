@@ -32,8 +32,8 @@ CLASS_NAMES = (
     "Ankle boot",
 )
 REMEDY = (
-    "apt-get install dataset-fashion-mnist, or name with --data.dir a folder that holds the four "
-    "IDX files of https://github.com/zalandoresearch/fashion-mnist"
+    "apt-get install dataset-fashion-mnist, or name a folder (--data.dir in training) that holds the "
+    "four IDX files of https://github.com/zalandoresearch/fashion-mnist"
 )
 Split = tuple[np.ndarray, np.ndarray]  # images [n, 28, 28], labels [n], both uint8
 

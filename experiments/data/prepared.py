@@ -82,7 +82,7 @@ def _check_files(name: str, folder: Path, remedy: str) -> None:
     if file_format != "array_record":
         raise DataError(
             f"{folder} is prepared as {file_format}, which only TensorFlow reads; run "
-            f"python -m experiments.prepare {name} --data.dir DIR with another DIR."
+            f"python -m experiments.prepare {name} --data-dir DIR with another DIR."
         )
     for split in ("train", "test"):
         if shards.get(split, 0) == 0:

@@ -5,7 +5,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,9 @@ from experiments.harness.distributed import make_mesh, own_share, share_out
 from experiments.harness.options import MachineConfig, OptimConfig
 from experiments.harness.timing import PhaseTimer
 from experiments.models import build as build_network
-from experiments.text.problem import TextProblem
+
+if TYPE_CHECKING:
+    from experiments.text.problem import TextProblem  # of the extra `text`
 
 AnyDataset: TypeAlias = "data.Dataset | TextProblem"
 SKIPPED_IN_A_ROW = 5  # steps with a NaN or infinite gradient, before skipping gives up

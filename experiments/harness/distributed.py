@@ -91,7 +91,7 @@ def device_memory() -> float:
 
 
 def share_out(name: str, inputs: np.ndarray, mesh: Mesh | None, wanted: bool | None) -> bool:
-    """Return whether each example is to lie on one device only; see ``TrainConfig.shard``.
+    """Return whether each example is to lie on one device only; see ``MachineConfig.shard``.
 
     Raises:
       UserError: where that is asked for and cannot be.

@@ -64,7 +64,7 @@ class AblationConfig:
     """What to run."""
 
     setting: str = "imbalanced_mlp"
-    """A place of the map."""
+    """A setting of experiments.presets."""
     variants: tuple[str, ...] = tuple(VARIANTS)
     """Which; crest and stratified must be among them."""
     seeds: tuple[int, ...] = (100, 101, 102, 103, 104)

@@ -56,7 +56,7 @@ def main() -> None:
             TrainConfig, default=TrainConfig(out=Path("runs/difficulty.npz")), description=__doc__
         )
         config.refuse(
-            ("method", "resume", "run", "data.evaluate_on", "budget", "crest", "baselines"),
+            ("method", "resume", "run", "data.evaluate_on", "budget", "preset", "crest", "baselines"),
             "one full run is scored and nothing else is done",
         )
         if config.out.suffix != ".npz":

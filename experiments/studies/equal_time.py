@@ -35,7 +35,7 @@ class EqualTimeConfig:
     """What to run."""
 
     settings: tuple[str, ...] = tuple(EQUAL_TIME_SETTINGS)
-    """Places of the map."""
+    """Settings of experiments.presets."""
     methods: tuple[Method, ...] = ("random", "stratified", "dynamic_pruning", "crest")
     """Methods at the budget; crest and stratified must be among them."""
     seeds: tuple[int, ...] = (100, 101, 102, 103, 104)
@@ -47,7 +47,7 @@ class EqualTimeConfig:
     jobs: int = 1
     """Runs at a time; above 1 each has its share of the cores."""
     merge: tuple[Path, ...] = ()
-    """Run nothing: draw one picture of these maps together."""
+    """Run nothing: draw one picture of these comparisons together."""
     out: Path = Path("runs/equal_time")
     """Folder of all runs."""
 
@@ -61,8 +61,8 @@ class EqualTimeConfig:
             )
         if not {"crest", "stratified"} <= set(self.methods):
             raise UserError(
-                f"--methods is {self.methods} but crest and stratified must be among them, for the map "
-                "compares these; add them."
+                f"--methods is {self.methods} but crest and stratified must be among them, for the "
+                "table compares these; add them."
             )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"--seeds is {self.seeds} but must name at least one, each once.")
@@ -71,7 +71,7 @@ class EqualTimeConfig:
 
 
 def read_runs(folders: tuple[Path, ...]) -> list[Run]:
-    """Return the runs of one or more maps."""
+    """Return the runs of one or more comparisons."""
     runs = []
     for folder in folders:
         path = folder / "summary.jsonl"
@@ -126,7 +126,7 @@ def time_ratio(runs: list[Run]) -> float:
         np.median([run["training_seconds"] for run in runs if run["method"] == method])
         for method in ("crest", "stratified")
     )
-    # Rounded, so that a resumed map finds the runs that it has begun.
+    # Rounded, so that a resumed comparison finds the runs that it has begun.
     return round(float(crest / stratified), 2)
 
 
@@ -209,7 +209,7 @@ ratio of the medians. "cost" counts all examples passed forward and backward, in
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the map, then write and print the tables."""
+    """Run the comparison, then write and print the tables."""
     with one_sentence("interrupted; the same command goes on with the runs that are missing."):
         config = tyro.cli(EqualTimeConfig, args=argv, description=__doc__)
         with held_folder(config.out):

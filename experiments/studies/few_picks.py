@@ -6,7 +6,7 @@ A subset of ``r`` examples is drawn at random, stratified by class, and ``m`` of
 weighted medoids of their logit gradients. Where every class has a few picks, facility location runs
 class by class; this script compares rules for where the picks do not suffice for that (``RULES``).
 
-A perceptron with one hidden layer is trained by SGD; at several points of its training many subsets
+An MLP with one hidden layer is trained by SGD; at several points of its training many subsets
 are drawn, every rule chooses out of each of them, and the gradient of the weighted picks (weights
 divided by their sum) is compared with that of the whole data and with that of the subset: in all
 parameters, and in the logits alone. The measure is the mean of ``|g - G|^2``, over that of stratified

@@ -154,7 +154,7 @@ def shaped_rows(labels: np.ndarray, shape: str) -> np.ndarray:
 
 
 class Network(NamedTuple):
-    """Parameters of a perceptron with one hidden layer."""
+    """Parameters of an MLP with one hidden layer."""
 
     first: jax.Array  # [k, h]
     first_bias: jax.Array

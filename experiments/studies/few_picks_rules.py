@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from crest_jax.data.quotas import largest_remainder
+
 MEASURE, CHOSEN = "stratified", "W"
 RULES = {
     "random": "random batch out of the whole data, unit weights",
@@ -42,19 +44,6 @@ RULES = {
     "Hn": "one greedy run over all classes, similar within a class only, orphans to the nearest pick",
     "Hs": "one greedy run over all classes, similar within a class only, orphans to none",
 }
-
-
-def largest_remainder(counts: jax.Array, size: jax.Array) -> jax.Array:
-    """Split ``size`` in proportion to ``counts`` [c]; equal remainders go to the lower class.
-
-    >>> largest_remainder(jnp.array([5, 5, 10]), jnp.int32(10)).tolist()
-    [3, 2, 5]
-    """
-    product = counts * size
-    total = jnp.maximum(jnp.sum(counts), 1)
-    floors, rest = product // total, product % total
-    rank = jnp.argsort(jnp.argsort(-rest, stable=True))
-    return floors + (rank < size - jnp.sum(floors))
 
 
 def systematic(counts: jax.Array, size: jax.Array, start: jax.Array, order: jax.Array) -> jax.Array:

@@ -59,7 +59,7 @@ class QualityConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        unused = ("resume", "run", "data.evaluate_on")
+        unused = ("resume", "run", "data.evaluate_on", "preset", "crest", "baselines")
         self.run.refuse(unused, "nothing is evaluated or saved while the network trains")
         if self.points < 1 or self.count < 2:
             raise UserError(

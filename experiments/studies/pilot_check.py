@@ -3,10 +3,10 @@
     python -m experiments.studies.equal_time --settings mlp_20k mlp_12k --jobs 2 --out runs/held_back
     python -m experiments.studies.pilot_check --runs runs/held_back --out runs/pilot_check
 
-Asks ``crest_jax.pilot`` about every setting of one or more maps, then puts its predicted lead at equal
-seconds beside the one that the map measured. The pilot sees training and validation rows only; the map
-judged on test rows. Writes ``pilots.jsonl`` (a setting that is there is not asked again),
-``pilot_check.md`` and ``pilot_check.png``.
+Asks ``crest_jax.diagnostics.pilot`` about every setting of one or more comparisons by ``equal_time``,
+then puts its predicted lead at equal seconds beside the one that was measured there. The pilot sees
+training and validation rows only; the comparison judged on test rows. Writes ``pilots.jsonl`` (a
+setting that is there is not asked again), ``pilot_check.md`` and ``pilot_check.png``.
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 from tqdm import tqdm
 
-from experiments.harness.cli import one_sentence
+from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.records import append_line, read_lines, table
 from experiments.harness.run_folder import commit, held_folder
 from experiments.harness.stats import interval, with_interval
-from experiments.pilot import ask, check_seconds
+from experiments.pilot import as_values, ask, check_seconds
 from experiments.presets import SETTINGS
 from experiments.studies.equal_time import gains, read_runs
 from experiments.sweep import command_line
@@ -127,6 +127,12 @@ def main() -> None:
     with one_sentence("interrupted; the same command goes on with the settings that are missing."):
         config = tyro.cli(CheckConfig, description=__doc__)
         leads = measured(config.runs)
+        unknown = [name for name in leads if name not in SETTINGS]
+        if unknown:
+            raise UserError(
+                f"--runs hold the setting {unknown[0]}, of an earlier version, but the pilot is asked "
+                f"about {', '.join(SETTINGS)}; name folders of runs on these."
+            )
         with held_folder(config.out):
             lines = config.out / "pilots.jsonl"
             there = {line["setting"] for line in read_lines(lines)} if lines.is_file() else set()
@@ -134,12 +140,7 @@ def main() -> None:
                 [name for name in leads if name not in there], desc="pilots", unit="setting"
             ):
                 found = ask(SETTINGS[name], config.seconds, config.seed)
-                line = found._asdict() | {
-                    "costs": found.costs._asdict(), "advice": dataclasses.asdict(found.advice),
-                    "redundancy": found.redundancy._asdict(),
-                    "setting": name, "commit": commit(),
-                }  # fmt: skip
-                append_line(lines, line)
+                append_line(lines, as_values(found) | {"setting": name, "commit": commit()})
             pilots = [line for line in read_lines(lines) if line["setting"] in leads]
             text = summarise(pilots, leads)
             commits = ", ".join(sorted({str(line["commit"]) for line in pilots}))

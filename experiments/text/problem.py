@@ -152,7 +152,9 @@ def sources(
     """
     held_out = problem.test if evaluate_on == "test" else problem.validation
     if held_out is None:
-        raise UserError(f"--evaluate-on is validation but {problem.name} has no such rows; use test.")
+        raise UserError(
+            f"--data.evaluate-on is validation but {problem.name} has no such rows; use test."
+        )
     return (
         TokenSource(*problem.train, mesh),
         TokenSource(*by_length(*held_out), mesh),

@@ -13,7 +13,6 @@ from experiments.data.dataset import DataError, default_data_dir, is_the_file, o
 from experiments.data.prepared import find_version
 
 REVIEWS_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
-REVIEWS = ("rotten_tomatoes", "imdb")
 SENTIMENTS = ("negative", "positive")
 RELATIONS = ("entailment", "neutral", "contradiction")
 TEST_SHARE, VALIDATION_SHARE, SPLIT_SEED = 0.1, 0.1, 0

@@ -171,11 +171,11 @@ class TokenSource(ArraySource):
         self._lengths = tokens.lengths
         self._longest = tokens.inputs.shape[1]
 
-    def take(self, rows: jax.Array) -> Examples:
-        """Return the examples at ``rows`` [b], inputs [b, l, 2] with ``l`` the bucket's length."""
-        length = bucket(int(self._lengths[np.asarray(rows)].max()), self._longest)
-        sharding = None if self.mesh is None else split(self.mesh, len(rows))
-        return _take(self._examples, jnp.asarray(rows), length, sharding)
+    def take(self, indices: jax.Array) -> Examples:
+        """Return the examples at ``indices`` [b], inputs [b, l, 2] with ``l`` the bucket's length."""
+        length = bucket(int(self._lengths[np.asarray(indices)].max()), self._longest)
+        sharding = None if self.mesh is None else split(self.mesh, len(indices))
+        return _take(self._examples, jnp.asarray(indices), length, sharding)
 
 
 @partial(jax.jit, static_argnames=("length", "sharding"))

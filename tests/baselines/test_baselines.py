@@ -247,7 +247,7 @@ def test_hardest_batches_have_the_highest_losses_of_a_stratified_draw():
     assert sorted(state.rows.tolist()) == sorted(np.argsort(-losses)[:6].tolist())
     assert state.work.selection_forward == N
     some = baselines.top_loss_batches(mlp, source, 6, 12)
-    means = [losses[np.asarray(first_choice(some, key)[0].rows)].mean() for key in range(20)]
+    means = [losses[np.asarray(first_choice(some, key)[0].indices)].mean() for key in range(20)]
     assert losses.mean() < np.mean(means) < losses[np.asarray(state.rows)].mean()
     with pytest.raises(ValueError, match="call refresh"):
         all_of_them.next_batch(all_of_them.init(jax.random.key(0), PARAMS, {}))

@@ -258,8 +258,10 @@ def test_what_train_does_wrong_gets_one_sentence():
 
 
 def test_the_script_refuses_what_cannot_work():
-    with pytest.raises(UserError, match="--setting is nowhere but must be one of short_resnet"):
-        script.PilotConfig(setting="nowhere")
+    with pytest.raises(UserError, match=r"--machine.devices has no effect here"):
+        script.PilotConfig(
+            run=script.TrainConfig(out=script.Path("x.json"), machine=script.MachineConfig(devices=2))
+        )
     with pytest.raises(UserError, match=r"must end in .json"):
         script.PilotConfig(run=script.TrainConfig(out=script.Path("x")))
     for seconds in (-1.0, float("nan"), float("inf")):

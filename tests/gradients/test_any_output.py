@@ -9,8 +9,9 @@ from helpers import numpy_cross_entropy, numpy_distances
 
 from crest_jax import ArraySource, Examples, cross_entropy, last_layer_gradients, logit_gradients
 from crest_jax.coresets.distances import squared_distances
-from crest_jax.gradients.embeddings import in_chunks, sketched_products
+from crest_jax.gradients.embeddings import in_chunks
 from crest_jax.gradients.losses import fitting, per_example
+from crest_jax.gradients.sketches import sketched_products
 
 COUNT, FEATURES, OUTPUTS = 7, 5, 3
 RNG = np.random.default_rng(0)

@@ -25,7 +25,8 @@ from crest_jax import (
 )
 from crest_jax.coresets.distances import squared_distances
 from crest_jax.gradients import embed_rows, weighted_mean
-from crest_jax.gradients.embeddings import count_sketch, in_chunks, logit_residuals
+from crest_jax.gradients.embeddings import in_chunks, logit_residuals
+from crest_jax.gradients.sketches import count_sketch
 
 
 @pytest.fixture(scope="module")

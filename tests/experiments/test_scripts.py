@@ -1,0 +1,43 @@
+"""Every script does something when it is called, and needs no extra that it does not use."""
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(
+    path for path in (ROOT / "experiments").rglob("*.py") if "\ndef main(" in path.read_text("utf-8")
+)
+PAGES = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/**/README.md")]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_runs_when_it_is_called(path: Path) -> None:
+    last = path.read_text("utf-8").split('\nif __name__ == "__main__":\n')[1:]
+    assert len(last) == 1
+    assert "main(" in last[0]
+
+
+def test_runs_on_images_need_nothing_of_the_extra_for_texts() -> None:
+    code = (
+        "import sys; sys.modules.update(tokenizers=None, safetensors=None); "
+        "import experiments.train, experiments.compare, experiments.report, experiments.pilot"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+
+
+def named_modules(text: str) -> set[str]:
+    return set(re.findall(r"python -m (experiments(?:\.\w+)+)", text))
+
+
+def test_every_command_of_pages_and_docstrings_names_a_script() -> None:
+    texts = [path.read_text("utf-8") for path in [*PAGES, *SCRIPTS]]
+    names = set().union(*map(named_modules, texts))
+    assert len(names) > 10
+    for name in sorted(names):
+        assert hasattr(importlib.import_module(name), "main"), name
