@@ -131,8 +131,8 @@ def own_dataset(
     digest = hashlib.sha256(json.dumps([class_names, feature_names]).encode())
     for part, (inputs, labels) in sorted(found.items()):
         digest.update(f"{part} {inputs.shape} {inputs.dtype}".encode())
-        digest.update(np.ascontiguousarray(inputs))
-        digest.update(labels.astype(np.int32))
+        digest.update(np.ascontiguousarray(inputs).data)
+        digest.update(labels.astype(np.int32).data)
     shape = found["train"][0].shape
     made = make_dataset(
         name,

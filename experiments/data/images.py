@@ -50,7 +50,7 @@ def load_images(folder: Path, options: OwnOptions) -> Dataset:
     return own_dataset(str(folder), parts, class_names, options.validation)
 
 
-def find_images(folder: Path) -> dict[str, list[tuple[Path, str]]]:
+def find_images(folder: Path) -> dict[str, list[tuple[str, str]]]:
     """Return path and class of the images of every part that the folder holds, in order.
 
     Raises:
@@ -71,7 +71,7 @@ def find_images(folder: Path) -> dict[str, list[tuple[Path, str]]]:
                     f"{folder} holds the folder {others[0]} beside train but only {', '.join(PARTS)} "
                     "are read; rename it or move it away."
                 )
-        found, left_out = {}, []
+        found, left_out = {}, []  # names stay texts: Path would take seconds
         for part, place in parts.items():
             found[part], others = _by_class(place)
             left_out += others
@@ -93,7 +93,7 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(found for found in folder.iterdir() if not found.name.startswith(HIDDEN))
 
 
-def _by_class(folder: Path) -> tuple[list[tuple[Path, str]], list[Path]]:
+def _by_class(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
     """Return path and class of all images, and the files that are none."""
     found, left_out = [], []
     for place in _visible(folder):
@@ -103,14 +103,13 @@ def _by_class(folder: Path) -> tuple[list[tuple[Path, str]], list[Path]]:
                     f"{place} lies outside the folders of the classes, whose names are the labels; "
                     f"{LAYOUT}."
                 )
-            left_out.append(place)
+            left_out.append(str(place))
             continue
-        own: list[Path] = []
+        own: list[str] = []
         for at, folders, files in os.walk(place):
             folders[:] = sorted(name for name in folders if not name.startswith(HIDDEN))
             for name in sorted(name for name in files if not name.startswith(HIDDEN)):
-                path = Path(at, name)
-                (own if path.suffix.lower() in ENDINGS else left_out).append(path)
+                (own if name.lower().endswith(ENDINGS) else left_out).append(os.path.join(at, name))
         if not own:
             raise DataError(
                 f"{place} holds no {', '.join(ENDINGS)} file but each folder is a class; add images, "
@@ -122,10 +121,10 @@ def _by_class(folder: Path) -> tuple[list[tuple[Path, str]], list[Path]]:
     return found, left_out
 
 
-def _pixels(folder: Path, paths: list[Path], options: OwnOptions) -> np.ndarray:
+def _pixels(folder: Path, paths: list[str], options: OwnOptions) -> np.ndarray:
     """Return the images [n, h, w, c], uint8, from the cache or their files."""
     own = [options.image_size, options.image_fit]
-    described = [(path.relative_to(folder).as_posix(), *_stamp(path)) for path in paths]
+    described = [(path.removeprefix(str(folder)), *_stamp(path)) for path in paths]
     made_of = _digest([decoder(), own, described])
     name = _digest([str(folder.resolve()), own])[:16]
     cache = cache_dir() / "images" / f"{folder.resolve().name}-{name}.npz"
@@ -141,9 +140,9 @@ def _pixels(folder: Path, paths: list[Path], options: OwnOptions) -> np.ndarray:
     return pixels
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _stamp(path: str) -> tuple[int, int]:
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); mend or remove it.") from error
     return found.st_size, found.st_mtime_ns
@@ -153,7 +152,7 @@ def _digest(values: list[object]) -> str:
     return hashlib.sha256(json.dumps(values).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def decode(paths: list[Path], options: OwnOptions, title: str) -> np.ndarray:
+def decode(paths: list[str], options: OwnOptions, title: str) -> np.ndarray:
     """Return the images [n, h, w, 1] if all are grey, else [n, h, w, 3], uint8.
 
     Raises:
@@ -185,7 +184,7 @@ def decode(paths: list[Path], options: OwnOptions, title: str) -> np.ndarray:
     return pixels if colour.any() else np.ascontiguousarray(pixels[..., :1])
 
 
-def _first_size(paths: list[Path]) -> tuple[int, int]:
+def _first_size(paths: list[str]) -> tuple[int, int]:
     """Return height and width of the first image that can be read."""
     failed = []
     for place, path in enumerate(paths):
@@ -198,10 +197,10 @@ def _first_size(paths: list[Path]) -> tuple[int, int]:
     raise AssertionError
 
 
-def _refuse_unreadable(paths: list[Path], failed: list[tuple[int, str]]) -> None:
+def _refuse_unreadable(paths: list[str], failed: list[tuple[int, str]]) -> None:
     place, why = failed[0]
     more = f", and {len(failed) - 1} more of {len(paths)} files cannot" if len(failed) > 1 else ""
-    why = " ".join(why.replace(repr(str(paths[place])), "").split())
+    why = " ".join(why.replace(repr(paths[place]), "").split())
     raise DataError(f"{paths[place]} cannot be read as an image ({why}){more}; mend or remove them.")
 
 

@@ -36,7 +36,10 @@ def decoder() -> str:
 
 
 def read_image(
-    path: Path, size: tuple[int, int] | None = None, fit: Fit = "crop", channels: int | None = None
+    path: str | Path,
+    size: tuple[int, int] | None = None,
+    fit: Fit = "crop",
+    channels: int | None = None,
 ) -> np.ndarray:
     """Return one image, upright, without transparency, of 8 bits.
 
