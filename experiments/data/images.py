@@ -41,11 +41,14 @@ def load_images(folder: Path, options: OwnOptions) -> Dataset:
     """
     files = find_images(folder)
     class_names = classes_of(folder / "train", [name for _, name in files["train"]], LAYOUT)
+    labels = {
+        part: numbered(folder / part, [name for _, name in own], class_names)
+        for part, own in files.items()
+    }
     pixels = _pixels(folder, [path for part in files.values() for path, _ in part], options)
     parts, start = {}, 0
-    for part, own in files.items():
-        labels = numbered(folder / part, [name for _, name in own], class_names)
-        parts[part] = (pixels[start : start + len(own)], labels)
+    for part, own in labels.items():
+        parts[part] = (pixels[start : start + len(own)], own)
         start += len(own)
     return own_dataset(str(folder), parts, class_names, options.validation)
 

@@ -35,6 +35,10 @@ class Rows(NamedTuple):
     inputs: np.ndarray  # [n, d], float32
     labels: list[str]  # [n]
 
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the features, or their numbers."""
+        return self.feature_names or tuple(str(place + 1) for place in range(self.inputs.shape[1]))
+
 
 def load_table(path: Path, options: OwnOptions) -> Dataset:
     """Return the rows of a CSV file, of a folder with train.csv and others, or of an npz file.
@@ -63,7 +67,6 @@ def load_table(path: Path, options: OwnOptions) -> Dataset:
         class_names = None
     train = found["train"]
     class_names = class_names or classes_of(where["train"], train.labels, REMEDY)
-    _check_steps(where["train"], train)
     parts: dict[str, Part] = {
         part: (rows.inputs, numbered(where[part], rows.labels, class_names))
         for part, rows in found.items()
@@ -133,9 +136,11 @@ def read_csv(
         ) from error
     if not values:
         raise DataError(f"{path} holds a header but no row; add rows.")
-    return Rows(
-        tuple(names), _as_float32(path, np.frombuffer(values).reshape(-1, len(names)), names), labels
-    )
+    whole = np.frombuffer(values).reshape(-1, len(names))
+    inputs = _as_float32(path, whole, names)
+    if options is not None and feature_names is None:
+        _check_steps(path, whole, names)
+    return Rows(tuple(names), inputs, labels)
 
 
 def _header(path: Path, header: list[str]) -> list[str]:
@@ -233,16 +238,16 @@ def _as_float32(where: object, values: np.ndarray, names: Sequence[str]) -> np.n
     return found
 
 
-def _check_steps(where: object, rows: Rows) -> None:
-    """Refuse features whose differences float32 cannot tell apart, such as seconds since 1970."""
-    largest = np.abs(rows.inputs).max(axis=0)
-    spread = np.array(feature_moments(rows.inputs)[1])
-    for column in np.flatnonzero((spread > 0) & (np.spacing(largest) > BLURRED * spread)):
-        name = column + 1 if rows.feature_names is None else repr(rows.feature_names[column])
+def _check_steps(where: object, values: np.ndarray, names: Sequence[str]) -> None:
+    """Refuse training features whose differences float32 does not hold, as of seconds since 1970."""
+    largest = np.abs(values).max(axis=0).astype(np.float32)
+    spread = np.array(feature_moments(values)[1])
+    blurred = (np.ptp(values, axis=0) > 0) & (np.spacing(largest) > BLURRED * spread)
+    for column in np.flatnonzero(blurred).tolist():
         raise DataError(
-            f"{where} has values up to {largest[column]:g} in column {name} but they differ by "
-            f"{spread[column]:.2g} only (standard deviation), too little for float32; subtract their "
-            "minimum."
+            f"{where} has values up to {largest[column]:g} in column {names[column]!r} but they differ "
+            f"by {spread[column]:.2g} only (standard deviation), too little for float32; subtract "
+            "their minimum."
         )
 
 
@@ -281,6 +286,7 @@ def read_npz(path: Path) -> tuple[dict[str, Rows], tuple[str, ...] | None]:
         part: _rows(f"{path} ({part})", own["inputs"], own["labels"], width, features, classes)
         for part, own in found.items()
     }
+    _check_steps(f"{path} (train)", found["train"]["inputs"].astype(float), made["train"].names())
     return made, classes
 
 
@@ -341,5 +347,5 @@ def _rows(
                 "index them; correct one of the two."
             )
         values = [classes[value] for value in values]
-    names = features or tuple(str(place + 1) for place in range(width[0]))
-    return Rows(features, _as_float32(where, inputs, names), list(map(str, values)))
+    made = Rows(features, inputs, list(map(str, values)))
+    return made._replace(inputs=_as_float32(where, inputs, made.names()))
