@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,7 +22,7 @@ from experiments.harness import build
 from experiments.harness.cli import UserError
 from experiments.harness.inputs import inputs_of, network_for
 from experiments.harness.options import DataConfig, TextConfig
-from experiments.harness.run_folder import INPUTS, read_inputs, write_json, write_network
+from experiments.harness.run_folder import INPUTS, check_inputs, read_inputs, write_json, write_network
 from experiments.text import problem as language
 
 TINY = dataclasses.replace(
@@ -71,18 +70,12 @@ def write_rows(path, count, seed):
 
 
 @pytest.fixture(scope="module")
-def table_runs(folder):
-    """A comparison on a table."""
+def table_run(folder):
+    """A finished run on a table."""
     write_rows(folder / "table.csv", 60, 0)
-    command = [
-        *("--dataset", "table", "--model", "mlp", "--network.width", "8", "--data.label", "kind"),
-        *("--data.dir", str(folder / "table.csv"), "--data.ignore", "id", "--batch-size", "8"),
-        *("--epochs", "4", "--budget", "1", "--run.evaluations", "2", "--run.checkpoints", "2"),
-        *("--crest.probe-size", "8", "--crest.subset-size", "16", "--machine.no-compilation-cache"),
-        *("--methods", "stratified", "crest", "--out", str(folder / "table_runs")),
-    ]
-    compare.main(command)
-    return command
+    data = DataConfig(dir=folder / "table.csv", label="kind", ignore=("id",))
+    config = dataclasses.replace(TINY, dataset="table", data=data, out=folder / "table_run")
+    return config, train.run(config)
 
 
 def unfinished(config, dataset=None):
@@ -121,6 +114,7 @@ def text_run(folder):
     write_json(config.out / "metrics.json", {"class_names": ["bad", "good"]})
     network = language.build(config, language.load_encoder(config)[1], 2)
     params = network.init(jax.random.key(0), np.zeros((1, 8, 2), np.int32), train=False)["params"]
+    params["classifier"] = jax.tree.map(lambda leaf: 50 * leaf, params["classifier"])
     write_network(config.out, params, {})
     return config
 
@@ -195,6 +189,12 @@ def test_a_run_on_digits_takes_pixels_of_its_own_range(folder, capsys):
     agree(rows, by_hand(config.out, np.rint(pixels / 255 * 16)[None, ..., None]))
 
 
+def forget():
+    """Forget the data and the programs of this process, as a new one would."""
+    for kept in (build._load, build._array_sources, build.make_program):
+        kept.cache_clear()
+
+
 def test_a_resumed_run_notices_that_its_images_changed(image_run, folder):
     config, metrics = image_run
     (config.out / "metrics.json").unlink()
@@ -204,55 +204,71 @@ def test_a_resumed_run_notices_that_its_images_changed(image_run, folder):
     path = folder / "photos" / "red" / "3.png"
     before = path.read_bytes()
     photo(path, (0, 0, 0), np.random.default_rng(2))
-    clear = (build._load, build._array_sources, build.make_program)
-    for cached in clear:
-        cached.cache_clear()
+    forget()
     with pytest.raises(
         UserError, match=r"image_run holds a run on other data than --data\.dir holds now"
     ):
         train.run(resumed)
     path.write_bytes(before)
-    for cached in clear:
-        cached.cache_clear()
-    assert train.run(resumed)["params_sha256"] == metrics["params_sha256"], "put back, it goes on"
+    forget()
+    now = build.load_data(config.dataset, config.data)
+    check_inputs(config.out, inputs_of(now, config.data))  # put back, it may go on
 
 
-def test_a_table_is_compared_reported_and_predicted(table_runs, folder, capsys):
-    lines = [json.loads(line) for line in (folder / "table_runs" / "summary.jsonl").open()]
-    assert {line["method"] for line in lines} == {"stratified", "crest"}
-    assert all(line["test_accuracy"] > 0.7 for line in lines)
-    page = folder / "page.html"
-    report.build(report.ReportConfig(runs=folder / "table_runs", out=page))
-    assert "Classes of the picks" in page.read_text(encoding="utf-8")
-    assert "all seeds" not in page.read_text(encoding="utf-8"), "no images"
-
-    run = folder / "table_runs" / "crest-seed0"
-    assert read_inputs(run).feature_names == ("a", "b", "c")
+def test_rows_of_a_table_are_classified_by_the_names_of_its_columns(table_run, folder, capsys):
+    config, metrics = table_run
+    assert metrics["test_accuracy"] > 0.7
+    assert read_inputs(config.out).feature_names == ("a", "b", "c")
     rows = write_rows(folder / "new.csv", 40, 5)
-    capsys.readouterr()
-    found = said(capsys, run, "--csv", folder / "new.csv")
+    found = said(capsys, config.out, "--csv", folder / "new.csv")
     assert [row["row"] for row in found] == list(range(1, 41))
-    agree(found, by_hand(run, rows))
-    right = [row["class"] == ("big" if values[0] > 0 else "small") for row, values in zip(found, rows)]  # noqa: B905
-    assert np.mean(right) > 0.7
+    agree(found, by_hand(config.out, rows))
+    wanted = np.where(rows[:, 0] > 0, "big", "small")
+    assert np.mean([row["class"] for row in found] == wanted) > 0.7
     with (folder / "new.csv").open() as file:
         columns = list(zip(*csv.reader(file), strict=True))
     with (folder / "shuffled.csv").open("w", newline="") as file:
         csv.writer(file).writerows(zip(*columns[::-1][1:], strict=True))  # without the label
-    assert said(capsys, run, "--csv", folder / "shuffled.csv") == found, "columns are known by name"
+    assert said(capsys, config.out, "--csv", folder / "shuffled.csv") == found
 
 
-def test_a_comparison_notices_that_its_table_changed(table_runs, folder):
-    before = (folder / "table.csv").read_text()
-    write_rows(folder / "table.csv", 60, 9)
-    build._load.cache_clear()
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["images", "table"])
+def test_own_data_are_compared_and_reported_until_they_change(
+    image_run, table_run, folder, kind, monkeypatch
+):
+    config, out = {"images": image_run, "table": table_run}[kind][0], folder / f"compared_{kind}"
+    own = ["--data.image-size", "6", "5"] if kind == "images" else ["--data.label", "kind"]
+    command = [
+        *("--dataset", kind, "--model", "mlp", "--network.width", "8", *own, "--batch-size", "8"),
+        *("--data.dir", str(config.data.dir), "--epochs", "4", "--budget", "1"),
+        *("--run.evaluations", "2", "--run.checkpoints", "2", "--crest.probe-size", "8"),
+        *("--crest.subset-size", "16", "--methods", "stratified", "crest", "--out", str(out)),
+        *(["--data.ignore", "id"] if kind == "table" else []),
+    ]
+    compare.main(command)
+    lines = [json.loads(line) for line in (out / "summary.jsonl").read_text().splitlines()]
+    assert {line["method"] for line in lines} == {"stratified", "crest"}
+    assert all(line["test_accuracy"] > 0.7 for line in lines)
+    report.build(report.ReportConfig(runs=out, out=out / "page.html"))
+    page = (out / "page.html").read_text(encoding="utf-8")
+    assert "Classes of the picks" in page
+    assert ("CREST&#x27;s picks, all seeds" in page) == (kind == "images"), "rows are no pictures"
+    changed = sorted((folder / "photos").rglob("*.png"))[0] if kind == "images" else config.data.dir
+    before = changed.read_bytes()
+    if kind == "images":
+        photo(changed, (0, 0, 0), np.random.default_rng(2))
+    else:
+        write_rows(changed, 60, 9)
+    forget()
     with pytest.raises(
         SystemExit, match=r"stratified-seed0 holds a run on other data than --data\.dir"
     ):
-        compare.main(table_runs)
-    (folder / "table.csv").write_text(before)
-    build._load.cache_clear()
-    compare.main(table_runs)  # all is there; nothing is run again
+        compare.main(command)
+    changed.write_bytes(before)
+    forget()
+    monkeypatch.setattr(train, "make_program", None)  # all is there; nothing is run again
+    compare.main(command)
 
 
 def test_features_without_names_are_taken_in_order(folder, capsys):
@@ -277,66 +293,72 @@ def test_texts_are_classified(text_run, capsys):
     assert list(rows[0]["probabilities"]) == ["bad", "good"]
 
 
-WITHOUT = """
+ALONE = """
 import sys
-sys.modules.update(dict.fromkeys(sys.argv[1].split(","), None))  # they cannot be imported
-from experiments import compare, predict, train
-for arguments in sys.argv[2:]:
-    predict.main(arguments.split())
+from experiments import predict
+
+def loaded(name):
+    return [module for module in sys.modules if module.split(".")[0] == name]
+
+table, image, text = (arguments.split() for arguments in sys.argv[1:])
+predict.main(table)
+assert not loaded("PIL") and not loaded("tokenizers") and not loaded("matplotlib")
+predict.main(image)
+assert loaded("PIL") and not loaded("tokenizers") and not loaded("safetensors")
+from experiments import train
+assert not loaded("tokenizers") and not loaded("safetensors")
+for module in loaded("PIL"):
+    del sys.modules[module]
+predict.main(text)
+assert loaded("tokenizers") and not loaded("PIL")
 """
 
 
-@pytest.mark.parametrize(
-    ("missing", "kinds"), [("tokenizers,safetensors", ["image", "csv"]), ("PIL", ["csv", "text"])]
-)
-def test_no_kind_of_run_needs_what_it_does_not_use(
-    image_run, table_runs, text_run, folder, missing, kinds
-):
-    commands = {
-        "image": f"{image_run[0].out} --image {folder}/photos/red/0.png",
-        "csv": f"{folder}/table_runs/stratified-seed0 --csv {folder}/table.csv",
-        "text": f"{text_run.out} --text fine",
-    }
+def test_no_kind_of_run_imports_what_another_needs(image_run, table_run, text_run, folder):
+    commands = (
+        f"{table_run[0].out} --csv {folder}/table.csv",
+        f"{image_run[0].out} --image {folder}/photos/red/0.png",
+        f"{text_run.out} --text fine",
+    )
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, missing, *(commands[kind] for kind in kinds)],
+        [sys.executable, "-c", ALONE, *commands],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == {"image": 61, "csv": 61}[kinds[0]]
+    assert len(done.stdout.splitlines()) == 60 + 1 + 1
 
 
 WRONG = {
-    "nothing for images": ("image_run", [], "there is nothing to classify; pass --image, for .* images"),
-    "nothing for a table": ("table_run", [], "there is nothing to classify; pass --csv, for .* a table"),
-    "nothing for texts": ("text_run", [], "nothing to classify; pass --text or --file, for .* on texts"),
+    "nothing for images": ("image_run", [], "nothing to classify; pass --image, for .* images"),
+    "nothing for a table": ("table_run", [], "nothing to classify; pass --csv, for .* a table"),
+    "nothing for texts": ("text_run", [], "nothing to classify; pass --text or --file, for"),
     "a table for images": (
-        "image_run", ["--csv", "a.csv"], r"^error: --csv does not fit \S+, a run on images; pass --image",
+        "image_run", ["--csv", "a.csv"], r"^error: --csv does not fit \S+, a run on images; pass",
     ),
     "a text for images": ("image_run", ["--text", "a"], "--text does not fit .* pass --image"),
-    "an image for a table": ("table_run", ["--image", "a"], "--image does not fit .*, a run on a table"),
-    "an image for texts": ("text_run", ["--image", "a"], "--image does not fit .*, a run on texts; pass"),
+    "an image for a table": ("table_run", ["--image", "a"], "--image does not fit .* on a table"),
+    "an image for texts": ("text_run", ["--image", "a"], "--image does not fit .* a run on texts"),
     "images and texts": ("text_run", ["--text", "a", "--image", "b"], "--image does not fit"),
-    "no such image": ("image_run", ["--image", "/no/a.png"], r"--image /no/a\.png cannot be read as an im"),
+    "no such image": ("image_run", ["--image", "/no/a.png"], r"--image /no/a\.png cannot be read as"),
     "no image": ("image_run", ["--image", __file__], "cannot be read as an image .* name another"),
     "no such table": ("table_run", ["--csv", "/no/a.csv"], r"/no/a\.csv cannot be read"),
-    "a column is missing": ("table_run", ["--csv", "COLUMNS"], "has no column 'b' but a, c; give it the"),
-    "a value is text": ("table_run", ["--csv", "TEXT"], "has 'x' in line 2, column 'b', but features must"),
+    "a column is missing": ("table_run", ["--csv", "COLUMNS"], "has no column 'b' but a, c; give it"),
+    "a value is text": ("table_run", ["--csv", "TEXT"], "has 'x' in line 2, column 'b', but feat"),
     "an empty text": ("text_run", ["--text", " "], "text 1 is empty"),
     "pairs": ("text_run", ["--text", "a", "--second", "b", "c"], "there are 1 texts and 2 second ones"),
-    "second ones alone": ("text_run", ["--second", "b"], "no text to classify but there are second ones"),
+    "second ones alone": ("text_run", ["--second", "b"], "no text to classify but there are second"),
     "no run": ("nowhere", ["--text", "a"], r"nowhere holds no config\.json of a run"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_be_predicted_is_refused(image_run, table_runs, text_run, folder, case):
+def test_what_cannot_be_predicted_is_refused(image_run, table_run, text_run, folder, case):
     run, arguments, message = WRONG[case]
     (folder / "COLUMNS").write_text("a,c\n1,2\n")
     (folder / "TEXT").write_text("a,b,c\n1,x,2\n")
-    place = {"table_run": Path("table_runs", "crest-seed0")}.get(run, run)
     own = [str(folder / word) if word.isupper() else word for word in arguments]
     with pytest.raises(SystemExit, match=message) as ended:
-        predict.main([str(folder / place), *own])
+        predict.main([str(folder / run), *own])
     assert len(str(ended.value).splitlines()) == 1
     assert str(ended.value).endswith(".")
 
