@@ -104,7 +104,7 @@ def read_csv(
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file)
+            lines = csv.reader(file, strict=True)  # quotes must be closed
             header = _header(path, next(lines, []))
             label = None if options is None else _place(path, header, options.label, REMEDY)
             names = _features(path, header, options, feature_names)
@@ -118,10 +118,13 @@ def read_csv(
                         f"{path} has {len(row)} values in line {lines.line_num} but {len(header)} "
                         "columns; mend the line."
                     )
+                cells = [row[place] for place in places]
                 try:
-                    values.extend([float(row[place]) for place in places])
+                    values.extend(map(float, cells))
                 except ValueError:
-                    _refuse_cell(path, lines.line_num, header, row, places)
+                    _refuse_cell(path, lines.line_num, names, cells)
+                if "_" in "".join(cells):  # float() reads 20_1 as 201
+                    _refuse_cell(path, lines.line_num, names, cells)
                 if label is not None:
                     labels.append(row[label].strip())
                     if not labels[-1]:
@@ -167,6 +170,8 @@ def _header(path: Path, header: list[str]) -> list[str]:
 
 
 def _is_number(text: str) -> bool:
+    if "_" in text:
+        return False
     try:
         float(text)
     except ValueError:
@@ -201,15 +206,14 @@ def _features(
     return names
 
 
-def _refuse_cell(path: Path, line: int, header: list[str], row: list[str], places: list[int]) -> None:
+def _refuse_cell(path: Path, line: int, names: list[str], cells: list[str]) -> None:
     """Say which cell of a row is no number."""
-    for place in places:
-        text = row[place].strip()
+    for name, text in zip(names, map(str.strip, cells), strict=True):
         if text.lower() in MISSING:
-            _refuse_missing(path, f"line {line}", header[place])
+            _refuse_missing(path, f"line {line}", name)
         if not _is_number(text):
             raise DataError(
-                f"{path} has {text[:40]!r} in line {line}, column {header[place]!r}, but features must "
+                f"{path} has {text[:40]!r} in line {line}, column {name!r}, but features must "
                 "be numbers; encode them, as one column of 0 and 1 for each value, say, or leave the "
                 "column out with --data.ignore."
             )

@@ -327,6 +327,9 @@ def _cut(folder):
 
 WRONG_IMAGES = {
     "nowhere": (shutil.rmtree, {}, r"^--data\.dir \S+ cannot be read \(No such file"),
+    "a file": (
+        lambda d: (shutil.rmtree(d), d.write_text("")), {}, r"cannot be read \(Not a directory\)",
+    ),
     "nothing there": (
         lambda d: (shutil.rmtree(d), d.mkdir()), {}, r"holds no folder of a class; put \.jpg",
     ),
@@ -588,6 +591,7 @@ WRONG_CSV = {
         GOOD.replace("3,4", "3,Paris"), {},
         r"has 'Paris' in line 3, column 'b', but features must be numbers; encode them",
     ),
+    "digits with a dash": (GOOD.replace("3,4", "3,20_1"), {}, "has '20_1' in line 3, column 'b'"),
     "a missing value": (GOOD.replace("3,4", "3,"), {}, "no value in line 3, column 'b', but none"),
     "a NaN": (GOOD.replace("3,4", "3,nan"), {}, "no value in row 2, column 'b', but none"),
     "a word for missing": (GOOD.replace("3,4", "n/a,4"), {}, "no value in line 3, column 'a'"),
@@ -603,7 +607,7 @@ WRONG_CSV = {
         r"values up to 1\.7e\+09 in column 'a' but they differ by 2\.6 only .* subtract their minimum",
     ),
     "another encoding": (b"a,label\n\xff,x\n", {}, "cannot be read .* must be a CSV file in UTF-8"),
-    "a field without end": (b"a,label\n1,x\0\n" + b'"' + b"x" * 140_000, {}, "cannot be read"),
+    "a quote without end": (GOOD + '"9,1,x', {}, r"cannot be read \(unexpected end of data\)"),
 }  # fmt: skip
 
 
