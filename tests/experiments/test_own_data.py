@@ -197,6 +197,8 @@ def test_images_come_to_one_size(tmp_path):
     assert stretched[:, :8].max() < 20
     assert stretched[:, 12:18].min() > 180
     np.testing.assert_array_equal(read_image(tmp_path / "d" / "a" / "0.png", (20, 60)), wide)
+    middle = read_image(tmp_path / "d" / "a" / "0.png", (20, 40))
+    np.testing.assert_array_equal(middle, wide[:, 10:50])
 
 
 # Their cache
