@@ -18,11 +18,14 @@ from typing import Annotated
 import tyro
 
 from experiments.config import Method, TrainConfig
+from experiments.data import OWN_DATASETS
+from experiments.harness.build import load_data
 from experiments.harness.cli import UserError, named_setting, one_sentence, parse
+from experiments.harness.inputs import inputs_of
 from experiments.harness.records import append_line, table
 from experiments.harness.report_figures import accuracy_figure
 from experiments.harness.report_tables import method_table
-from experiments.harness.run_folder import held_folder
+from experiments.harness.run_folder import check_inputs, held_folder
 from experiments.presets import SETTINGS
 from experiments.sweep import made_by, run_all
 
@@ -99,6 +102,15 @@ def plan(config: CompareConfig) -> list[TrainConfig]:
     return runs
 
 
+def check_data(runs: list[TrainConfig]) -> None:
+    """Refuse to go on with runs that were made of other data than the user's own are now."""
+    first = runs[0]
+    if first.dataset in OWN_DATASETS:
+        inputs = inputs_of(load_data(first.dataset, first.data), first.data)
+        for run in runs:
+            check_inputs(run.out, inputs)
+
+
 EXPLANATION = """
 Accuracies are means over seeds; ± is the 95 % interval (Student's t); differences are paired by seed.
 Seconds are medians: everything that training needs (steps, selection, curvature, checks, and "other":
@@ -122,7 +134,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             config = dataclasses.replace(config, rates=own | config.rates)
         out = config.run.out
         with held_folder(out):
-            results = run_all(plan(config), config.jobs)
+            runs = plan(config)
+            check_data(runs)
+            results = run_all(runs, config.jobs)
             lines = out / "summary.jsonl"
             lines.unlink(missing_ok=True)
             for result in results:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from crest_jax import CrestConfig, ExclusionConfig
-from experiments.data import DATASETS, WITH_FOLDER
+from experiments.data import DATASETS, OWN_DATASETS, WITH_FOLDER
 from experiments.harness.cli import UserError, as_options
 from experiments.harness.options import (
     DROPS,
@@ -59,7 +59,7 @@ class TrainConfig:
     preset: Literal["paper", "recommended"] = "recommended"
     """Settings of CREST: what the paper did, or what we recommend; --crest changes single ones."""
     dataset: Literal[DATASETS + TEXT_DATASETS] = "fashion_mnist_12k"  # type: ignore[valid-type]
-    """Data set."""
+    """Data set; "images", "idx", "table" and "texts" are your own, see --help data and --help text."""
     model: Literal[MODELS + ENCODERS] = "resnet8"  # type: ignore[valid-type]
     """Network."""
     epochs: int = 10
@@ -98,6 +98,14 @@ class TrainConfig:
                 f"--dataset is {self.dataset} and --model {self.model} but images go with "
                 f"{', '.join(MODELS)} and texts with {', '.join(ENCODERS)}; choose a pair."
             )
+        if self.dataset == "table" and self.model != "mlp":
+            raise UserError(
+                f"--dataset is table and --model {self.model} but tables go with mlp; pass --model mlp."
+            )
+        if self.dataset in OWN_DATASETS and self.data.dir is None:
+            raise UserError(
+                f"--dataset {self.dataset} needs --data.dir, which says where your data lie; name it."
+            )
         require("budget", self.budget, 0 < self.budget <= 1, "lie in (0, 1]", "0.1 is usual")
         require_positive("", self, "epochs", "batch_size")
         if not 0 <= self.seed < 2**32:
@@ -123,11 +131,27 @@ class TrainConfig:
             found += [(f"text.{name}", f"{self.dataset} is no text") for name in changed(self.text)]
         if self.network.imagenet_stem and not self.model.startswith("resnet"):
             found.append(("network.imagenet-stem", f"{self.model} is no residual network"))
-        if self.data.dir is not None and self.dataset not in WITH_FOLDER:
-            found.append(("data.dir", f"{self.dataset} is read from where it always lies"))
+        found += self._data_without_effect()
         if self.optim.name != "sgd":
             own = [name for name in changed(self.optim) if name in ("momentum", "nesterov")]
             found += [(f"optim.{name}", f"{self.optim.name} has none") for name in own]
+        return found
+
+    def _data_without_effect(self) -> list[tuple[str, str]]:
+        """Return the options of data that were given and that this kind of data does not read."""
+        given, found = changed(self.data), []
+        if "dir" in given and self.dataset not in WITH_FOLDER:
+            found.append(("data.dir", f"{self.dataset} is read from where it always lies"))
+        if self.dataset == "table" and "augment" in given:
+            found.append(("data.augment", "it is for images"))
+        of_csv = (
+            self.dataset == "table" and self.data.dir is not None and self.data.dir.suffix != ".npz"
+        )
+        for names, sound, why in (
+            (("image-size", "image-fit"), self.dataset == "images", "it is for --dataset images"),
+            (("label", "ignore"), of_csv, "it is for the .csv files of --dataset table"),
+        ):
+            found += [(f"data.{name}", why) for name in names if name in given and not sound]
         return found
 
     def unused_by(self, methods: Sequence[Method]) -> str | None:

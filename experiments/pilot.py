@@ -91,7 +91,7 @@ def split(dataset: Any, seed: int) -> tuple[ArraySource, ArraySource]:
 def ask(setting: Setting, seconds: float, seed: int = 0) -> Pilot:
     """Run the pilot for one setting."""
     config = setting.options("crest", seed)
-    dataset = load_data(config.dataset, config.data.dir)
+    dataset = load_data(config.dataset, config.data)
     source, judges = split(dataset, seed)
 
     @functools.cache

@@ -10,12 +10,11 @@ the bias and variance of the gradient. Pictures are inlined in the page and also
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
 
-from experiments.config import TEXT_DATASETS
+from experiments.config import TEXT_DATASETS, TrainConfig
 from experiments.harness.build import load_data
 from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.page import Page
@@ -84,7 +83,7 @@ def build(config: ReportConfig) -> None:
     crest = [run for run in runs if run["method"] == "crest" and not config.without_picks]
     if crest:
         path = file_of(config.runs, crest[0], "config.json")
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = TrainConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
         page.section(
             "Quadratic regions",
             "One run of CREST: where its model of the loss held and where it was given up.",
@@ -103,7 +102,7 @@ def build(config: ReportConfig) -> None:
             )
             page.picture("difficulty", figure, caption)
             page.table(rows)
-        if settings["dataset"] not in TEXT_DATASETS:
+        if settings.dataset not in TEXT_DATASETS:
             _picture_picks(page, settings, groups)
     if config.quality is not None:
         page.section(
@@ -120,19 +119,17 @@ def build(config: ReportConfig) -> None:
     page.write(config.out)
 
 
-def _picture_picks(page: Page, settings: dict[str, Any], groups: dict[str, list[np.ndarray]]) -> None:
-    """Show classes and images of the picks."""
-    data = load_data(settings["dataset"], _path(settings["data"]["dir"]))
+def _picture_picks(page: Page, settings: TrainConfig, groups: dict[str, list[np.ndarray]]) -> None:
+    """Show classes and, where they are images, examples of the picks."""
+    data = load_data(settings.dataset, settings.data)
     figure = balance_figure(groups, data.train_labels, data.class_names)
     page.picture("classes", figure, "Classes of the picks.")
+    if data.train_inputs.ndim != 4:
+        return
     figure = contact_figure(
         np.sum(groups["crest"], axis=0), data.train_inputs, data.train_labels, data.class_names
     )
     page.picture("contact", figure, "CREST's picks, all seeds.")
-
-
-def _path(value: str | None) -> Path | None:
-    return None if value is None else Path(value)
 
 
 def main() -> None:

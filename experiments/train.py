@@ -144,7 +144,9 @@ def run(config: TrainConfig, say: Callable[[str], None] = tqdm.write) -> dict[st
         return finished
     program = make_program(shared(config))
     wait_for_all("every process has looked into the run folder")
-    lock = in_all_processes(lambda: open_folder(config, say) if leads() else None, "run folder")
+    lock = in_all_processes(
+        lambda: open_folder(config, say, program.inputs) if leads() else None, "run folder"
+    )
     with lock or contextlib.nullcontext(), Checkpoints(config.out, say) as checkpoints:
         return _run(config, program, checkpoints, say)
 

@@ -105,7 +105,7 @@ class Bench:
     def __init__(self, config: CostConfig) -> None:
         """Train the network a little."""
         self.run = run = config.run
-        self.dataset = load_data(run.dataset, run.data.dir)
+        self.dataset = load_data(run.dataset, run.data)
         self.source = load_sources(run)[1]
         self.training: Training = make_training(run, self.dataset, max(1000, 10 * config.warm_steps))
         self.size, self.classes = run.batch_size, self.dataset.num_classes

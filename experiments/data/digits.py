@@ -2,10 +2,7 @@
 
 import numpy as np
 
-from experiments.data.dataset import DataError, Dataset, make_dataset
-
-SEED = 0
-TEST_SHARE = 5  # one row in five of every class is a test row
+from experiments.data.dataset import SEED, TEST_EVERY, DataError, Dataset, held_out, make_dataset
 
 
 def load_digits() -> Dataset:
@@ -23,14 +20,11 @@ def load_digits() -> Dataset:
         ) from error
     bunch = datasets.load_digits()
     inputs = bunch.images.astype(np.uint8)[..., None]  # [1797, 8, 8, 1]
-    generator = np.random.default_rng(SEED)
-    test = np.zeros(len(inputs), bool)
-    for label in range(10):
-        rows = generator.permutation(np.flatnonzero(bunch.target == label))
-        test[rows[: len(rows) // TEST_SHARE]] = True
+    test = held_out(bunch.target, TEST_EVERY, SEED)
     return make_dataset(
         "digits",
         (inputs[~test], bunch.target[~test]),
         (inputs[test], bunch.target[test]),
         tuple(str(digit) for digit in range(10)),
+        white=16,
     )

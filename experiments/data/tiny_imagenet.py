@@ -4,15 +4,13 @@ The labels of its test folder were never published, so the validation folder ser
 as is usual.
 """
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from experiments.data.dataset import DataError, Dataset, default_data_dir, make_dataset
+from experiments.data.pixels import decoder, in_threads, read_image
 
 ARCHIVE = "tiny-imagenet-200"
 SIDE = 64
@@ -90,30 +88,15 @@ def _annotated(folder: Path, labels: dict[str, int]) -> tuple[list[Path], np.nda
 
 def _decode(paths: Sequence[Path], title: str) -> np.ndarray:
     """Return the images [n, 64, 64, 3], decoded in threads."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise DataError(
-            "TinyImageNet is decoded with pillow, which is not installed; "
-            "pip install 'crest_jax[experiments]'."
-        ) from error
+    decoder()  # says what is missing
     images = np.empty((len(paths), SIDE, SIDE, 3), np.uint8)
 
     def decode(row: int) -> None:
-        try:
-            with Image.open(paths[row]) as image:
-                pixels = np.asarray(image.convert("RGB"))
-            if pixels.shape != images.shape[1:]:
-                raise ValueError(f"its shape is {pixels.shape}, not {images.shape[1:]}")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{paths[row]} cannot be read ({error}); {REMEDY}.") from error
+        pixels = read_image(paths[row], channels=3)
+        if pixels.shape != images.shape[1:]:
+            raise ValueError(f"its shape is {pixels.shape}, not {images.shape[1:]}")
         images[row] = pixels
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            for _ in tqdm(pool.map(decode, range(len(paths))), title, len(paths), disable=None):
-                pass
-        except DataError:
-            pool.shutdown(cancel_futures=True)
-            raise
+    for row, why in in_threads(decode, len(paths), title):
+        raise DataError(f"{paths[row]} cannot be read ({why}); {REMEDY}.")
     return images

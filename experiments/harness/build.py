@@ -24,9 +24,9 @@ from experiments.harness import optim, selectors
 from experiments.harness.cli import UserError
 from experiments.harness.compile_cache import keep_compiled
 from experiments.harness.distributed import make_mesh, own_share, share_out
-from experiments.harness.options import MachineConfig, OptimConfig
+from experiments.harness.inputs import Inputs, inputs_of, network_for
+from experiments.harness.options import DataConfig, MachineConfig, OptimConfig
 from experiments.harness.timing import PhaseTimer
-from experiments.models import build as build_network
 
 if TYPE_CHECKING:
     from experiments.text.problem import TextProblem  # of the extra `text`
@@ -67,14 +67,19 @@ class Program(NamedTuple):
     timer: PhaseTimer
     batch_size: int
     class_names: tuple[str, ...]
+    inputs: Inputs | None  # None: texts
 
 
-@functools.lru_cache(maxsize=2)
-def load_data(name: str, data_dir: Path | None) -> data.Dataset:
-    """Read a set of images once per process."""
+def load_data(name: str, options: DataConfig) -> data.Dataset:
+    """Read a set of images or a table once per process."""
     if name in TEXT_DATASETS:
-        raise UserError(f"--dataset is {name} but must be one of images here; choose such a one.")
-    return data.load(name, data_dir)
+        raise UserError(
+            f"--dataset is {name} but must be one of images or a table here; choose such a one."
+        )
+    return _load(name, options.dir, options.own() if name in data.OWN_DATASETS else None)
+
+
+_load = functools.lru_cache(maxsize=2)(data.load)
 
 
 def load_sources(config: TrainConfig) -> tuple[AnyDataset, ArraySource, ArraySource]:
@@ -89,13 +94,7 @@ def load_sources(config: TrainConfig) -> tuple[AnyDataset, ArraySource, ArraySou
                 text=config.text,
             )
         )
-    return _image_sources(
-        config.dataset,
-        config.data.dir,
-        config.data.evaluate_on,
-        config.machine.devices,
-        config.machine.shard,
-    )
+    return _array_sources(config.dataset, config.data, config.machine.devices, config.machine.shard)
 
 
 @functools.lru_cache(maxsize=2)
@@ -109,12 +108,12 @@ def _text_sources(config: TrainConfig) -> "tuple[TextProblem, ArraySource, Array
 
 
 @functools.lru_cache(maxsize=2)
-def _image_sources(
-    name: str, data_dir: Path | None, evaluate_on: str, devices: int, shard: bool | None
+def _array_sources(
+    name: str, options: DataConfig, devices: int, shard: bool | None
 ) -> tuple[data.Dataset, ArraySource, ArraySource]:
-    dataset = in_all_processes(lambda: load_data(name, data_dir), "data")
+    dataset = in_all_processes(lambda: load_data(name, options), "data")
     held_out = (dataset.test_inputs, dataset.test_labels)
-    if evaluate_on == "validation":
+    if options.evaluate_on == "validation":
         if dataset.validation_inputs is None or dataset.validation_labels is None:
             raise UserError(
                 f"--data.evaluate-on is validation but {dataset.name} has no validation rows; use "
@@ -146,17 +145,9 @@ class Network(NamedTuple):
     init: Callable[[jax.Array], dict[str, Any]]  # key -> variables
 
 
-def _image_network(config: TrainConfig, dataset: data.Dataset) -> Network:
-    module = build_network(
-        config.model,
-        dataset.num_classes,
-        width=config.network.width,
-        input_shape=dataset.train_inputs.shape[1:],
-        mean=dataset.mean,
-        std=dataset.std,
-        **({"imagenet_stem": True} if config.network.imagenet_stem else {}),
-    )
-    example = jnp.zeros((1, *dataset.train_inputs.shape[1:]), dataset.train_inputs.dtype)
+def _array_network(config: TrainConfig, inputs: Inputs) -> Network:
+    module = network_for(config, inputs)
+    example = jnp.zeros((1, *inputs.shape), inputs.dtype)
     return Network(module, jax.jit(lambda key: module.init(key, example, train=False)))
 
 
@@ -188,7 +179,8 @@ def make_training(config: TrainConfig, dataset: AnyDataset, steps: int) -> Train
     if config.machine.compilation_cache:
         keep_compiled()
     if isinstance(dataset, data.Dataset):
-        network, variables_of = _image_network(config, dataset)
+        inputs = inputs_of(dataset, config.data)
+        network, variables_of = _array_network(config, inputs)
         augment = dataset.augment if config.data.augment is None else config.data.augment
     else:
         network, variables_of = _text_network(config, dataset)
@@ -265,6 +257,7 @@ def make_program(config: TrainConfig) -> Program:
         timer=timer,
         batch_size=config.batch_size,
         class_names=dataset.class_names,
+        inputs=inputs_of(dataset, config.data) if isinstance(dataset, data.Dataset) else None,
     )
 
 

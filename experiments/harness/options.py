@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crest_jax.gradients.curvature import Smoothing
+from experiments.data import OwnOptions
+from experiments.data.dataset import Fit
 from experiments.harness.cli import UserError
 
 DROPS = (0.5, 0.75)  # shares of the steps after which the schedule "step" drops the rate
@@ -34,11 +36,56 @@ class DataConfig:
     """Which examples."""
 
     dir: Path | None = None
-    """Folder of the data; None: where the system's package or the preparation puts them."""
+    """Folder of the data; None: where the system's package or the preparation puts them. Your own need
+    it. "images": .jpg, .png and .webp files in train/CLASS and test/CLASS, or in CLASS alone. "idx":
+    files named as those of MNIST. "table": a .csv file with a header, a folder with train.csv and
+    test.csv, or an .npz file of inputs and labels. Without test rows one in five of each class becomes
+    one, by a fixed seed."""
     augment: bool | None = None
     """Shift and mirror training images at random; None: as is usual for the data, colour sets only."""
     evaluate_on: Literal["test", "validation"] = "test"
-    """Examples that the evaluations take; tune on validation only."""
+    """Examples that the evaluations take; tune on validation only. Where your own data have none, one
+    training row in ten of each class becomes one, by a fixed seed."""
+    image_size: tuple[int, ...] | None = None
+    """Height and width of all images of --dataset images, or one number for both; None: as they are,
+    all the same."""
+    image_fit: Fit | None = None
+    """How images come to --data.image-size: "crop" (None) scales the shorter side and cuts the middle
+    out, "stretch" scales both sides."""
+    label: str | None = None
+    """Column of the class in a .csv file; None: "label"."""
+    ignore: tuple[str, ...] = ()
+    """Columns of a .csv file that are no features, such as a number of the row."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        size = self.image_size
+        if size is not None and (len(size) not in (1, 2) or min(size) < 1):
+            raise UserError(
+                f"--data.image-size is {' '.join(map(str, size)) or 'empty'} but must be one or two "
+                "positive integers, height and width; pass 64, say."
+            )
+        if self.image_fit is not None and size is None:
+            raise UserError(
+                f"--data.image-fit is {self.image_fit} but says how images come to --data.image-size, "
+                "which is not given; give both or none."
+            )
+        if self.own().label in self.ignore:
+            raise UserError(
+                f"--data.ignore names {self.own().label}, the column of the classes; drop it there, or "
+                "name another --data.label."
+            )
+
+    def own(self) -> OwnOptions:
+        """Return how the user's own data are read."""
+        size = None if self.image_size is None else (self.image_size[0], self.image_size[-1])
+        return OwnOptions(
+            image_size=size,
+            image_fit=self.image_fit or "crop",
+            label="label" if self.label is None else self.label,
+            ignore=self.ignore,
+            validation=self.evaluate_on == "validation",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from flax import serialization
 from experiments.config import TrainConfig
 from experiments.data.dataset import one_line
 from experiments.harness.cli import UserError
+from experiments.harness.inputs import Inputs
 
 try:
     import fcntl
@@ -25,6 +26,7 @@ except ImportError:  # Windows has none
 
 
 NETWORK = "network.msgpack"
+INPUTS = "inputs.json"
 
 
 def commit() -> str | None:
@@ -210,15 +212,22 @@ def finished_run(config: TrainConfig) -> dict[str, Any] | None:
     return finished
 
 
-def open_folder(config: TrainConfig, say: Callable[[str], None] = _to_stderr) -> Lock:
+def open_folder(
+    config: TrainConfig, say: Callable[[str], None] = _to_stderr, inputs: Inputs | None = None
+) -> Lock:
     """Make the run folder and write its options, or prove that the one there can be written.
+
+    Args:
+      config: the options.
+      say: told where the folder cannot be locked.
+      inputs: what the network takes, for a run on images or tables.
 
     Returns:
       The lock of the folder, to be held to the end of the run.
 
     Raises:
       UserError: where it cannot be written, another run is in it, or one has been since
-        ``finished_run`` looked.
+        ``finished_run`` looked; or the data have changed since it began.
     """
     writable_folder(config.out)
     lock = Lock(config.out / LOCK, f"--out {config.out}", say)
@@ -232,10 +241,41 @@ def open_folder(config: TrainConfig, say: Callable[[str], None] = _to_stderr) ->
         if not path.exists():
             new_folder(config.out)
             _create_json(path, config.as_json())
+        if inputs is not None:
+            check_inputs(config.out, inputs)
+            write_json(config.out / INPUTS, inputs.as_json())
     except BaseException:
         lock.__exit__()
         raise
     return lock
+
+
+def read_inputs(folder: Path) -> Inputs | None:
+    """Return what the network of a run takes; None where the run on it has not begun.
+
+    Raises:
+      UserError: when the file is damaged.
+    """
+    path = folder / INPUTS
+    if not path.is_file():
+        return None
+    try:
+        return Inputs.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({one_line(error)[:120]}) but must be as the run wrote it; train "
+            "again."
+        ) from error
+
+
+def check_inputs(folder: Path, inputs: Inputs) -> None:
+    """Raise ``UserError`` when a run was begun on other data than those that were read now."""
+    before = read_inputs(folder)
+    if before is not None and before != inputs:
+        raise UserError(
+            f"{folder} holds a run on other data than --data.dir holds now, rows or classes having "
+            "changed; put them back as they were, or choose another --out."
+        )
 
 
 def _difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data.dataset import DataError, default_data_dir, is_the_file, one_line
+from experiments.data.dataset import DataError, default_data_dir, is_the_file, numbered, one_line
 from experiments.data.prepared import find_version
 
 REVIEWS_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
@@ -112,14 +112,14 @@ def load_files(train: Path, test: Path | None, columns: tuple[str, ...], label: 
             f"{train} has the labels {', '.join(class_names) or 'none'} but must have at least two; "
             f"check --text.label-column, {label!r} now."
         )
-    labels = _numbered(train, names, class_names)
+    labels = numbered(train, names, class_names)
     if test is None:
         return _split(train.stem, first, second, labels, class_names, dropped)
     first_test, second_test, names, more = _read(test, columns, label)
     held_out = Texts(
         tuple(first_test),
         None if second_test is None else tuple(second_test),
-        _numbered(test, names, class_names),
+        numbered(test, names, class_names),
     )
     kept = Texts(tuple(first), None if second is None else tuple(second), labels)
     return TextDataset(train.stem, kept, held_out, None, class_names, dropped + more)
@@ -176,17 +176,6 @@ def _split(
         return Texts(tuple(first[row] for row in rows), pairs, labels[rows])
 
     return TextDataset(name, part(0), part(1), part(2), class_names, dropped)
-
-
-def _numbered(path: Path, names: list[str], class_names: tuple[str, ...]) -> np.ndarray:
-    numbers = {name: number for number, name in enumerate(class_names)}
-    unknown = sorted(set(names) - set(numbers))
-    if unknown:
-        raise DataError(
-            f"{path} has the label {unknown[0]!r} but the training file only {', '.join(class_names)}; "
-            "correct the label or add training rows."
-        )
-    return np.array([numbers[name] for name in names], np.int32)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

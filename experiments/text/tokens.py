@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from crest_jax import ArraySource, Examples
 from crest_jax.data.devices import split
+from experiments.data.cache import read_cache, write_cache
 from experiments.data.dataset import one_line
 from experiments.harness.cli import UserError
 from experiments.text.encoder import EncoderConfig
@@ -128,24 +128,15 @@ def cached_tokens(
       pad: padding id.
 
     Returns:
-      The tokens, and a sentence where a cache was there but could not be used.
+      The tokens, and a sentence where a cache is there but cannot be used, or none can be written.
     """
     made_of = _fingerprint(tokenizer, texts, longest, pad)
-    said = None
-    if path.is_file():
-        try:
-            with path.open("rb") as opened, np.load(opened) as file:
-                if str(file["made_of"]) == made_of:
-                    return Tokens(file["inputs"], file["lengths"], int(file["cut"])), None
-            said = f"{path} was made of other texts or settings; it is made again."
-        except Exception as error:  # zip, pickle and NumPy errors of a damaged file
-            said = f"{path} cannot be read ({one_line(error)[:80]}); it is made again."
+    found, said = read_cache(path, made_of)
+    if found is not None:
+        return Tokens(found["inputs"], found["lengths"], int(found["cut"])), None
     tokens = tokenize(tokenizer, texts, longest, pad)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part.npz")
-    np.savez_compressed(part, made_of=made_of, **tokens._asdict())
-    part.replace(path)
-    return tokens, said
+    unwritten = write_cache(path, made_of, tokens._asdict(), compress=True)
+    return tokens, unwritten or said
 
 
 def _fingerprint(tokenizer: Tokenizer, texts: Texts, longest: int, pad: int) -> str:

@@ -18,6 +18,7 @@ from crest_jax.diagnostics.trials import Costs, _Clock, advise, gain_per_doublin
 from crest_jax.gradients import weighted_mean
 from experiments import pilot as script
 from experiments.harness.cli import UserError
+from experiments.harness.options import DataConfig
 from experiments.studies import pilot_check
 
 OWN = settings(batch_size=16, subset_size=32, probe_size=32, exclusion={"window": 10})
@@ -295,7 +296,7 @@ def test_the_script_asks_about_real_data_without_its_test_rows(tmp_path, monkeyp
     assert said.startswith("Yes" if values["pays"] else "No")
     assert f"{values['gain_at_equal_time']:+.2f}" in said
     assert values["target"] == 46
-    dataset = script.load_data("digits", None)
+    dataset = script.load_data("digits", DataConfig())
     train, judges = script.split(dataset, 0)
     assert len(train) + len(judges) == len(dataset.train_labels)
     assert len(judges) == len(dataset.train_labels) // 10

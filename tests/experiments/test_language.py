@@ -295,7 +295,7 @@ def test_the_cache_knows_when_its_inputs_changed(checkpoint):
     np.testing.assert_array_equal(made.inputs, again.inputs)
     other, said = read(data._replace(first=("the film", "slow")))
     assert said is not None
-    assert "was made of other texts or settings" in said
+    assert "was made of other data or settings" in said
     assert other.inputs.tolist() != made.inputs.tolist()
     assert read(data, longest=4)[1] is not None
     path.write_bytes(path.read_bytes()[:50])
@@ -369,7 +369,7 @@ def test_files_that_cannot_be_used_are_told_in_a_sentence(tmp_path, rows, messag
 def test_a_label_that_training_does_not_know_is_named(tmp_path):
     good = write_rows(tmp_path / "a.csv", [{"text": "a", "label": n} for n in ("x", "y")])
     bad = write_rows(tmp_path / "b.csv", [{"text": "a", "label": "z"}])
-    with pytest.raises(DataError, match=r"b\.csv has the label 'z' but the training file only x, y"):
+    with pytest.raises(DataError, match=r"b\.csv has the label 'z' but the training data only x, y"):
         texts.load_files(good, bad, ("text",), "label")
 
 
