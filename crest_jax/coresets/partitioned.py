@@ -20,6 +20,7 @@ from crest_jax.coresets.by_class import (
     nearest_picks,
     sorted_on_host,
 )
+from crest_jax.coresets.coverage import covered_share
 from crest_jax.coresets.metrics import Metric, Points, pad_rows, take_rows
 from crest_jax.coresets.plan import Plan
 from crest_jax.types import Array, Coreset
@@ -81,7 +82,9 @@ def choose_in_parts(
     weights = counts_at(np.asarray(slots), counted, size, len(labels))
     values = np.asarray(values, np.float64)[covered]
     objective = np.maximum(float(last.top) - values, 0.0).sum()
-    return coreset_of(chosen, weights, np.asarray(last.gains) * (len(labels) / len(sample)), objective)
+    gains = np.asarray(last.gains) * (len(labels) / len(sample))
+    assignments = np.where(counted, np.asarray(slots), -1)
+    return coreset_of(chosen, weights, gains, objective, float(last.top) * len(labels), assignments)
 
 
 def counts_at(slots: np.ndarray, counted: np.ndarray, size: int, total: float) -> np.ndarray:
@@ -106,18 +109,28 @@ def generator(key: Array, process: int = 0) -> np.random.Generator:
     return np.random.default_rng([*words, process] if process else words)
 
 
-def coreset_of(chosen: np.ndarray, weights: np.ndarray, gains: np.ndarray, objective: float) -> Coreset:
-    """Return a ``Coreset`` of host values.
+def coreset_of(
+    chosen: np.ndarray,
+    weights: np.ndarray,
+    gains: np.ndarray,
+    objective: float,
+    largest: float,
+    assignments: np.ndarray | None = None,
+) -> Coreset:
+    """Return a ``Coreset`` of host values; ``largest`` is the largest possible objective.
 
     Example:
-      >>> coreset_of(np.array([3]), np.array([2]), np.array([1.5]), 1.5).weights.tolist()
-      [2.0]
+      >>> found = coreset_of(np.array([3]), np.array([2]), np.array([1.5]), 1.5, 2.0)
+      >>> found.weights.tolist(), float(found.coverage)
+      ([2.0], 0.75)
     """
     return Coreset(
         jnp.asarray(chosen, jnp.int32),
         jnp.asarray(weights, jnp.float32),
         jnp.asarray(gains, jnp.float32),
         jnp.asarray(objective, jnp.float32),
+        None if assignments is None else jnp.asarray(assignments, jnp.int32),
+        covered_share(jnp.asarray(objective, jnp.float32), largest, 1.0),
     )
 
 

@@ -3,36 +3,22 @@
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from crest_jax import _checks
 from crest_jax.coresets import metrics
-from crest_jax.coresets.by_class import (
-    Settings,
-    choose_by_class,
-    choose_by_class_compiled,
-    members_of,
-    nearest_picks,
-    sorted_on_host,
-)
-from crest_jax.coresets.coverage import coverage_counts, scaled_up
 from crest_jax.coresets.dense import choose_dense
 from crest_jax.coresets.inputs import make_pool, restored, rows_of, shape_of
-from crest_jax.coresets.metrics import Metric, Points
-from crest_jax.coresets.mini_batch import medoids
-from crest_jax.coresets.oracles import padded
+from crest_jax.coresets.metrics import Points
+from crest_jax.coresets.one_pool import choose_in_pool
 from crest_jax.coresets.partition import Partition, label_shape, partition
 from crest_jax.coresets.partitioned import choose_in_parts
 from crest_jax.coresets.plan import METHODS, Plan, Shape, make_plan
-from crest_jax.data.quotas import covered_as_a_whole, proportional_quotas
-from crest_jax.types import Array, Coreset, Factored, PyTree
-
-# Where examples of classes without a pick count: there are none, at the nearest pick, at all alike.
-Orphans = Literal["none", "nearest", "spread"]
+from crest_jax.coresets.traced import select_traced
+from crest_jax.types import Array, Coreset, PyTree
 
 
 class _Problem(NamedTuple):
@@ -128,7 +114,7 @@ def select_coreset(
     """
     _check_names(metric, method, epsilon)
     if not _checks.is_concrete(embeddings) or (labels is not None and not _checks.is_concrete(labels)):
-        return _select_traced(
+        return select_traced(
             embeddings, size, labels, num_classes, metric, quotas, method, epsilon, key
         )
     not_forked()
@@ -142,7 +128,7 @@ def select_coreset(
             pool.points, problem.parts, size=size, metric=pool.metric, batched=problem.batched
         )  # fmt: skip
     else:
-        choose = choose_in_parts if plan.method == "partitioned" else _by_class
+        choose = choose_in_parts if plan.method == "partitioned" else choose_in_pool
         spread = problem.parts.spread
         own = partial(choose, size=size, metric=pool.metric, plan=plan, spread=spread, key=key)
         found = _each(problem, pool.points, own)
@@ -262,121 +248,3 @@ def _each(problem: _Problem, points: Points, choose: Callable[..., Coreset]) -> 
         one = jax.tree.map(lambda x, p=p: x[p], points)
         found.append(choose(one, *(each[p] for each in problem.parts[:3])))
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
-
-
-def _by_class(
-    points: Points,
-    labels: np.ndarray,
-    counts: np.ndarray,
-    quotas: np.ndarray,
-    *,
-    size: int,
-    metric: Metric,
-    plan: Plan,
-    spread: bool,
-    key: Array,
-) -> Coreset:
-    members = sorted_on_host(labels, counts)
-    # Rounded up, so that classes of nearly the same sizes share one compiled program.
-    block = min(len(labels), padded(int(counts.max())))
-    rounds = min(size, -(-int(quotas.max()) // 32) * 32)
-    settings = Settings(size, rounds, block, block, metric, plan.capacity, plan.draws)
-    chosen = choose_by_class_compiled(
-        points, members, None, members, jnp.asarray(quotas, jnp.int32), None, key, settings=settings
-    )
-    lost = bool(((quotas == 0) & (counts > 0)).any())
-    orphans: Orphans = ("spread" if spread else "nearest") if lost else "none"
-    return _weighted_compiled(
-        points, jnp.asarray(labels), chosen.picks, chosen.gains, chosen.nearest, metric, orphans
-    )
-
-
-def _weighted(
-    points: Points,
-    labels: Array,
-    picks: Array,
-    gains: Array,
-    nearest: Array,
-    metric: Metric,
-    orphans: Orphans,
-) -> Coreset:
-    """Count what each pick stands for; ``orphans`` says where rows of classes without a pick count."""
-    if metric.name == "precomputed":
-        # Negative similarities improve nobody, but still say which pick is nearest.
-        weights = coverage_counts(-points.parts[0], labels, picks, spread=orphans == "spread")
-        return Coreset(picks, weights, gains, jnp.sum(gains))
-    if orphans == "nearest":
-        heads = metrics.take_rows(points, picks)
-        slots, _ = nearest_picks(points, labels, heads, labels[picks], metric)
-        nearest = jnp.where(nearest >= 0, nearest, slots)
-    slots = jnp.where(nearest >= 0, nearest, picks.shape[0])
-    weights = jnp.zeros(picks.shape[0], jnp.float32).at[slots].add(1.0, mode="drop")
-    return Coreset(picks, scaled_up(weights, float(len(labels))), gains, jnp.sum(gains))
-
-
-_weighted_compiled = jax.jit(_weighted, static_argnames=("metric", "orphans"))
-
-
-def _select_traced(
-    embeddings: PyTree,
-    size: int,
-    labels: Any,
-    num_classes: int | None,
-    metric: str,
-    quotas: Any,
-    method: str,
-    epsilon: float,
-    key: Array | None,
-) -> Coreset:
-    embeddings = jax.tree.map(jnp.asarray, embeddings)
-    leaves = jax.tree.leaves(embeddings)
-    _checks.require(
-        all(leaf.ndim == 2 and leaf.dtype.kind != "c" for leaf in leaves)
-        and (len(leaves) == 1 or isinstance(embeddings, Factored)),
-        f"embeddings have shapes {_checks.brief([leaf.shape for leaf in leaves])} but inside jit they "
-        "must be one real array [n, d], or Factored; for several problems use jax.vmap.",
-    )
-    count = leaves[0].shape[0]
-    _checks.require(
-        isinstance(quotas, str) and quotas == "proportional" and method != "partitioned",
-        f"quotas are {_checks.brief(quotas)} and method is {method!r}, but inside jit and vmap quotas "
-        'are proportional and the method is not "partitioned"; select outside.',
-    )
-    _checks.require(
-        labels is None or num_classes is not None,
-        "num_classes is None but the arrays are traced, so the range of the labels is unknown; pass "
-        "num_classes when calling select_coreset inside jit or vmap.",
-    )
-    _checks.positive_int("size", size)
-    _checks.require(size <= count, f"size is {size} but must lie in [1, {count}]; choose a size there.")
-    _checks.require(
-        size * count < 2**31,
-        f"size times examples is {size * count} but must be below 2^31 inside jit, where quotas are "
-        "computed in int32; select outside or from parts of the pool.",
-    )
-    if labels is not None:
-        labels = jnp.asarray(labels)
-        _checks.require(
-            labels.shape == (count,) and labels.dtype.kind in "iub",
-            f"labels have shape {labels.shape} and dtype {labels.dtype} but must be integers of shape "
-            f"({count},); pass one class per example.",
-        )
-        _checks.positive_int("num_classes", num_classes)
-    classes = 1 if labels is None or num_classes is None else num_classes
-    labels = jnp.zeros(count, jnp.int32) if labels is None else labels.astype(jnp.int32)
-    key = None if key is None else _checks.prng_key("key", key)
-    if method in ("auto", "dense"):
-        return medoids(embeddings, labels, size=size, num_classes=classes, metric=metric)
-    width = sum(leaf.shape[-1] for leaf in leaves)
-    shape = Shape(count, width, count, size, size, count / size, classes, 1, metric == "precomputed")
-    plan = make_plan(shape, method, None, epsilon)
-    aside = covered_as_a_whole(members_of(labels, classes).counts, size)
-    labels = jnp.where(aside, 0, labels)
-    members = members_of(labels, classes)
-    points, kind, unit = metrics.prepare(embeddings, metric)
-    settings = Settings(size, size, count, count, kind, plan.capacity, plan.draws)
-    chosen = choose_by_class(
-        points, members, None, members, proportional_quotas(members.counts, size, most=count), None,
-        jax.random.key(0) if key is None else key, settings=settings,
-    )  # fmt: skip
-    return _weighted(points, labels, chosen.picks, chosen.gains * unit, chosen.nearest, kind, "spread")

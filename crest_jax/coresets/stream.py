@@ -289,7 +289,9 @@ class _Rounds:
             found = np.stack(gather(found)).sum(axis=0) if self.joined else found
             weights, objective = found[:-1], found[-1]
         weights = weights * (self.count / weights.sum())
-        return restored(coreset_of(chosen, weights, gains, float(objective)), self.frame.pool())
+        largest = float(last.top) * self.count
+        found = coreset_of(chosen, weights, gains, float(objective), largest)
+        return restored(found, self.frame.pool())
 
 
 def _nearest(
