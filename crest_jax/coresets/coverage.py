@@ -87,8 +87,8 @@ def covered_share(
         dissimilarity to the nearest candidate. With ``top`` 0 the negative of the largest objective.
 
     Example:
-      >>> float(covered_share(jnp.float32(15), 2.0, 10.0)), float(covered_share(jnp.float32(0), 0.0, 3.0))
-      (0.75, 1.0)
+      >>> float(covered_share(jnp.float32(15), 2.0, 10.0))
+      0.75
     """
     largest = top * mass - floor
     share = objective / jnp.where(largest > 0, largest, 1.0)
@@ -122,7 +122,8 @@ def best_similarities(
       allowed: [n], bool, which rows are candidates; None: all.
 
     Example:
-      >>> best_similarities(jnp.array([[3.0, 1.0], [1.0, -2.0]]), allowed=jnp.array([False, True])).tolist()
+      >>> matrix = jnp.array([[3.0, 1.0], [1.0, -2.0]])
+      >>> best_similarities(matrix, allowed=jnp.array([False, True])).tolist()
       [1.0, 0.0]
     """
     if labels is not None:

@@ -1,4 +1,4 @@
-"""What a greedy choice obeys beside a number of picks: weights, first picks, costs, and where to stop."""
+"""What a greedy choice obeys beside a number of picks: weights, first picks, costs, an end."""
 
 from typing import NamedTuple
 
@@ -144,6 +144,7 @@ def enough(rules: Rules, cover: Array, weights: Array | None, top: Array) -> Arr
       True
     """
     assert rules.share is not None
+    assert rules.floor is not None
     each = (cover > -jnp.inf).astype(jnp.float32)
     each = each if weights is None else each * weights
     left = jnp.sum(each * jnp.maximum(cover, jnp.finfo(jnp.float32).min), axis=-1)

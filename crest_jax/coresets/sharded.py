@@ -117,8 +117,8 @@ def select_coreset_sharded(
     )
     order = np.argsort(classes[np.asarray(picks)], kind="stable")
     objective = jnp.sum(gains)
-    share = covered_share(objective, top, float(count))
-    found = Coreset(picks[order], weights[order], gains[order], objective, None, share)
+    covered = covered_share(objective, top, float(count))
+    found = Coreset(picks[order], weights[order], gains[order], objective, None, covered)
     return restored(found, common.pool())
 
 

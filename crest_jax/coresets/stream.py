@@ -290,8 +290,8 @@ class _Rounds:
             weights, objective = found[:-1], found[-1]
         weights = weights * (self.count / weights.sum())
         largest = float(last.top) * self.count
-        found = coreset_of(chosen, weights, gains, float(objective), largest)
-        return restored(found, self.frame.pool())
+        coreset = coreset_of(chosen, weights, gains, float(objective), largest)
+        return restored(coreset, self.frame.pool())
 
 
 def _nearest(

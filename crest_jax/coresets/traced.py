@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from crest_jax import _checks
 from crest_jax.coresets import metrics
+from crest_jax.coresets.asked import Asked
 from crest_jax.coresets.by_class import Settings, choose_by_class, members_of
 from crest_jax.coresets.mini_batch import medoids
 from crest_jax.coresets.one_pool import weighted
@@ -17,7 +18,7 @@ from crest_jax.types import Array, Coreset, Factored, PyTree
 
 def select_traced(
     embeddings: PyTree,
-    size: int,
+    size: int | None,
     labels: Any,
     num_classes: int | None,
     metric: str,
@@ -25,7 +26,9 @@ def select_traced(
     method: str,
     epsilon: float,
     key: Array | None,
+    asked: Asked,
 ) -> Coreset:
+    """Choose from traced arrays; see ``select_coreset``."""
     embeddings = jax.tree.map(jnp.asarray, embeddings)
     leaves = jax.tree.leaves(embeddings)
     _checks.require(
@@ -45,7 +48,8 @@ def select_traced(
         "num_classes is None but the arrays are traced, so the range of the labels is unknown; pass "
         "num_classes when calling select_coreset inside jit or vmap.",
     )
-    _checks.positive_int("size", size)
+    weights, allowed, first = _traced_extras(asked, count, labels, method, size)
+    assert size is not None
     _checks.require(size <= count, f"size is {size} but must lie in [1, {count}]; choose a size there.")
     _checks.require(
         size * count < 2**31,
@@ -64,7 +68,10 @@ def select_traced(
     labels = jnp.zeros(count, jnp.int32) if labels is None else labels.astype(jnp.int32)
     key = None if key is None else _checks.prng_key("key", key)
     if method in ("auto", "dense"):
-        return medoids(embeddings, labels, size=size, num_classes=classes, metric=metric)
+        return medoids(
+            embeddings, labels, size=size, num_classes=classes, metric=metric, sample_weights=weights,
+            allowed=allowed, first=first,
+        )  # fmt: skip
     width = sum(leaf.shape[-1] for leaf in leaves)
     shape = Shape(count, width, count, size, size, count / size, classes, 1, metric == "precomputed")
     plan = make_plan(shape, method, None, epsilon)
@@ -79,3 +86,48 @@ def select_traced(
     )  # fmt: skip
     top, gains = chosen.top * unit, chosen.gains * unit
     return weighted(points, labels, chosen.picks, gains, chosen.nearest, top, kind, "spread")
+
+
+def _traced_extras(
+    asked: Asked, count: int, labels: Any, method: str, size: int | None
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Return sample weights [n], the mask of candidates [n] and the first picks [k], shapes checked."""
+    _checks.require(
+        not asked.ends and asked.budget is None and size is not None,
+        "costs, budget, stop_gain or coverage are given, or no size, but inside jit the number of "
+        "picks must be known; select outside.",
+    )
+    _checks.require(
+        not asked.any or method in ("auto", "dense"),
+        f'method is {method!r} but inside jit sample_weights, initial and candidates need "dense"; '
+        "choose it, or select outside.",
+    )
+    places = asked.initial is not None or asked.candidates is not None
+    _checks.require(
+        not places or labels is None,
+        "labels are given beside initial or candidates but inside jit these are for one class; select "
+        "outside.",
+    )
+    weights, allowed, first = (
+        None if value is None else jnp.asarray(value)
+        for value in (asked.sample_weights, asked.candidates, asked.initial)
+    )
+    _checks.require(
+        weights is None or weights.shape == (count,),
+        f"sample_weights have shape {getattr(weights, 'shape', None)} but must have shape ({count},); "
+        "pass one number for each row.",
+    )
+    _checks.require(
+        allowed is None or (allowed.shape == (count,) and allowed.dtype == bool),
+        f"candidates are {_checks.brief(allowed)} but inside jit they must be a mask of shape "
+        f"({count},); pass booleans.",
+    )
+    _checks.require(
+        first is None
+        or (first.ndim == 1 and first.dtype.kind in "iu" and size is not None and len(first) <= size),
+        f"initial are {_checks.brief(first)} but inside jit they must be whole numbers [k], at most "
+        f"size, which is {size}; pass positions.",
+    )
+    weights = None if weights is None else weights.astype(jnp.float32)
+    first = None if first is None or not len(first) else first.astype(jnp.int32)
+    return weights, allowed, first
