@@ -21,10 +21,6 @@ def most_picks(extras: Extras, count: int) -> int:
     most = count if pickable is None else int(pickable.sum(axis=1).min())
     if extras.others is not None:
         most = len(jax.tree.leaves(extras.others)[0])
-    if extras.costs is not None:
-        costs = extras.costs if pickable is None else extras.costs[pickable[0]]
-        fitting = np.cumsum(np.sort(costs)) <= extras.budget * (1 + 1e-6)
-        most = min(most, max(1, int(fitting.sum())))
     return most
 
 
