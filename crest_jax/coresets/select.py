@@ -132,7 +132,7 @@ def select_coreset(
       UserWarning: a warning, on similarities that look like distances.
 
     Example:
-      >>> points = jnp.array([[0.0], [1.0], [10.0]])
+      >>> points = [[0.0], [1.0], [10.0]]
       >>> coreset = select_coreset(points, 2)
       >>> coreset.indices.tolist(), coreset.weights.tolist(), float(coreset.objective)
       ([1, 2], [2.0, 1.0], 29.0)
@@ -218,7 +218,8 @@ def plan_coreset(
       ValueError: when the budget is too small; the message says what would do.
 
     Example:
-      >>> pool = jax.ShapeDtypeStruct((1_000_000, 32), jnp.float32)
+      >>> import jax
+      >>> pool = jax.ShapeDtypeStruct((1_000_000, 32), "float32")
       >>> plan = plan_coreset(pool, 1_000)
       >>> plan.method, plan.exact, plan.memory < 256 * 2**20
       ('partitioned', False, True)
