@@ -152,17 +152,16 @@ def choose_by_class(
         rows, valid = window(members.order, starts[index], members.counts[index], wide)
         client_rows, client_valid = rows, valid
         if not same:
-            client_rows, client_valid = window(
-                client_members.order, client_starts[index], client_members.counts[index], client_wide
-            )
+            inside = client_starts[index], client_members.counts[index]
+            client_rows, client_valid = window(client_members.order, *inside, client_wide)
         own_rules = rules.of_class(index, rows, client_rows, client_valid)
         selectable = valid if own_rules.allowed is None else valid & own_rules.allowed
         if metric.name == "precomputed":
-            inside = candidates.parts[0]
+            matrix = candidates.parts[0]
             if count > 1:
-                inside = jnp.where(client_valid[None, :], inside[rows][:, rows], -jnp.inf)
+                matrix = jnp.where(client_valid[None, :], matrix[rows][:, rows], -jnp.inf)
             each = own_rules.weights
-            oracle: Oracle = MatrixOracle(inside, None if each is None else each[: len(inside)])
+            oracle: Oracle = MatrixOracle(matrix, None if each is None else each[: len(matrix)])
         else:
             own = metrics.take_rows(candidates, rows)
             theirs = None if clients is None else metrics.take_rows(clients, client_rows)

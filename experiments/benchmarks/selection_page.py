@@ -33,8 +33,9 @@ EXTRAS_HEAD = """## Earlier picks and costs
 
 Seconds, median, max - distance, d = 10. A tenth is chosen: half of it is there already ("initial"), or
 rows cost 1 to 5 and the budget is that of a tenth on average ("costs"). Peers are given the ready
-matrix, crest_jax the embeddings; crest_jax takes the better of two runs by costs, for which the two
-runs of submodlib are added up; compilation is taken off. The objective is in float64, relative to crest_jax.
+matrix, crest_jax the embeddings. By costs crest_jax takes the better of two runs; submodlib's two are
+added up, apricot makes one, by gain over cost. Compilation is taken off. The objective is in float64,
+relative to crest_jax.
 
 | n | what | method | s | against crest_jax | objective |
 |---|---|---|---|---|---|"""
