@@ -52,15 +52,24 @@ class Coreset(NamedTuple):
 
     Attributes:
       indices: [m], int32, positions in the pool, in the order of the greedy choice.
-      weights: [m], float32, examples that each pick stands for; they sum to n.
+      weights: [m], float32, examples that each pick stands for; they sum to n, or to the sum of the
+        sample weights. Less where rows stand for earlier rows of elsewhere.
       gains: [m], float32, growth of the objective at each pick.
-      objective: [], float32, sum of the gains.
+      objective: [], float32, sum of the gains, and of what earlier rows of elsewhere cover.
+      assignments: [n], int32, place in ``indices`` of the pick that stands for each row; -1 for a row
+        that no single pick stands for: it stands for an earlier row of elsewhere, or its class has no
+        pick and counts at all picks. None from ``select_coreset_stream`` and
+        ``select_coreset_sharded``, which do not keep the rows in one place.
+      coverage: [], float32, the objective over the largest possible one, that of all candidates
+        together; between 0 and 1.
     """
 
     indices: Array
     weights: Array
     gains: Array
     objective: Array
+    assignments: Array | None
+    coverage: Array
 
 
 class Factored(NamedTuple):

@@ -13,6 +13,7 @@ from crest_jax.coresets.greedy import first_largest
 from crest_jax.coresets.lazy import lazy_greedy
 from crest_jax.coresets.metrics import Metric, Points
 from crest_jax.coresets.oracles import MatrixOracle, Oracle, PointOracle, padded
+from crest_jax.coresets.rules import NO_RULES, Rules
 from crest_jax.coresets.run import Run
 from crest_jax.coresets.stochastic import stochastic_greedy
 from crest_jax.types import Array
@@ -60,12 +61,14 @@ class Chosen(NamedTuple):
       gains: [size], float32.
       nearest: [n], int32, slot of the nearest pick of each client; -1 in a class without one.
       top: [], float32, dissimilarity at which the similarity is 0.
+      taken: [c], int32, picks made of each class.
     """
 
     picks: Array
     gains: Array
     nearest: Array
     top: Array
+    taken: Array
 
 
 def members_of(labels: Array, num_classes: int) -> Members:
@@ -85,15 +88,28 @@ def sorted_on_host(labels: np.ndarray, counts: np.ndarray, padding: int = 0) -> 
     return Members(jnp.asarray(np.pad(order, (0, padding))), jnp.asarray(counts, jnp.int32))
 
 
-def _oracle_of(
-    metric: Metric, own: Points, clients: Points | None, valid: Array, top: Array | None
-) -> Oracle:
+def oracle_of(
+    metric: Metric,
+    own: Points,
+    clients: Points | None,
+    valid: Array,
+    top: Array | None,
+    rules: Rules = NO_RULES,
+) -> PointOracle:
+    """Return the oracle of one class; ``clients`` are None where they are the candidates."""
+    more = rules.weights, rules.earlier
     if clients is None:
         (points,) = metrics.centred(own)
-        return PointOracle(metric, points, points, valid, top)
+        return PointOracle(metric, points, points, valid, top, *more)
     # One shift for both sides: the difference of two rows must not change.
     points, client_points = metrics.centred(own, clients)
-    return PointOracle(metric, points, client_points, valid, top)
+    return PointOracle(metric, points, client_points, valid, top, *more)
+
+
+def window(order: Array, start: Array, count: Array, width: int) -> tuple[Array, Array]:
+    """Return ``width`` rows from ``start`` on, and which of them are among the first ``count``."""
+    places = jnp.arange(width, dtype=jnp.int32)
+    return order[jnp.minimum(start + places, order.shape[0] - 1)], places < count
 
 
 def choose_by_class(
@@ -104,6 +120,7 @@ def choose_by_class(
     quotas: Array,
     top: Array | None,
     key: Array,
+    rules: Rules = NO_RULES,
     *,
     settings: Settings,
 ) -> Chosen:
@@ -118,6 +135,7 @@ def choose_by_class(
       top: [], float32, dissimilarity at which the similarity is 0; None for the largest one in a class,
         where the candidates are the clients.
       key: PRNG key, for stochastic greedy.
+      rules: those that go by client, or by whole pool; with several classes they need a ``top``.
       settings: see ``Settings``.
     """
     same = clients is None
@@ -129,42 +147,44 @@ def choose_by_class(
     client_starts = jnp.cumsum(client_members.counts, dtype=jnp.int32) - client_members.counts
     wide, client_wide = padded(settings.candidate_block), padded(settings.client_block)
 
-    def window(order: Array, start: Array, count: Array, width: int) -> tuple[Array, Array]:
-        places = jnp.arange(width, dtype=jnp.int32)
-        return order[jnp.minimum(start + places, order.shape[0] - 1)], places < count
-
     def one_class(index: Array, state: tuple[Chosen, Array]) -> tuple[Chosen, Array]:
         chosen, largest = state
         rows, valid = window(members.order, starts[index], members.counts[index], wide)
         client_rows, client_valid = rows, valid
         if not same:
-            client_rows, client_valid = window(
-                client_members.order, client_starts[index], client_members.counts[index], client_wide
-            )
+            inside = client_starts[index], client_members.counts[index]
+            client_rows, client_valid = window(client_members.order, *inside, client_wide)
+        own_rules = rules.of_class(index, rows, client_rows, client_valid)
+        selectable = valid if own_rules.allowed is None else valid & own_rules.allowed
         if metric.name == "precomputed":
-            inside = candidates.parts[0]
+            matrix = candidates.parts[0]
             if count > 1:
-                inside = jnp.where(client_valid[None, :], inside[rows][:, rows], -jnp.inf)
-            oracle: Oracle = MatrixOracle(inside)
+                matrix = jnp.where(client_valid[None, :], matrix[rows][:, rows], -jnp.inf)
+            each = own_rules.weights
+            oracle: Oracle = MatrixOracle(matrix, None if each is None else each[: len(matrix)])
         else:
             own = metrics.take_rows(candidates, rows)
             theirs = None if clients is None else metrics.take_rows(clients, client_rows)
-            oracle = _oracle_of(metric, own, theirs, client_valid, top)
+            oracle = oracle_of(metric, own, theirs, client_valid, top, own_rules)
         quota = quotas[index]
         if settings.draws:
             run = stochastic_greedy(
-                oracle, valid, quota, settings.rounds, settings.draws, jax.random.fold_in(key, index)
-            )
+                oracle, selectable, quota, settings.rounds, settings.draws,
+                jax.random.fold_in(key, index), own_rules,
+            )  # fmt: skip
         else:
-            run = lazy_greedy(oracle, valid, quota, settings.rounds, settings.capacity)
+            form = settings.rounds, settings.capacity, own_rules
+            run = lazy_greedy(oracle, selectable, quota, *form)
         largest = largest.at[index].set(jnp.where(quota > 0, run.top, 0.0))
-        return _write(chosen, run, rows, client_rows, client_valid, quota, firsts[index], same), largest
+        place = index, firsts[index]
+        return _write(chosen, run, rows, client_rows, client_valid, place, same), largest
 
     empty = Chosen(
         picks=jnp.zeros(settings.size + settings.rounds, jnp.int32),
         gains=jnp.zeros(settings.size + settings.rounds, jnp.float32),
         nearest=jnp.full(num_clients, -1, jnp.int32),
         top=jnp.float32(0),
+        taken=jnp.zeros(count, jnp.int32),
     )
     start = (empty, jnp.zeros(count, jnp.float32))
     if count == 1:
@@ -192,16 +212,19 @@ def _write(
     rows: Array,
     client_rows: Array,
     client_valid: Array,
-    quota: Array,
-    first: Array,
+    place: tuple[Array, Array],
     same: bool,
 ) -> Chosen:
-    """Put the picks of one class in place; what lies beyond its quota is overwritten by the next."""
+    """Put the picks of one class in place; what lies beyond its quota is overwritten by the next.
+
+    ``place`` is the number of the class and the slot of its first pick.
+    """
+    index, first = place
     slots = jnp.arange(run.picks.shape[0], dtype=jnp.int32)
     nearest = run.nearest[: client_rows.shape[0]]
     width = nearest.shape[0]
     if same:  # a pick stands for itself
-        places = jnp.where(slots < quota, run.picks, width)
+        places = jnp.where(slots < run.taken, run.picks, width)
         nearest = nearest.at[places].set(slots, mode="drop")
     here = jnp.where(client_valid[:width], client_rows[:width], chosen.nearest.shape[0])
     slot = jnp.where(nearest >= 0, first + nearest, -1)
@@ -210,7 +233,55 @@ def _write(
         gains=jax.lax.dynamic_update_slice(chosen.gains, run.gains, (first,)),
         nearest=chosen.nearest.at[here].set(slot, mode="drop"),
         top=chosen.top,
+        taken=chosen.taken.at[index].set(run.taken),
     )
+
+
+@partial(jit_wide, static_argnames="settings")
+def top_by_class(
+    candidates: Points,
+    members: Members,
+    clients: Points | None,
+    client_members: Members,
+    quotas: Array,
+    *,
+    settings: Settings,
+) -> Array:
+    """Return the largest dissimilarity [] between a client and a candidate of a class with a quota.
+
+    Args:
+      candidates: see ``choose_by_class``, as for all that follow.
+      members: see there.
+      clients: see there.
+      client_members: see there.
+      quotas: see there.
+      settings: see there.
+    """
+    starts = jnp.cumsum(members.counts, dtype=jnp.int32) - members.counts
+    client_starts = jnp.cumsum(client_members.counts, dtype=jnp.int32) - client_members.counts
+
+    def one_class(index: Array, top: Array) -> Array:
+        wide = padded(settings.candidate_block)
+        rows, valid = window(members.order, starts[index], members.counts[index], wide)
+        own = metrics.take_rows(candidates, rows)
+        if clients is None:
+            found = oracle_of(settings.metric, own, None, valid, None).start()[0]
+        else:
+            client_rows, client_valid = window(
+                client_members.order, client_starts[index], client_members.counts[index],
+                padded(settings.client_block),
+            )  # fmt: skip
+            theirs = metrics.take_rows(clients, client_rows)
+            oracle = oracle_of(settings.metric, own, theirs, client_valid, jnp.float32(0))
+
+            def farthest(row: Array) -> Array:
+                return jnp.max(jnp.where(client_valid & valid[row], oracle.exact(row), 0.0))
+
+            found = jnp.max(jax.lax.map(farthest, jnp.arange(wide, dtype=jnp.int32)))
+        return jnp.maximum(top, jnp.where(quotas[index] > 0, found, 0.0))
+
+    count = np.int32(quotas.shape[0])
+    return settings.metric.top(jax.lax.fori_loop(np.int32(0), count, one_class, jnp.float32(0)))
 
 
 _LOOKS = 6  # picks that may be looked at closely for a row before all are

@@ -1,6 +1,7 @@
 """Selection on stored similarities: the classes of many problems as one batch of small groups."""
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,12 @@ import numpy as np
 from crest_jax.coresets import metrics
 from crest_jax.coresets.by_class import nearest_picks
 from crest_jax.coresets.compiling import jit_wide
-from crest_jax.coresets.coverage import coverage_counts, scaled_up
-from crest_jax.coresets.grouped import GroupPicks, dissimilarities, greedy_in_groups
+from crest_jax.coresets.coverage import coverage_counts, covered_share, empty_coreset, scaled_up
+from crest_jax.coresets.grouped import GroupPicks, assigned, dissimilarities, greedy_in_groups
 from crest_jax.coresets.metrics import Metric, Points
 from crest_jax.coresets.partition import Partition
 from crest_jax.coresets.plan import dense_sides, problems_at_once
+from crest_jax.coresets.rules import NO_RULES, Rules
 from crest_jax.data.strata import compact
 from crest_jax.types import Array, Coreset
 
@@ -25,6 +27,8 @@ def choose_dense(
     size: int,
     metric: Metric,
     batched: bool,
+    rules: Rules = NO_RULES,
+    top: Array | None = None,
 ) -> Coreset:
     """Solve ``p`` problems, as many at a time as a cache holds.
 
@@ -35,6 +39,12 @@ def choose_dense(
       size: picks of each problem.
       metric: of the points.
       batched: whether there is a leading axis of problems; if not, ``p = 1`` and the result has none.
+      rules: leaves [p, ...]; those that end a choice, for one problem only.
+      top: [], dissimilarity at which the similarity is 0; None for the largest between a row and a
+        candidate of its class.
+
+    Returns:
+      As ``select_coreset``; fewer picks than ``size`` where rules end the choice.
     """
     labels, counts, quotas, spread = partition
     problems, classes = counts.shape
@@ -42,18 +52,49 @@ def choose_dense(
     # Rounded up, so that data of the same shape shares one compiled program.
     clients, side = dense_sides(int(counts.max()))
     rounds = -(-int(quotas.max()) // 4) * 4
-    orphans = partition.orphans
     step = min(problems, problems_at_once(classes, (clients, side)))
     blocks = -(-problems // step)
     sizes = np.stack([counts, quotas]).astype(np.int32)
     # Separate programs: compiled as one, XLA repeats the gathering in every use.
     grouping = {"side": side, "blocks": blocks, "metric": metric, "batched": batched}
-    rows, parts = _group(points, order, sizes, **grouping)
-    picks = [_solve(*part, clients=clients, rounds=rounds, metric=metric) for part in parts]
+    rows, parts = _group(points, order, sizes, rules, **grouping)
+    found = [_best(part, top, clients=clients, rounds=rounds, metric=metric) for part in parts]
+    if rules.least is not None or rules.share is not None:
+        sizes[1] = np.asarray(found[0].picks.taken)
+        size = int(sizes[1].sum())
+        if size == 0:
+            each = None if rules.weights is None else rules.weights[0]
+            return empty_coreset(
+                labels.shape[1], found[0].top[0], each, found[0].start[0], found[0].floor[0]
+            )
+    orphans = bool(((sizes[1] == 0) & (counts > 0)).any())
     needed = (orphans and not spread) or metric.name == "precomputed"
     own = jnp.asarray(labels) if needed else None
     form = {"size": size, "metric": metric, "batched": batched, "spread": orphans and spread}
-    return _ungroup(points, own, rows, picks, sizes, **form)
+    return _ungroup(points, own, rows, found, sizes, rules.weights, **form)
+
+
+class _Solved(NamedTuple):
+    picks: GroupPicks
+    top: Array  # [b], dissimilarity at which the similarity is 0, of each problem
+    floor: Array  # [b], see ``covered_share``
+    start: Array  # [b], what rows of elsewhere cover
+
+
+def _best(part: tuple[Points, Array, Array, Rules], top: Array | None, **form: Any) -> _Solved:
+    """Solve a block; with costs twice, once by gains alone, and return the better choice."""
+    *problem, rules = part
+    if rules.units is None:
+        return _solve(*problem, rules, top, **form)
+    both = [_solve(*problem, each, top, **form) for each in (rules, rules.without_costs())]
+    values = [float(jnp.sum(_made(each.picks))) for each in both]
+    return both[int(values[1] > values[0])]
+
+
+def _made(picks: GroupPicks) -> Array:
+    """Gains [g, rounds] of the picks that were made, 0 beyond."""
+    turns = jnp.arange(picks.gains.shape[1], dtype=jnp.int32)[None, :]
+    return jnp.where(turns < picks.taken[:, None], picks.gains, 0.0)
 
 
 @partial(jax.jit, static_argnames=("side", "blocks", "metric", "batched"))
@@ -61,12 +102,13 @@ def _group(
     points: Points,
     order: Array,
     sizes: Array,
+    rules: Rules,
     *,
     side: int,
     blocks: int,
     metric: Metric,
     batched: bool,
-) -> tuple[Array, list[tuple[Points, Array, Array]]]:
+) -> tuple[Array, list[tuple[Points, Array, Array, Rules]]]:
     """Sort by class: rows [p, c * side], and the blocks that ``_solve`` takes."""
     if not batched:
         points = jax.tree.map(lambda x: x[None], points)
@@ -95,24 +137,59 @@ def _group(
                 tuple(part.reshape(-1, side, part.shape[1]).transpose(2, 0, 1) for part in pool.parts),
                 None if pool.blank is None else pool.blank.reshape(-1, side),
             )
-        found.append((grouped, counts[block], quotas[block]))
+        whole = {"budget", "least", "share"}
+        apart = {
+            name: leaf if leaf is None or name in whole else leaf[block]
+            for name, leaf in rules._asdict().items()
+        }
+        found.append((grouped, counts[block], quotas[block], Rules(**apart).by_group(own, classes)))
     return rows, found
 
 
 @partial(jit_wide, static_argnames=("clients", "rounds", "metric"))
 def _solve(
-    points: Points, counts: Array, quotas: Array, *, clients: int, rounds: int, metric: Metric
-) -> GroupPicks:
-    sizes = counts.reshape(-1)
+    points: Points,
+    counts: Array,
+    quotas: Array,
+    rules: Rules,
+    top: Array | None,
+    *,
+    clients: int,
+    rounds: int,
+    metric: Metric,
+) -> _Solved:
+    sizes, problems = counts.reshape(-1), len(counts)
+    candidates = rules.candidates()
     if metric.name == "precomputed":
         values = -points.parts[0][:, :clients].transpose(1, 0, 2)
-        none = jnp.zeros(len(sizes), jnp.float32)
-        return greedy_in_groups(values, sizes, quotas.reshape(-1), none, rounds)
-    values = dissimilarities(metric, points, clients)
-    largest = jnp.max(jnp.max(values, axis=0), axis=1).reshape(counts.shape)
-    top = metric.top(jnp.max(jnp.where(quotas > 0, largest, 0.0), axis=1, keepdims=True))
-    top = jnp.broadcast_to(top, counts.shape).reshape(-1)
-    return greedy_in_groups(values, sizes, quotas.reshape(-1), top, rounds)
+        level = jnp.zeros(problems, jnp.float32)
+    else:
+        values = dissimilarities(metric, points, clients)
+        if top is None:
+            own = values if candidates is None else jnp.where(candidates[None], values, 0.0)
+            largest = jnp.max(jnp.max(own, axis=0), axis=1).reshape(counts.shape)
+            level = metric.top(jnp.max(jnp.where(quotas > 0, largest, 0.0), axis=1))
+        else:
+            level = jnp.broadcast_to(top, problems)
+    tops = jnp.broadcast_to(level[:, None], counts.shape).reshape(-1)
+    floors = jnp.zeros(len(sizes), jnp.float32)
+    place = jnp.arange(values.shape[2], dtype=jnp.int32)[None, :]
+    member = place < sizes[:, None]
+    each = member.astype(jnp.float32) if rules.weights is None else member * rules.weights
+    if candidates is not None or metric.name == "precomputed":
+        can = member if candidates is None else member & candidates
+        least = jnp.min(jnp.where(can[None], values, jnp.inf), axis=2).T  # [g, k]
+        least = jnp.minimum(least, tops[:, None])
+        if rules.earlier is not None:
+            least = jnp.minimum(least, rules.earlier[:, :clients])
+        floors = jnp.sum(least * each[:, :clients], axis=1)
+    start = jnp.zeros(len(sizes), jnp.float32)
+    if rules.earlier is not None:
+        start = jnp.sum(each * jnp.maximum(tops[:, None] - rules.earlier, 0.0), axis=1)
+    rules = rules._replace(floor=floors)
+    found = greedy_in_groups(values, sizes, quotas.reshape(-1), tops, rounds, rules)
+    floors, start = (jnp.sum(x.reshape(counts.shape), axis=1) for x in (floors, start))
+    return _Solved(found, level, floors, start)
 
 
 @partial(jax.jit, static_argnames=("size", "metric", "batched", "spread"))
@@ -120,19 +197,23 @@ def _ungroup(
     points: Points,
     labels: Array | None,
     rows: Array,
-    blocks: list[GroupPicks],
+    blocks: list[_Solved],
     sizes: Array,
+    each: Array | None,
     *,
     size: int,
     metric: Metric,
     batched: bool,
     spread: bool,
 ) -> Coreset:
-    """Line up the picks of each problem, class by class; labels [p, n] where weights need them."""
+    """Line up the picks of each problem, class by class; labels [p, n] where weights need them.
+
+    ``each`` [p, n] is what rows count.
+    """
     if not batched:
         points = jax.tree.map(lambda x: x[None], points)
-    found = GroupPicks(*(jnp.concatenate(leaves) for leaves in zip(*blocks, strict=True)))
-    quotas = sizes[1]
+    solved = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *blocks)
+    found, (counts, quotas) = solved.picks, sizes
     problems, classes = quotas.shape
     rounds = found.places.shape[1]
     side = rows.shape[1] // classes
@@ -147,26 +228,43 @@ def _ungroup(
 
     picks = jnp.take_along_axis(rows, label * side + lined_up(found.places), axis=1)
     gains, weights = lined_up(found.gains), lined_up(found.weights)
+    count = points.parts[0].shape[1]
+    first = jnp.arange(problems, dtype=jnp.int32).repeat(classes)[:, None] * count
+    member = jnp.arange(side, dtype=jnp.int32)[None, :] < counts.reshape(-1, 1)
+    starts = (ends - quotas).reshape(-1)
+    # Beyond the picks that were made there is garbage.
+    nearest = jnp.where(quotas.reshape(-1, 1) > 0, found.nearest, -1)
+    flat = assigned(nearest, rows.reshape(-1, side) + first, member, starts, problems * count)
+    assignments = flat.reshape(problems, count)
+    mass = jnp.full(problems, float(count)) if each is None else jnp.sum(each, axis=1)
     if labels is not None and metric.name == "precomputed":
         # Negative similarities improve nobody, but still say which pick is nearest.
-        count = partial(coverage_counts, spread=spread)
-        weights = jax.vmap(lambda s, own, heads: count(-s, own, heads))(points.parts[0], labels, picks)
+        counted = partial(coverage_counts, spread=spread)
+        weights, assignments = jax.vmap(lambda s, *own: counted(-s, *own))(
+            points.parts[0], labels, picks, *(() if each is None else (each,))
+        )
     elif labels is not None:
-        weights = weights + _orphans(points, labels, picks, metric, classes)
+        more, slots = _orphans(points, labels, picks, each, metric, classes)
+        weights, assignments = weights + more, jnp.where(assignments >= 0, assignments, slots)
     elif spread:
-        total = float(points.parts[0].shape[1])
-        weights = jax.vmap(lambda own: scaled_up(own, total))(weights)
-    coreset = Coreset(picks, weights, gains, jnp.sum(gains, axis=1))
+        weights = jax.vmap(scaled_up)(weights, mass)
+    objective = jnp.sum(gains, axis=1) + solved.start
+    share = covered_share(objective, solved.top, mass, solved.floor)
+    coreset = Coreset(picks, weights, gains, objective, assignments, share)
     return coreset if batched else jax.tree.map(lambda x: x[0], coreset)
 
 
-def _orphans(points: Points, labels: Array, picks: Array, metric: Metric, classes: int) -> Array:
-    """Rows [p, m] of classes without a pick, counted at the nearest pick of any class."""
+def _orphans(
+    points: Points, labels: Array, picks: Array, each: Array | None, metric: Metric, classes: int
+) -> tuple[Array, Array]:
+    """Rows of classes without a pick at the nearest pick of any class: weights [p, m], slots [p, n]."""
 
-    def one(args: tuple[Points, Array, Array]) -> Array:
-        rows, own, heads = args
+    def one(args: tuple[Points, Array, Array, Array]) -> tuple[Array, Array]:
+        rows, own, heads, masses = args
         slots, _ = nearest_picks(rows, own, metrics.take_rows(rows, heads), own[heads], metric)
         has_pick = jnp.zeros(classes, bool).at[own[heads]].set(True)
-        return jnp.zeros(heads.shape[0], jnp.float32).at[slots].add(jnp.where(has_pick[own], 0.0, 1.0))
+        counted = jnp.where(has_pick[own], 0.0, masses)
+        return jnp.zeros(heads.shape[0], jnp.float32).at[slots].add(counted), slots
 
-    return jax.lax.map(one, (points, labels, picks))
+    each = jnp.ones(labels.shape, jnp.float32) if each is None else each
+    return jax.lax.map(one, (points, labels, picks, each))

@@ -50,6 +50,8 @@ def greedy(
     quotas: Array,
     size: int,
     sample_weights: Array | None = None,
+    allowed: Array | None = None,
+    first: Array | None = None,
 ) -> Picks:
     """Choose rows greedily, ``quotas[c]`` out of each class ``c``, covering that class.
 
@@ -64,6 +66,8 @@ def greedy(
       quotas: [c], int32, at most the size of each class, summing to ``size``.
       size: static number of picks ``m``.
       sample_weights: [n], float32, how many examples each row stands for; None: one each.
+      allowed: [n], bool, rows that may be picked; None: all.
+      first: [k], int32, rows that are picked first, in this order, for one class; None: none.
 
     Returns:
       Picks [m] with their gains. ``O(n^2 max(quotas))`` time.
@@ -86,6 +90,9 @@ def greedy(
         gain = jnp.sum(nearer if sample_weights is None else nearer * sample_weights[None, :], axis=1)
         candidates = jnp.where(members & free[None, :], gain[None, :], -1.0)
         picks = first_largest(candidates)
+        if first is not None:
+            given = first[jnp.minimum(round_, first.shape[0] - 1)]
+            picks = jnp.where(round_ < first.shape[0], given, picks)
         unfilled = round_ < quotas
         slots = jnp.where(unfilled, firsts + round_, size)
         indices = indices.at[slots].set(picks, mode="drop")
@@ -98,7 +105,7 @@ def greedy(
     n = classes.shape[0]
     state = (
         jnp.full(n, top, jnp.float32),
-        jnp.ones(n, bool),
+        jnp.ones(n, bool) if allowed is None else allowed,
         jnp.zeros(size, jnp.int32),
         jnp.zeros(size, jnp.float32),
     )

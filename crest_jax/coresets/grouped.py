@@ -16,6 +16,7 @@ import numpy as np
 from crest_jax.coresets.distances import factored_squared
 from crest_jax.coresets.greedy import first_largest
 from crest_jax.coresets.metrics import Metric, Points, without_direction
+from crest_jax.coresets.rules import NO_RULES, Rules, decided, enough, spent
 from crest_jax.types import Array
 
 _CLIENTS = 4  # clients added to the gains in one fused loop
@@ -28,11 +29,25 @@ class GroupPicks(NamedTuple):
       places: [g, rounds], int32, places in the group; garbage beyond the quota.
       gains: [g, rounds], float32.
       weights: [g, rounds], float32, total mass of the members nearest to the pick.
+      nearest: [g, s], int32, round of the pick of each member; -1 before there is one.
+      taken: [g], int32, picks made.
     """
 
     places: Array
     gains: Array
     weights: Array
+    nearest: Array
+    taken: Array
+
+
+class _State(NamedTuple):
+    cover: Array  # [g, s]
+    nearest: Array  # [g, s]
+    free: Array  # [g, s]
+    places: Array  # [g, rounds]
+    gains: Array  # [g, rounds]
+    quotas: Array  # [g], lowered where a rule ends a group
+    left: Array  # [g], units of the budget
 
 
 def dissimilarities(metric: Metric, points: Points, clients: int) -> Array:
@@ -94,7 +109,7 @@ def greedy_in_groups(
     quotas: Array,
     top: Array,
     rounds: int,
-    sample_weights: Array | None = None,
+    rules: Rules = NO_RULES,
 ) -> GroupPicks:
     """Choose ``quotas[g]`` members of each group, one by one, each with the largest gain.
 
@@ -105,7 +120,7 @@ def greedy_in_groups(
       quotas: [g], int32, at most the counts and at most ``rounds``.
       top: [g], float32, what a member counts as covered with before any pick.
       rounds: static, largest quota.
-      sample_weights: [g, s], float32, how many examples each member stands for; None: one each.
+      rules: by group, the weights [g, s] among them.
 
     Returns:
       The picks; equal gains go to the lowest place.
@@ -117,54 +132,110 @@ def greedy_in_groups(
       >>> picks.places.tolist(), picks.weights.tolist()
       ([[1, 2]], [[2.0, 1.0]])
     """
-    clients, groups, size = values.shape
+    _, groups, size = values.shape
     place = jnp.arange(size, dtype=jnp.int32)[None, :]
     member = place < counts[:, None]
+    free = member if rules.allowed is None else member & rules.allowed
 
-    def step(round_: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
-        cover, nearest, free, places, gains = state
-        covers = cover.T
-
-        def add(index: Array, gain: Array) -> Array:
-            for k in range(_CLIENTS):
-                client = index * _CLIENTS + k
-                nearer = jnp.maximum(covers[client][:, None] - values[client], 0.0)
-                gain = gain + (
-                    nearer if sample_weights is None else sample_weights[:, client, None] * nearer
-                )
-            return gain
-
-        none = jnp.zeros((groups, size), jnp.float32)
-        gain = jax.lax.fori_loop(np.int32(0), np.int32(clients // _CLIENTS), add, none)
-        gain = jnp.where(free, gain, -1.0)
-        pick = first_largest(gain)
+    def step(state: tuple[Array, _State]) -> tuple[Array, _State]:
+        round_, (cover, nearest, free, places, gains, quotas, left) = state
+        gain = _gains(values, cover.T, rules.weights)
+        score = jnp.where(free, rules.per_cost(gain), -1.0)
+        pick = first_largest(rules.affordable(score, left[:, None]))
+        filling = (round_ < quotas)[:, None]
+        if not rules.binding:
+            best = jnp.max(score, axis=1)
+        else:
+            pick, best, taken = decided(rules, gain, pick, free, left, round_)
+            filling &= taken[:, None]
+            quotas = jnp.where(taken, quotas, jnp.minimum(quotas, round_))
+            left = spent(rules, pick, filling[:, 0], left)
         row = values[pick, jnp.arange(groups, dtype=jnp.int32)]
         here = place == pick[:, None]
-        filling = (round_ < quotas)[:, None]
         closer = (row < cover) & member & filling
-        # A pick stands for itself, and a member belongs to the first pick before it belongs to another.
-        owned = closer | ((here | (round_ == 0)) & member & filling)
-        return (
-            jnp.where(closer, row, cover),
-            jnp.where(owned, round_, nearest),
-            free & ~(here & filling),
-            places.at[:, round_].set(pick),
-            gains.at[:, round_].set(jnp.max(gain, axis=1)),
-        )
+        # A pick stands for itself, and a member belongs to the first pick before it belongs to another,
+        # unless it belongs to a row of elsewhere.
+        unowned = round_ == 0
+        if rules.earlier is not None:
+            unowned &= cover >= top[:, None]
+        owned = closer | ((here | unowned) & member & filling)
+        cover = jnp.where(closer, row, cover)
+        return round_ + 1, _ended(rules, round_ + 1, top, _State(
+            cover=cover,
+            nearest=jnp.where(owned, round_, nearest),
+            free=free & ~(here & filling),
+            places=places.at[:, round_].set(pick),
+            gains=gains.at[:, round_].set(best),
+            quotas=quotas,
+            left=left,
+        ))  # fmt: skip
 
-    start = (
-        jnp.where(member, top[:, None], -jnp.inf),
-        jnp.full((groups, size), -1, jnp.int32),
-        member,
-        jnp.zeros((groups, rounds), jnp.int32),
-        jnp.zeros((groups, rounds), jnp.float32),
+    first = top[:, None] if rules.earlier is None else jnp.minimum(top[:, None], rules.earlier)
+    start = _State(
+        cover=jnp.where(member, first, -jnp.inf),
+        nearest=jnp.full((groups, size), -1, jnp.int32),
+        free=free,
+        places=jnp.zeros((groups, rounds), jnp.int32),
+        gains=jnp.zeros((groups, rounds), jnp.float32),
+        quotas=quotas,
+        left=jnp.broadcast_to(jnp.int32(0) if rules.budget is None else rules.budget, counts.shape),
     )
-    _, nearest, _, places, gains = jax.lax.fori_loop(np.int32(0), jnp.max(quotas), step, start)
+    begin = (jnp.int32(0), _ended(rules, jnp.int32(0), top, start))
+    _, last = jax.lax.while_loop(lambda state: state[0] < jnp.max(state[1].quotas), step, begin)
+    nearest = last.nearest
     # Counted by a product, which a CPU does much faster than a scatter.
     turns = jnp.arange(rounds, dtype=jnp.int32)[None, :, None]
     owned = (nearest[:, None, :] == turns).astype(jnp.float32)
-    if sample_weights is None:
+    if rules.weights is None:
         weights = jnp.dot(owned.reshape(-1, size), jnp.ones(size, jnp.float32), precision="highest")
     else:
-        weights = jnp.einsum("grs,gs->gr", owned, sample_weights, precision="highest")
-    return GroupPicks(places, gains, weights.reshape(groups, rounds))
+        weights = jnp.einsum("grs,gs->gr", owned, rules.weights, precision="highest")
+    weights = weights.reshape(groups, rounds)
+    return GroupPicks(last.places, last.gains, weights, nearest, last.quotas)
+
+
+def assigned(nearest: Array, rows: Array, member: Array, firsts: Array, count: int) -> Array:
+    """Return the slot of the pick of each row [n], int32; -1 where there is none.
+
+    Args:
+      nearest: [g, s], int32, see ``GroupPicks``.
+      rows: [g, s], int32, which row each member is.
+      member: [g, k], bool, which of the first ``k <= s`` places are members.
+      firsts: [g], int32, slot of the first pick of each group.
+      count: static, n.
+
+    Example:
+      >>> rows, member = jnp.array([[2, 0]]), jnp.array([[True, True]])
+      >>> assigned(jnp.array([[1, 0]]), rows, member, jnp.array([5]), 3).tolist()
+      [5, -1, 6]
+    """
+    width = member.shape[1]
+    nearest, rows = nearest[:, :width], rows[:, :width]
+    slots = jnp.where(nearest >= 0, firsts[:, None] + nearest, -1)
+    places = jnp.where(member, rows, count)
+    return jnp.full(count, -1, jnp.int32).at[places].set(slots.astype(jnp.int32), mode="drop")
+
+
+def _gains(values: Array, covers: Array, weights: Array | None) -> Array:
+    """Return the gains [g, s] of all candidates, over dissimilarities [k, g, s] and covers [s, g]."""
+    clients = values.shape[0]
+
+    def add(index: Array, gain: Array) -> Array:
+        for k in range(_CLIENTS):
+            client = index * _CLIENTS + k
+            nearer = jnp.maximum(covers[client][:, None] - values[client], 0.0)
+            gain = gain + (nearer if weights is None else weights[:, client, None] * nearer)
+        return gain
+
+    none = jnp.zeros(values.shape[1:], jnp.float32)
+    return jax.lax.fori_loop(np.int32(0), np.int32(clients // _CLIENTS), add, none)
+
+
+def _ended(rules: Rules, turn: Array, top: Array, state: _State) -> _State:
+    """Lower the quotas of groups that are covered well enough after ``turn`` rounds."""
+    if rules.share is None:
+        return state
+    over = enough(rules, state.cover, rules.weights, top)
+    if rules.first is not None:
+        over &= turn >= jnp.sum(rules.first >= 0, axis=1, dtype=jnp.int32)
+    return state._replace(quotas=jnp.where(over, jnp.minimum(turn, state.quotas), state.quotas))

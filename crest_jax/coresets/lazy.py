@@ -25,6 +25,7 @@ import numpy as np
 from crest_jax.coresets.greedy import first_largest
 from crest_jax.coresets.lists import WINDOW, Lists, build, window
 from crest_jax.coresets.oracles import BLOCK, Oracle, gains_of
+from crest_jax.coresets.rules import NO_RULES, Rules, enough
 from crest_jax.coresets.run import Run
 from crest_jax.types import Array
 
@@ -33,7 +34,14 @@ LISTED_STRIPS = 8  # the same with lists
 SAMPLE = 128  # candidates that tell how long the lists would be
 
 
-def lazy_greedy(oracle: Oracle, selectable: Array, quota: Array, size: int, capacity: int) -> Run:
+def lazy_greedy(
+    oracle: Oracle,
+    selectable: Array,
+    quota: Array,
+    size: int,
+    capacity: int,
+    rules: Rules = NO_RULES,
+) -> Run:
     """Choose ``quota`` candidates one by one, each with the largest gain; the lowest row on a tie.
 
     Args:
@@ -42,15 +50,17 @@ def lazy_greedy(oracle: Oracle, selectable: Array, quota: Array, size: int, capa
       quota: [], int32, picks wanted, at most ``size`` and at most the number selectable.
       size: static length of the results.
       capacity: static length of the lists, 8 bytes each; 0 never builds them.
+      rules: of this class; the oracle holds the weights and what lies elsewhere.
 
     Returns:
-      The finished ``Run``; places beyond ``quota`` are 0.
+      The finished ``Run``; places beyond ``taken`` are 0.
     """
     total = selectable.shape[0]
-    choose = _pick_one(_computed_round(oracle), computed_cover(oracle))
+    choose = _pick_one(_computed_round(oracle, rules), computed_cover(oracle), oracle, rules)
 
     def refresh(run: Run) -> Run:
-        bounds = jnp.where(run.bounds < 0, -1.0, oracle.all_bounds(run.cover))
+        bounds = rules.per_cost(oracle.all_bounds(run.cover))
+        bounds = jnp.where(run.bounds < 0, -1.0, bounds)
         return run._replace(
             bounds=bounds, best=_best_of_blocks(bounds), evaluations=run.evaluations + total
         )
@@ -63,20 +73,25 @@ def lazy_greedy(oracle: Oracle, selectable: Array, quota: Array, size: int, capa
 
     def stage(state: tuple[Run, Array]) -> tuple[Run, Array]:
         run, target = state
-        run = jax.lax.while_loop(lambda run: run.taken < target, computed, run)
+        run = jax.lax.while_loop(lambda run: run.taken < jnp.minimum(target, run.quota), computed, run)
         if capacity == 0:
             return run, quota
         counts = jax.lax.population_count(oracle.closer(sample, run.cover)).astype(jnp.int32)
         counts = jnp.where((run.bounds[sample] >= 0)[:, None], counts, 0)
         expected = jnp.sum(counts, dtype=jnp.float32) * (total / SAMPLE)
-        affordable = (expected < 0.9 * capacity) & (run.taken < quota)
-        finish = partial(_listed, oracle, quota=quota, capacity=capacity)
+        affordable = (expected < 0.9 * capacity) & (run.taken < run.quota)
+        finish = partial(_listed, oracle, capacity=capacity, rules=rules)
         run = jax.lax.cond(affordable, finish, lambda run: run, run)
         return run, jnp.minimum(target + target // 4 + 1, quota)
 
-    start = (first_run(oracle, selectable, size), jnp.minimum(4, quota))
-    run, _ = jax.lax.while_loop(lambda state: state[0].taken < quota, stage, start)
-    return run
+    run = begun(oracle, first_run(oracle, selectable, quota, size, rules), rules)
+    target = jnp.int32(4)
+    if rules.number:
+        # With one first pick the second one's bounds are computed anew anyway.
+        run = jax.lax.cond(run.taken > 1, refresh, lambda run: run, run)
+        target = jnp.maximum(target, run.taken)
+    start = (run, jnp.minimum(target, quota))
+    return jax.lax.while_loop(lambda state: state[0].taken < state[0].quota, stage, start)[0]
 
 
 def _best_of_blocks(bounds: Array) -> Array:
@@ -128,14 +143,16 @@ def _evaluated(run: Run, found: _Candidates, new: Array, fresh: Array) -> Run:
     )
 
 
-def _computed_round(oracle: Oracle) -> Callable[[Run], Run]:
+def _computed_round(oracle: Oracle, rules: Rules) -> Callable[[Run], Run]:
     def round_(run: Run) -> Run:
         found = _candidates(run, STRIPS)
         known = (run.stamp[found.rows] == run.taken) | (found.old <= 0)
-        bounds = jnp.minimum(found.old, oracle.bounds(found.rows, run.cover))
+        bounds = rules.per_cost(oracle.bounds(found.rows, run.cover), found.rows)
+        bounds = jnp.minimum(found.old, bounds)
         bounds = jnp.where(known, found.old, bounds)
         chosen = first_largest(jnp.where(known, -1.0, bounds))
-        gain = gains_of(run.cover, oracle.exact(found.rows[chosen])[None, :])[0]
+        row = found.rows[chosen]
+        gain = rules.per_cost(exact_gain(oracle, row, run.cover), row)
         # When every candidate of the round is known there is nothing to evaluate.
         gain = jnp.where(known[chosen], found.old[chosen], gain)
         new = bounds.at[chosen].set(gain)
@@ -146,21 +163,33 @@ def _computed_round(oracle: Oracle) -> Callable[[Run], Run]:
     return round_
 
 
+def exact_gain(oracle: Oracle, row: Array, cover: Array) -> Array:
+    """Return the gain [] of a candidate, by direct differences."""
+    return gains_of(cover, oracle.exact(row)[None, :], oracle.weights)[0]
+
+
 def computed_cover(oracle: Oracle) -> Callable[[Run, Array], tuple[Array, Array]]:
     """Return the update of cover [c] and nearest pick [c] by a pick, its distances computed anew."""
 
     def update(run: Run, pick: Array) -> tuple[Array, Array]:
         values = oracle.exact(pick)
         closer = values < run.cover
-        # Whatever the distance, a client belongs to the first pick before it belongs to another.
-        owned = closer | (run.taken == 0)
+        # Whatever the distance, a client belongs to the first pick before it belongs to another,
+        # unless it belongs to a row of elsewhere.
+        unowned = run.taken == 0
+        if oracle.begun:
+            unowned &= run.cover >= run.top
+        owned = closer | unowned
         return jnp.where(closer, values, run.cover), jnp.where(owned, run.taken, run.nearest)
 
     return update
 
 
 def _pick_one(
-    round_: Callable[[Run], Run], update: Callable[[Run, Array], tuple[Array, Array]]
+    round_: Callable[[Run], Run],
+    update: Callable[[Run, Array], tuple[Array, Array]],
+    oracle: Oracle,
+    rules: Rules,
 ) -> Callable[[Run], Run]:
     def settled(run: Run) -> Array:
         # A bound of 0 is exact, for no gain is negative.
@@ -170,36 +199,81 @@ def _pick_one(
     def pick(run: Run) -> Run:
         run = jax.lax.while_loop(lambda run: ~settled(run), round_, run)
         top = _top(run)
-        cover, nearest = update(run, top)
-        bounds = run.bounds.at[top].set(-1.0)
-        block = top // BLOCK
-        inside = jax.lax.dynamic_slice(bounds, (block * BLOCK,), (BLOCK,))
-        return run._replace(
-            cover=cover,
-            nearest=nearest,
-            bounds=bounds,
-            best=run.best.at[block].set(jnp.max(inside)),
-            picks=run.picks.at[run.taken].set(top),
-            gains=run.gains.at[run.taken].set(run.bounds[top]),
-            taken=run.taken + 1,
-        )
+        gain = run.bounds[top] if rules.costs is None else run.bounds[top] * rules.costs[top]
+
+        def take(run: Run) -> Run:
+            run = taken_into(run, top, gain, update(run, top), rules)
+            return ended(run, oracle, rules)
+
+        if rules.least is None:
+            return take(run)
+        stop = gain < rules.least
+        return jax.lax.cond(stop, lambda run: run._replace(quota=run.taken), take, run)
 
     return pick
 
 
-def _listed(oracle: Oracle, run: Run, quota: Array, capacity: int) -> Run:
+def taken_into(
+    run: Run, row: Array, gain: Array, covered: tuple[Array, Array], rules: Rules = NO_RULES
+) -> Run:
+    """Return the run with one more pick, whose cover and nearest picks are given."""
+    bounds, left = run.bounds.at[row].set(-1.0), run.left
+    if rules.units is None:
+        block = row // BLOCK
+        inside = jax.lax.dynamic_slice(bounds, (block * BLOCK,), (BLOCK,))
+        best = run.best.at[block].set(jnp.max(inside))
+    else:
+        left = left - rules.units[row]
+        bounds = rules.affordable(bounds, left)
+        best = _best_of_blocks(bounds)
+    return run._replace(
+        cover=covered[0],
+        nearest=covered[1],
+        bounds=bounds,
+        best=best,
+        picks=run.picks.at[run.taken].set(row),
+        gains=run.gains.at[run.taken].set(gain),
+        taken=run.taken + 1,
+        left=left,
+    )
+
+
+def ended(run: Run, oracle: Oracle, rules: Rules) -> Run:
+    """Return the run with its quota lowered to what it has where that is enough."""
+    if rules.share is None:
+        return run
+    over = enough(rules, run.cover, oracle.weights, run.top)
+    return run._replace(quota=jnp.where(over, run.taken, run.quota))
+
+
+def begun(oracle: Oracle, run: Run, rules: Rules) -> Run:
+    """Take the first picks of the rules."""
+    if rules.first is not None and rules.number:
+        first, update = rules.first, computed_cover(oracle)
+
+        def take(run: Run) -> Run:
+            row = first[run.taken]
+            return taken_into(run, row, exact_gain(oracle, row, run.cover), update(run, row), rules)
+
+        count = jnp.sum(first >= 0, dtype=jnp.int32)
+        run = jax.lax.while_loop(lambda run: run.taken < count, take, run)
+    return ended(run, oracle, rules)
+
+
+def _listed(oracle: Oracle, run: Run, capacity: int, rules: Rules) -> Run:
     """Build the lists and finish with them; if they do not fit after all, return the run as it was."""
     entries, lists = build(oracle, run, capacity)
-    finish = _pick_one(_listed_round(lists), _listed_cover(lists))
+    finish = _pick_one(_listed_round(lists, oracle, rules), _listed_cover(lists), oracle, rules)
 
     def go(run: Run) -> Run:
-        return jax.lax.while_loop(lambda run: run.taken < quota, finish, run._replace(entries=entries))
+        run = run._replace(entries=entries)
+        return jax.lax.while_loop(lambda run: run.taken < run.quota, finish, run)
 
     run = run._replace(evaluations=run.evaluations + run.bounds.shape[0])
     return jax.lax.cond(entries <= capacity, go, lambda run: run, run)
 
 
-def _listed_round(lists: Lists) -> Callable[[Run], Run]:
+def _listed_round(lists: Lists, oracle: Oracle, rules: Rules) -> Callable[[Run], Run]:
     def round_(run: Run) -> Run:
         found = _candidates(run, LISTED_STRIPS)
         longest = jnp.max(lists.lengths[found.rows])
@@ -208,12 +282,14 @@ def _listed_round(lists: Lists) -> Callable[[Run], Run]:
             first, sums = state
             clients, values, live = window(lists, found.rows, first)
             excess = jnp.where(live, jnp.maximum(run.cover[clients] - values, 0.0), 0.0)
+            if oracle.weights is not None:
+                excess = excess * oracle.weights[clients]
             ones = jnp.ones(WINDOW, jnp.float32)
             return first + WINDOW, sums + jnp.dot(excess, ones, precision="highest")
 
         zeros = jnp.zeros(found.rows.shape[0], jnp.float32)
         _, gains = jax.lax.while_loop(lambda s: s[0] < longest, add, (jnp.int32(0), zeros))
-        gains = jnp.where(found.old <= 0, found.old, gains)
+        gains = jnp.where(found.old <= 0, found.old, rules.per_cost(gains, found.rows))
         return _evaluated(run, found, gains, jnp.ones(len(zeros), bool))
 
     return round_
@@ -235,11 +311,12 @@ def _listed_cover(lists: Lists) -> Callable[[Run, Array], tuple[Array, Array]]:
     return update
 
 
-def first_run(oracle: Oracle, selectable: Array, size: int) -> Run:
+def first_run(oracle: Oracle, selectable: Array, quota: Array, size: int, rules: Rules) -> Run:
     """Return what lazy greedy remembers before its first pick."""
     total = selectable.shape[0]
     top, cover, bounds = oracle.start()
-    bounds = jnp.where(selectable, bounds, -1.0)
+    left = jnp.int32(0) if rules.budget is None else rules.budget
+    bounds = rules.affordable(jnp.where(selectable, rules.per_cost(bounds), -1.0), left)
     return Run(
         cover=cover,
         nearest=jnp.full(oracle.num_clients, -1, jnp.int32),
@@ -252,4 +329,6 @@ def first_run(oracle: Oracle, selectable: Array, size: int) -> Run:
         evaluations=jnp.int32(total),
         entries=jnp.int32(0),
         top=top,
+        quota=quota,
+        left=left,
     )

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from crest_jax.coresets import metrics
-from crest_jax.coresets.coverage import coverage_counts, scaled_up
+from crest_jax.coresets.coverage import best_similarities, coverage_counts, covered_share, scaled_up
 from crest_jax.coresets.distances import squared_distances
 from crest_jax.coresets.greedy import greedy
-from crest_jax.coresets.grouped import dissimilarities, greedy_in_groups
+from crest_jax.coresets.grouped import assigned, dissimilarities, greedy_in_groups
 from crest_jax.coresets.metrics import Metric, Points
+from crest_jax.coresets.rules import Rules
 from crest_jax.data.quotas import covered_as_a_whole, proportional_quotas, sampled_classes
 from crest_jax.types import Array, Coreset, Factored, PyTree
 
@@ -43,6 +44,8 @@ def medoids(
     side: int | None = None,
     sample_weights: Array | None = None,
     key: Array | None = None,
+    allowed: Array | None = None,
+    first: Array | None = None,
 ) -> Coreset:
     """Choose medoids without any check, for use inside ``jit``.
 
@@ -56,11 +59,12 @@ def medoids(
         class are compared, ``O(c side^2)`` for ``c`` classes; otherwise, and with None, all pairs are,
         ``O(n^2)``. The picks are the same up to float32 rounding.
       sample_weights: [n], float32, how many examples each row stands for, in the objective and in the
-        weights;
-        None: one each.
+        weights; None: one each.
       key: PRNG key, for pools with more classes than picks. Classes are then drawn at random, those
         whose rows lie farther from the mean more often, and weights undo it: weighted sums come out
         without bias, but for the choice of the medoid. None: the largest classes.
+      allowed: [n], bool, rows that may be picked, for one class; None: all.
+      first: [k], int32, rows that are picked first, for one class; None: none.
 
     Returns:
       See ``select_coreset``; the weights sum to that of the sample_weights.
@@ -83,12 +87,16 @@ def medoids(
     matrix = metric == "precomputed"
     if not apart or side is None or matrix or num_classes * side**2 >= rows**2:
         own_key = None if apart else key
-        found = _all_pairs(points, labels, counts, quotas, size, kind, sample_weights, own_key)
+        found = _all_pairs(
+            points, labels, counts, quotas, size, kind, sample_weights, own_key, allowed, first
+        )
     else:
         found = jax.lax.cond(
             jnp.max(counts) <= side,
             lambda: _by_class(points, labels, counts, quotas, size, kind, side, sample_weights),
-            lambda: _all_pairs(points, labels, counts, quotas, size, kind, sample_weights, None),
+            lambda: _all_pairs(
+                points, labels, counts, quotas, size, kind, sample_weights, None, None, None
+            ),
         )
     return found._replace(gains=found.gains * unit, objective=found.objective * unit)
 
@@ -102,6 +110,8 @@ def _all_pairs(
     metric: Metric,
     sample_weights: Array | None,
     key: Array | None,
+    allowed: Array | None,
+    first: Array | None,
 ) -> Coreset:
     if metric.name == "precomputed":
         values = -points.parts[0]
@@ -120,15 +130,29 @@ def _all_pairs(
         drawn, chances = sampled_classes(key, own, counts, size)
         quotas = jnp.where(few, drawn, quotas)
         factors = jnp.where(few, chances, 1.0)
-    top = jnp.float32(0)
-    if metric.name != "precomputed":
+    mass = float(labels.shape[0]) if sample_weights is None else jnp.sum(sample_weights)
+    candidates = allowed
+    if allowed is not None and first is not None:
+        candidates = allowed.at[first].set(True)
+    if metric.name == "precomputed":
+        best = best_similarities(points.parts[0], labels, candidates)
+        each = best if sample_weights is None else best * sample_weights
+        top, floor = jnp.float32(0), -jnp.sum(each)
+    else:
         same = (labels[:, None] == labels[None, :]) & (quotas > 0)[labels][:, None]
-        top = metric.top(jnp.max(jnp.where(same, values, 0.0)))
-    indices, gains = greedy(values, top, labels, quotas, size, sample_weights)
-    weights = coverage_counts(values, labels, indices, sample_weights, spread=True)
+        same = same if candidates is None else same & candidates[None, :]
+        top, floor = metric.top(jnp.max(jnp.where(same, values, 0.0))), jnp.float32(0)
+        if candidates is not None:
+            least = jnp.min(jnp.where(candidates[None, :], values, jnp.inf), axis=1)
+            floor = jnp.sum(least if sample_weights is None else least * sample_weights)
+    indices, gains = greedy(values, top, labels, quotas, size, sample_weights, allowed, first)
+    counted = coverage_counts(values, labels, indices, sample_weights, spread=True)
+    weights = counted.weights
     if factors is not None:
         weights = scaled_up(weights * factors[labels[indices]], jnp.sum(weights))
-    return Coreset(indices, weights, gains, jnp.sum(gains))
+    objective = jnp.sum(gains)
+    share = covered_share(objective, top, mass, floor)
+    return Coreset(indices, weights, gains, objective, counted.assignments, share)
 
 
 def _apart(points: Points, values: Array, sample_weights: Array, metric: Metric) -> Array:
@@ -161,13 +185,18 @@ def _by_class(
     own = (jnp.arange(side, dtype=jnp.int32)[None, :] < counts[:, None])[None]
     top = metric.top(jnp.max(jnp.where(own, values, 0.0)))
     rounds = min(size, side)
-    own_weights = None if sample_weights is None else sample_weights[rows]
+    rules = Rules(weights=None if sample_weights is None else sample_weights[rows])
     tops = jnp.broadcast_to(top, counts.shape)
-    found = greedy_in_groups(values, counts, quotas, tops, rounds, own_weights)
+    found = greedy_in_groups(values, counts, quotas, tops, rounds, rules)
     ends = jnp.cumsum(quotas, dtype=jnp.int32)
     slots = jnp.arange(size, dtype=jnp.int32)
     label = jnp.sum(slots[:, None] >= ends[None, :], axis=1, dtype=jnp.int32)
     turn = slots - (ends - quotas)[label]
     gains = found.gains[label, turn]
     indices = rows[label, found.places[label, turn]].astype(jnp.int32)
-    return Coreset(indices, found.weights[label, turn], gains, jnp.sum(gains))
+    member = jnp.arange(side, dtype=jnp.int32)[None, :] < counts[:, None]
+    assignments = assigned(found.nearest, rows, member, ends - quotas, labels.shape[0])
+    objective = jnp.sum(gains)
+    mass = float(labels.shape[0]) if sample_weights is None else jnp.sum(sample_weights)
+    share = covered_share(objective, top, mass)
+    return Coreset(indices, found.weights[label, turn], gains, objective, assignments, share)

@@ -23,6 +23,8 @@ class Oracle(Protocol):
 
     num_clients: int
     tile: int  # clients whose bits are packed together
+    weights: Array | None  # [n], how much each client counts; None: one each
+    begun: bool  # whether rows of elsewhere cover clients before the first pick
 
     def start(self) -> tuple[Array, Array, Array]:
         """Dissimilarity [] at which the similarity is 0, cover [n] and upper bounds of gains [m].
@@ -64,10 +66,11 @@ def _loop(turns: int, body: Callable[[Array, T], T], start: T) -> T:
     return jax.lax.fori_loop(np.int32(0), np.int32(turns), body, start)
 
 
-def gains_of(cover: Array, values: Array) -> Array:
-    """Gains [b] of candidates with dissimilarities [b, n]."""
+def gains_of(cover: Array, values: Array, weights: Array | None = None) -> Array:
+    """Gains [b] of candidates with dissimilarities [b, n] to clients that count ``weights`` [n]."""
     # A product with ones instead of a sum: see metrics. Two levels, so that float32 suffices.
     excess = jnp.maximum(cover[None, :] - values, 0.0)
+    excess = excess if weights is None else excess * weights[None, :]
     width = next(width for width in (128, 64, 1) if excess.shape[1] % width == 0)
     if width == 1:
         return jnp.sum(excess, axis=1)
@@ -89,13 +92,22 @@ class PointOracle:
     """Dissimilarities computed from embeddings, ``O(n d)`` memory."""
 
     def __init__(
-        self, metric: Metric, candidates: Points, clients: Points, valid: Array, top: Array | None
+        self,
+        metric: Metric,
+        candidates: Points,
+        clients: Points,
+        valid: Array,
+        top: Array | None,
+        weights: Array | None = None,
+        earlier: Array | None = None,
     ) -> None:
         """Take padded candidates [m] and clients [n], and which clients [n] are real.
 
         ``top`` is the dissimilarity at which the similarity is 0; None, where candidates and clients
-        are the same, for the largest between real ones.
+        are the same, for the largest between real ones. Clients count ``weights`` [n] each, and lie
+        ``earlier`` [n] from the nearest row of elsewhere, if there are any.
         """
+        self.weights, self.begun, self._earlier = weights, earlier is not None, earlier
         self.metric, self.num_clients, self.tile = metric, clients.rows, min(TILE, clients.rows)
         self._candidates, self._clients, self._valid = candidates, clients, valid
         self._tiles = metrics.to_tiles(clients, self.tile)
@@ -115,12 +127,20 @@ class PointOracle:
         """Upper bounds [b] of the part of the gains that one tile of clients gives."""
         lower = self._lower(metrics.take_rows(self._candidates, rows), self._lengths[rows], tile)
         values = self.metric.lower_from_squared(jnp.maximum(lower, 0.0))
-        return gains_of(cover.reshape(-1, self.tile)[tile], values)
+        return gains_of(cover.reshape(-1, self.tile)[tile], values, self._weights_of(tile))
+
+    def _weights_of(self, tile: Array) -> Array | None:
+        return None if self.weights is None else self.weights.reshape(-1, self.tile)[tile]
+
+    def _cover(self, top: Array) -> Array:
+        """Cover [n] before any pick."""
+        first = top if self._earlier is None else jnp.minimum(self._earlier, top)
+        return jnp.where(self._valid, first, -jnp.inf)
 
     def start(self) -> tuple[Array, Array, Array]:
         """Return the zero of similarity, cover and bounds of gains before any pick; see ``Oracle``."""
         if self._top is not None:
-            cover = jnp.where(self._valid, self._top, -jnp.inf)
+            cover = self._cover(self._top)
             return self._top, cover, self.all_bounds(cover)
         blocks = _range(self._candidates.rows).reshape(-1, 64)
         valid = self._valid.reshape(-1, self.tile)
@@ -131,9 +151,8 @@ class PointOracle:
                 points = metrics.take_rows(self._candidates, rows)
                 lower = self._lower(points, lengths[rows], tile)
                 values = self.metric.lower_from_squared(jnp.maximum(lower, 0.0))
-                return jnp.maximum(highest, lower), gains_of(
-                    zeros, -jnp.where(valid[tile], values, 0.0)
-                )
+                within = jnp.where(valid[tile], values, 0.0)
+                return jnp.maximum(highest, lower), gains_of(zeros, -within, self._weights_of(tile))
 
             sums, farthest = state
             zeros = jnp.zeros(self.tile, jnp.float32)
@@ -144,9 +163,10 @@ class PointOracle:
         empty = (jnp.zeros(blocks.shape, jnp.float32), jnp.zeros(valid.shape, jnp.float32))
         sums, farthest = _loop(self.num_clients // self.tile, add_tile, empty)
         top = self._diameter(farthest.reshape(-1))
-        count = jnp.sum(self._valid, dtype=jnp.float32)
+        each = self._valid if self.weights is None else jnp.where(self._valid, self.weights, 0.0)
+        count = jnp.sum(each, dtype=jnp.float32)
         bounds = jnp.maximum(count * top - sums.reshape(-1), 0.0) + (_SLACK - 1) * count * top
-        return top, jnp.where(self._valid, top, -jnp.inf), bounds
+        return top, self._cover(top), bounds
 
     def _diameter(self, farthest: Array) -> Array:
         """Return the largest dissimilarity [] between real clients.
@@ -213,9 +233,11 @@ class PointOracle:
 class MatrixOracle:
     """Negated similarities read from a symmetric matrix [n, n]; nothing else is stored."""
 
-    def __init__(self, similarities: Array) -> None:
+    begun = False
+
+    def __init__(self, similarities: Array, weights: Array | None = None) -> None:
         """Take the matrix; an example without a pick counts as covered with similarity 0."""
-        self._similarities = similarities
+        self._similarities, self.weights = similarities, weights
         self.num_clients = similarities.shape[0]
         self.tile = padded(self.num_clients)
 
@@ -235,7 +257,7 @@ class MatrixOracle:
 
     def bounds(self, rows: Array, cover: Array) -> Array:
         """Return upper bounds [b] of the gains of some candidates."""
-        return gains_of(cover, self._values(rows)) * _SLACK
+        return gains_of(cover, self._values(rows), self.weights) * _SLACK
 
     def exact(self, row: Array) -> Array:
         """Return dissimilarities [n] of one candidate to all clients."""

@@ -20,8 +20,10 @@ from crest_jax.coresets.by_class import (
     nearest_picks,
     sorted_on_host,
 )
+from crest_jax.coresets.coverage import covered_share
 from crest_jax.coresets.metrics import Metric, Points, pad_rows, take_rows
 from crest_jax.coresets.plan import Plan
+from crest_jax.coresets.rules import NO_RULES, Rules
 from crest_jax.types import Array, Coreset
 
 
@@ -36,6 +38,8 @@ def choose_in_parts(
     plan: Plan,
     spread: bool,
     key: Array,
+    rules: Rules = NO_RULES,
+    candidates: None = None,
 ) -> Coreset:
     """Select from arrays in memory; rows are assigned to parts at random, each class evenly.
 
@@ -49,10 +53,18 @@ def choose_in_parts(
       plan: says how large a part is.
       spread: see ``Partition``.
       key: PRNG key.
+      rules: only weights.
+      candidates: None, the rows.
 
     Returns:
       See ``select_coreset``; the gains are estimates from the sample, scaled to ``n``.
     """
+    del candidates
+    each = np.ones(len(labels)) if rules.weights is None else np.asarray(rules.weights, np.float64)
+
+    def masses(rows: np.ndarray) -> np.ndarray | None:
+        return None if rules.weights is None else each[rows].astype(np.float32)
+
     rng = generator(key)
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
@@ -62,7 +74,9 @@ def choose_in_parts(
     picks, top = [], 0.0
     for part in range(parts):
         rows = np.sort(order[part::parts])
-        local = choose_in_part(take_rows(points, rows), labels[rows], quotas, metric, plan.capacity)
+        local = choose_in_part(
+            take_rows(points, rows), labels[rows], quotas, metric, plan.capacity, weights=masses(rows)
+        )
         picks.append(rows[np.asarray(local.picks)])
         top = max(top, float(local.top))
     union = np.sort(np.concatenate(picks))
@@ -70,6 +84,7 @@ def choose_in_parts(
     last = choose_in_part(
         take_rows(points, union), labels[union], quotas, metric, plan.capacity,
         clients=take_rows(points, sample), client_labels=labels[sample], top=top,
+        weights=masses(sample),
     )  # fmt: skip
     chosen = union[np.asarray(last.picks)]
     slots, values = nearest_picks(
@@ -78,14 +93,17 @@ def choose_in_parts(
     slots = slots.at[chosen].set(jnp.arange(size, dtype=jnp.int32))
     covered = wanted[labels]
     counted = covered if spread else np.ones(len(labels), bool)
-    weights = counts_at(np.asarray(slots), counted, size, len(labels))
+    total = each.sum()
+    weights = counts_at(np.asarray(slots), counted * each, size, total)
     values = np.asarray(values, np.float64)[covered]
-    objective = np.maximum(float(last.top) - values, 0.0).sum()
-    return coreset_of(chosen, weights, np.asarray(last.gains) * (len(labels) / len(sample)), objective)
+    objective = (each[covered] * np.maximum(float(last.top) - values, 0.0)).sum()
+    gains = np.asarray(last.gains) * (total / max(each[sample].sum(), np.finfo(np.float64).tiny))
+    assignments = np.where(counted, np.asarray(slots), -1)
+    return coreset_of(chosen, weights, gains, objective, float(last.top) * total, assignments)
 
 
 def counts_at(slots: np.ndarray, counted: np.ndarray, size: int, total: float) -> np.ndarray:
-    """Count rows at their picks ``slots`` [n], those that are ``counted`` [n], scaled to a total.
+    """Count rows at their picks ``slots`` [n], each ``counted`` [n] times, scaled to a total.
 
     Example:
       >>> counts_at(np.array([0, 1, 1]), np.array([True, True, False]), 2, 3).tolist()
@@ -106,18 +124,28 @@ def generator(key: Array, process: int = 0) -> np.random.Generator:
     return np.random.default_rng([*words, process] if process else words)
 
 
-def coreset_of(chosen: np.ndarray, weights: np.ndarray, gains: np.ndarray, objective: float) -> Coreset:
-    """Return a ``Coreset`` of host values.
+def coreset_of(
+    chosen: np.ndarray,
+    weights: np.ndarray,
+    gains: np.ndarray,
+    objective: float,
+    largest: float,
+    assignments: np.ndarray | None = None,
+) -> Coreset:
+    """Return a ``Coreset`` of host values; ``largest`` is the largest possible objective.
 
     Example:
-      >>> coreset_of(np.array([3]), np.array([2]), np.array([1.5]), 1.5).weights.tolist()
-      [2.0]
+      >>> found = coreset_of(np.array([3]), np.array([2]), np.array([1.5]), 1.5, 2.0)
+      >>> found.weights.tolist(), float(found.coverage)
+      ([2.0], 0.75)
     """
     return Coreset(
         jnp.asarray(chosen, jnp.int32),
         jnp.asarray(weights, jnp.float32),
         jnp.asarray(gains, jnp.float32),
         jnp.asarray(objective, jnp.float32),
+        None if assignments is None else jnp.asarray(assignments, jnp.int32),
+        covered_share(jnp.asarray(objective, jnp.float32), largest, 1.0),
     )
 
 
@@ -131,6 +159,7 @@ def choose_in_part(
     clients: Points | None = None,
     client_labels: np.ndarray | None = None,
     top: float | None = None,
+    weights: np.ndarray | None = None,
 ) -> Chosen:
     """Run exact greedy on a pool, to cover itself or some clients (then ``top`` is needed).
 
@@ -143,6 +172,8 @@ def choose_in_part(
       clients: rows to cover; None: the points themselves.
       client_labels: their labels.
       top: dissimilarity at which the similarity is 0; None for the largest one of the points.
+      weights: what the rows to cover count; None: one each. Gains are those of the picks only with a
+        ``top``.
     """
     # One shape for all parts of nearly the same size, so that they share a compiled program.
     points, members, block = _padded(points, labels, len(quotas))
@@ -152,9 +183,12 @@ def choose_in_part(
     size, rounds = int(quotas.sum()), int(quotas.max())
     settings = Settings(size, rounds, block, client_block, metric, capacity, 0)
     level = None if top is None else jnp.asarray(top, jnp.float32)
+    rules = NO_RULES
+    if weights is not None:
+        rules = Rules(weights=jnp.asarray(np.pad(weights, (0, -len(weights) % 512))))
     return choose_by_class_compiled(
         points, members, clients, client_members, jnp.asarray(quotas, jnp.int32), level,
-        jax.random.key(0), settings=settings,
+        jax.random.key(0), rules, settings=settings,
     )  # fmt: skip
 
 

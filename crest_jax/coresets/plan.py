@@ -52,6 +52,7 @@ class Shape(NamedTuple):
       classes: c, classes that occur.
       problems: P.
       matrix: similarities are given.
+      exact: nothing but an exact method will do.
     """
 
     rows: int
@@ -63,6 +64,7 @@ class Shape(NamedTuple):
     classes: int
     problems: int
     matrix: bool
+    exact: bool = False
 
 
 _EXACT = "the greedy choice: at least 1 - 1/e of the best objective"
@@ -87,7 +89,7 @@ def make_plan(shape: Shape, method: str, memory_budget: int | None, epsilon: flo
     if memory_budget is not None:
         _checks.positive_int("memory_budget", memory_budget)
     if method == "auto":
-        if shape.matrix or shape.largest <= EXACT_CLASS:
+        if shape.matrix or shape.exact or shape.largest <= EXACT_CLASS:
             order = ["dense", "lazy"] if shape.largest <= DENSE_CLASS else ["lazy"]
         else:
             order = ["partitioned"]

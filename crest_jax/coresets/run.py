@@ -20,6 +20,8 @@ class Run(NamedTuple):
       evaluations: [], int32, candidates evaluated against all clients.
       entries: [], int32, length of the lists; 0 when none was built.
       top: [], float32, dissimilarity at which the similarity is 0.
+      quota: [], int32, picks wanted; lowered to ``taken`` when a rule ends the run.
+      left: [], int32, units of the budget that are left; 0 without costs.
     """
 
     cover: Array
@@ -33,3 +35,5 @@ class Run(NamedTuple):
     evaluations: Array
     entries: Array
     top: Array
+    quota: Array
+    left: Array

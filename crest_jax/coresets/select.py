@@ -1,51 +1,21 @@
 """Coresets of a pool of examples, from their embeddings: one front for all methods."""
 
 import os
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal, NamedTuple
-
-import jax
-import jax.numpy as jnp
-import numpy as np
+from typing import Any
 
 from crest_jax import _checks
 from crest_jax.coresets import metrics
-from crest_jax.coresets.by_class import (
-    Settings,
-    choose_by_class,
-    choose_by_class_compiled,
-    members_of,
-    nearest_picks,
-    sorted_on_host,
-)
-from crest_jax.coresets.coverage import coverage_counts, scaled_up
-from crest_jax.coresets.dense import choose_dense
-from crest_jax.coresets.inputs import make_pool, restored, rows_of, shape_of
-from crest_jax.coresets.metrics import Metric, Points
-from crest_jax.coresets.mini_batch import medoids
-from crest_jax.coresets.oracles import padded
-from crest_jax.coresets.partition import Partition, label_shape, partition
-from crest_jax.coresets.partitioned import choose_in_parts
-from crest_jax.coresets.plan import METHODS, Plan, Shape, make_plan
-from crest_jax.data.quotas import covered_as_a_whole, proportional_quotas
-from crest_jax.types import Array, Coreset, Factored, PyTree
-
-# Where examples of classes without a pick count: there are none, at the nearest pick, at all alike.
-Orphans = Literal["none", "nearest", "spread"]
-
-
-class _Problem(NamedTuple):
-    """A selection problem of checked shape, or ``p`` of them."""
-
-    parts: Partition
-    shape: Shape
-    batched: bool
+from crest_jax.coresets.asked import Asked, check_method, check_size
+from crest_jax.coresets.inputs import rows_of
+from crest_jax.coresets.plan import METHODS, Plan, make_plan
+from crest_jax.coresets.solve import shaped, solve
+from crest_jax.coresets.traced import select_traced
+from crest_jax.types import Array, Coreset, PyTree
 
 
 def select_coreset(
     embeddings: PyTree,
-    size: int,
+    size: int | None = None,
     *,
     labels: Any = None,
     num_classes: int | None = None,
@@ -56,15 +26,23 @@ def select_coreset(
     epsilon: float = 0.1,
     key: Array | None = None,
     batched: bool | None = None,
+    sample_weights: Any = None,
+    initial: Any = None,
+    candidates: Any = None,
+    costs: Any = None,
+    budget: float | None = None,
+    stop_gain: float | None = None,
+    coverage: float | None = None,
 ) -> Coreset:
     """Choose ``size`` weighted medoids of a pool by facility location.
 
-    Maximises ``f(S) = sum_i max(0, max_{j in S} s_ij)``, where the similarity ``s_ij`` is the largest
-    distance within a class minus the distance between the embeddings of ``i`` and ``j`` (other metrics:
-    see below). The weight of a pick is the number of examples nearest to it; a pick stands for
-    itself, and of equally near picks the earlier one counts (Yang, Kang and Mirzasoleiman, ICML 2023,
-    Section 4; Mirzasoleiman, Bilmes and Leskovec, ICML 2020). With labels, each class is covered by its
-    own picks; classes are those that occur, whatever their numbers.
+    Maximises ``f(S) = sum_i w_i max(0, max_{j in S} s_ij)``, where the similarity ``s_ij`` is the
+    largest distance within a class minus the distance between the embeddings of ``i`` and ``j`` (other
+    metrics: see below), and the sample weights ``w_i`` are 1 unless given. The weight of a pick is the
+    number of examples nearest to it; a pick stands for itself, and of equally near picks the earlier
+    one counts (Yang, Kang and Mirzasoleiman, ICML 2023, Section 4; Mirzasoleiman, Bilmes and Leskovec,
+    ICML 2020). With labels, each class is covered by its own picks; classes are those that occur,
+    whatever their numbers.
 
     Proportional quotas are by the largest remainder, with at least one pick a class. A pool with one to
     two picks a class is covered as a whole. With fewer picks than classes the largest classes get one
@@ -85,14 +63,27 @@ def select_coreset(
     Exact means that every pick has the largest gain up to float32 rounding (a relative gap of at most
     1e-6); equal gains go to the lowest row.
 
+    The choice grows pick by pick: without labels the exact methods' picks of size ``m`` are the first
+    ``m`` of those of any larger size, and ``initial`` takes up a choice where it ended. With ``costs``
+    the size follows from the budget; with ``stop_gain`` or ``coverage`` from the objective, and no more
+    is computed than that takes.
+
+    With costs two greedy runs are made, by gain and by gain over cost, each of the candidates that
+    still fit until none fits or gains; the better result is at least ``(1 - 1/e) / 2`` of the best
+    within the budget (Leskovec et al., Cost-effective outbreak detection in networks, KDD 2007,
+    Theorem 3; without ``initial`` and ``size``).
+
     Concrete arrays are checked. Inside ``jit`` and ``vmap`` nothing is, labels need ``num_classes``,
     "auto" means "dense" without class blocks (``O(n^2)`` memory), and "partitioned" is not available.
+    Method "dense" takes sample weights there and, without labels, positions: ``initial`` and a mask of
+    ``candidates``.
 
     Args:
       embeddings: [n, d], or ``Factored`` last-layer gradients, or [p, n, d] for ``p`` problems at once,
         or a list of batches [b, d]; any real type, computed in float32. Rows of 64-bit numbers far from
         the origin are moved near it before. With metric "precomputed" symmetric similarities [n, n].
-      size: number of picks ``m``, at most ``n``.
+      size: number of picks ``m``, at most ``n``; the most there may be where something else ends the
+        choice, which may be None then.
       labels: [n] or [p, n], the class of each example: whole numbers or strings; None: one class.
       num_classes: number of classes that there may be, inside ``jit``; outside it only makes labels
         from it on an error.
@@ -106,47 +97,63 @@ def select_coreset(
       key: PRNG key for "stochastic" and "partitioned"; None takes ``jax.random.key(0)``.
       batched: whether embeddings are [p, n, d]; None goes by their axes, and refuses what looks like
         images or sequences.
+      sample_weights: [n], how much each row counts: finite, at least 0, not all 0. A row of weight 0
+        may be picked. Quotas go by the number of examples all the same.
+      initial: picks that are there already. Whole numbers [k] are positions in the pool: they come
+        first (first within their class) in the order given, count towards size, quotas and budget, and
+        need not be candidates; proportional quotas are raised where they exceed them, and the rest is
+        shared out again. Real rows [k, d] lie elsewhere: they cover the pool from the start and are not
+        in the result; rows at least as near to them as to any pick count for none, so that weights sum
+        to less.
+      candidates: what may be picked, for rows that are all stood for: positions [k], a mask [n], or,
+        without labels, real rows [k, d] of elsewhere, in which indices and costs count then. The
+        largest distance is that between a row and a candidate.
+      costs: [n], positive, of each row as a candidate, with a budget; for one class.
+      budget: what the costs of all picks may sum to. Sums that exceed it by less than a millionth count
+        as within it, unless costs are whole numbers, which are counted exactly.
+      stop_gain: the choice ends before a pick that gains less, in units of the objective; with labels
+        each class ends by itself. There may be no pick at all.
+      coverage: the choice ends when the objective reaches this share, in (0, 1], of that of all
+        candidates together (to within a millionth of it); with labels in each class by itself.
 
     Returns:
-      A ``Coreset`` of exactly ``size`` different indices [m], class by class and in greedy order
-      within each class, with weights [m] that sum to ``n``, gains [m] and the objective; with a leading
-      axis [p] for several problems.
+      A ``Coreset`` of exactly ``size`` different indices [m] (fewer where something else ends the
+      choice), class by class and in greedy order within each class, with weights [m] that sum to ``n``,
+      or to the sum of the sample weights, gains [m], the objective, assignments [n] and the coverage;
+      with a leading axis [p] for several problems.
 
     Raises:
       ValueError: on embeddings that are empty, sparse, complex, NaN or infinite, labels of the wrong
         length or out of range, a size outside ``[1, n]``, quotas that cannot be met, similarities that
         are not symmetric or never positive, an unknown metric or method, a budget too small (the
-        message says what would do), or an objective that float32 cannot hold.
+        message says what would do), positions, weights or costs out of range, what the method cannot do
+        exactly, or an objective that float32 cannot hold.
       RuntimeError: in a process that was forked after the first call.
       UserWarning: a warning, on similarities that look like distances.
 
     Example:
-      >>> points = jnp.array([[0.0], [1.0], [10.0]])
+      >>> points = [[0.0], [1.0], [10.0]]
       >>> coreset = select_coreset(points, 2)
       >>> coreset.indices.tolist(), coreset.weights.tolist(), float(coreset.objective)
       ([1, 2], [2.0, 1.0], 29.0)
+      >>> larger = select_coreset(points, 3, initial=coreset.indices)
+      >>> larger.indices.tolist(), float(larger.coverage)
+      ([1, 2, 0], 1.0)
     """
     _check_names(metric, method, epsilon)
-    if not _checks.is_concrete(embeddings) or (labels is not None and not _checks.is_concrete(labels)):
-        return _select_traced(
-            embeddings, size, labels, num_classes, metric, quotas, method, epsilon, key
+    asked = Asked(sample_weights, initial, candidates, costs, budget, stop_gain, coverage)
+    check_method(asked, method)
+    check_size(asked, size)
+    if not _checks.is_concrete(embeddings, labels, *asked):
+        return select_traced(
+            embeddings, size, labels, num_classes, metric, quotas, method, epsilon, key, asked
         )
     not_forked()
     key = _checks.default_key(key)
     rows = rows_of(embeddings, metric)
-    problem = _shaped(rows, size, labels, num_classes, metric, quotas, batched)
+    problem = shaped(rows, size, labels, num_classes, metric, quotas, batched, asked)
     plan = make_plan(problem.shape, method, memory_budget, epsilon)
-    pool = make_pool(rows, metric, batched=problem.batched)
-    if plan.method == "dense":
-        found = choose_dense(
-            pool.points, problem.parts, size=size, metric=pool.metric, batched=problem.batched
-        )  # fmt: skip
-    else:
-        choose = choose_in_parts if plan.method == "partitioned" else _by_class
-        spread = problem.parts.spread
-        own = partial(choose, size=size, metric=pool.metric, plan=plan, spread=spread, key=key)
-        found = _each(problem, pool.points, own)
-    return restored(found, pool)
+    return solve(rows, problem, plan, metric, key)
 
 
 _first_use: list[int] = []  # the process in which a selection first ran
@@ -168,7 +175,7 @@ def not_forked() -> None:
 
 def plan_coreset(
     embeddings: PyTree,
-    size: int,
+    size: int | None = None,
     *,
     labels: Any = None,
     num_classes: int | None = None,
@@ -178,6 +185,13 @@ def plan_coreset(
     memory_budget: int | None = None,
     epsilon: float = 0.1,
     batched: bool | None = None,
+    sample_weights: Any = None,
+    initial: Any = None,
+    candidates: Any = None,
+    costs: Any = None,
+    budget: float | None = None,
+    stop_gain: float | None = None,
+    coverage: float | None = None,
 ) -> Plan:
     """Say which method ``select_coreset`` would take and what it would need; nothing is computed.
 
@@ -192,19 +206,30 @@ def plan_coreset(
       memory_budget: see there.
       epsilon: see there.
       batched: see there.
+      sample_weights: see there.
+      initial: see there.
+      candidates: see there.
+      costs: see there.
+      budget: see there.
+      stop_gain: see there.
+      coverage: see there.
 
     Raises:
       ValueError: when the budget is too small; the message says what would do.
 
     Example:
-      >>> pool = jax.ShapeDtypeStruct((1_000_000, 32), jnp.float32)
+      >>> import jax
+      >>> pool = jax.ShapeDtypeStruct((1_000_000, 32), "float32")
       >>> plan = plan_coreset(pool, 1_000)
       >>> plan.method, plan.exact, plan.memory < 256 * 2**20
       ('partitioned', False, True)
     """
     _check_names(metric, method, epsilon)
+    asked = Asked(sample_weights, initial, candidates, costs, budget, stop_gain, coverage)
+    check_method(asked, method)
+    check_size(asked, size)
     rows = rows_of(embeddings, metric)
-    problem = _shaped(rows, size, labels, num_classes, metric, quotas, batched)
+    problem = shaped(rows, size, labels, num_classes, metric, quotas, batched, asked)
     return make_plan(problem.shape, method, memory_budget, epsilon)
 
 
@@ -217,166 +242,3 @@ def _check_names(metric: str, method: str, epsilon: float) -> None:
         f"method is {method!r} but a given similarity matrix is read as a whole; choose "
         '"lazy" or "stochastic".',
     )
-
-
-def _shaped(
-    embeddings: Any,
-    size: int,
-    labels: Any,
-    num_classes: int | None,
-    metric: str,
-    quotas: Any,
-    batched: bool | None,
-) -> _Problem:
-    """Check everything but the values of the embeddings."""
-    axes = None if labels is None else len(label_shape(labels))
-    problems, rows, width, batched = shape_of(embeddings, metric, axes, batched)
-    _checks.positive_int("size", size)
-    _checks.require(
-        size <= rows,
-        f"size is {size} but the pool holds {rows} examples and no example is chosen twice; ask for "
-        f"at most {rows}.",
-    )
-    parts = partition(labels, (problems, rows) if batched else (rows,), size, quotas, num_classes)
-    wanted = parts.quotas > 0
-    shape = Shape(
-        rows=rows,
-        width=width,
-        largest=int(parts.counts.max()),
-        size=size,
-        rounds=int(parts.quotas.max()),
-        share=float((parts.counts[wanted] / parts.quotas[wanted]).max()),
-        classes=parts.number,
-        problems=problems,
-        matrix=metric == "precomputed",
-    )
-    return _Problem(parts, shape, batched)
-
-
-def _each(problem: _Problem, points: Points, choose: Callable[..., Coreset]) -> Coreset:
-    """Solve the problems one after the other."""
-    if not problem.batched:
-        return choose(points, *(each[0] for each in problem.parts[:3]))
-    found = []
-    for p in range(problem.shape.problems):
-        one = jax.tree.map(lambda x, p=p: x[p], points)
-        found.append(choose(one, *(each[p] for each in problem.parts[:3])))
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
-
-
-def _by_class(
-    points: Points,
-    labels: np.ndarray,
-    counts: np.ndarray,
-    quotas: np.ndarray,
-    *,
-    size: int,
-    metric: Metric,
-    plan: Plan,
-    spread: bool,
-    key: Array,
-) -> Coreset:
-    members = sorted_on_host(labels, counts)
-    # Rounded up, so that classes of nearly the same sizes share one compiled program.
-    block = min(len(labels), padded(int(counts.max())))
-    rounds = min(size, -(-int(quotas.max()) // 32) * 32)
-    settings = Settings(size, rounds, block, block, metric, plan.capacity, plan.draws)
-    chosen = choose_by_class_compiled(
-        points, members, None, members, jnp.asarray(quotas, jnp.int32), None, key, settings=settings
-    )
-    lost = bool(((quotas == 0) & (counts > 0)).any())
-    orphans: Orphans = ("spread" if spread else "nearest") if lost else "none"
-    return _weighted_compiled(
-        points, jnp.asarray(labels), chosen.picks, chosen.gains, chosen.nearest, metric, orphans
-    )
-
-
-def _weighted(
-    points: Points,
-    labels: Array,
-    picks: Array,
-    gains: Array,
-    nearest: Array,
-    metric: Metric,
-    orphans: Orphans,
-) -> Coreset:
-    """Count what each pick stands for; ``orphans`` says where rows of classes without a pick count."""
-    if metric.name == "precomputed":
-        # Negative similarities improve nobody, but still say which pick is nearest.
-        weights = coverage_counts(-points.parts[0], labels, picks, spread=orphans == "spread")
-        return Coreset(picks, weights, gains, jnp.sum(gains))
-    if orphans == "nearest":
-        heads = metrics.take_rows(points, picks)
-        slots, _ = nearest_picks(points, labels, heads, labels[picks], metric)
-        nearest = jnp.where(nearest >= 0, nearest, slots)
-    slots = jnp.where(nearest >= 0, nearest, picks.shape[0])
-    weights = jnp.zeros(picks.shape[0], jnp.float32).at[slots].add(1.0, mode="drop")
-    return Coreset(picks, scaled_up(weights, float(len(labels))), gains, jnp.sum(gains))
-
-
-_weighted_compiled = jax.jit(_weighted, static_argnames=("metric", "orphans"))
-
-
-def _select_traced(
-    embeddings: PyTree,
-    size: int,
-    labels: Any,
-    num_classes: int | None,
-    metric: str,
-    quotas: Any,
-    method: str,
-    epsilon: float,
-    key: Array | None,
-) -> Coreset:
-    embeddings = jax.tree.map(jnp.asarray, embeddings)
-    leaves = jax.tree.leaves(embeddings)
-    _checks.require(
-        all(leaf.ndim == 2 and leaf.dtype.kind != "c" for leaf in leaves)
-        and (len(leaves) == 1 or isinstance(embeddings, Factored)),
-        f"embeddings have shapes {_checks.brief([leaf.shape for leaf in leaves])} but inside jit they "
-        "must be one real array [n, d], or Factored; for several problems use jax.vmap.",
-    )
-    count = leaves[0].shape[0]
-    _checks.require(
-        isinstance(quotas, str) and quotas == "proportional" and method != "partitioned",
-        f"quotas are {_checks.brief(quotas)} and method is {method!r}, but inside jit and vmap quotas "
-        'are proportional and the method is not "partitioned"; select outside.',
-    )
-    _checks.require(
-        labels is None or num_classes is not None,
-        "num_classes is None but the arrays are traced, so the range of the labels is unknown; pass "
-        "num_classes when calling select_coreset inside jit or vmap.",
-    )
-    _checks.positive_int("size", size)
-    _checks.require(size <= count, f"size is {size} but must lie in [1, {count}]; choose a size there.")
-    _checks.require(
-        size * count < 2**31,
-        f"size times examples is {size * count} but must be below 2^31 inside jit, where quotas are "
-        "computed in int32; select outside or from parts of the pool.",
-    )
-    if labels is not None:
-        labels = jnp.asarray(labels)
-        _checks.require(
-            labels.shape == (count,) and labels.dtype.kind in "iub",
-            f"labels have shape {labels.shape} and dtype {labels.dtype} but must be integers of shape "
-            f"({count},); pass one class per example.",
-        )
-        _checks.positive_int("num_classes", num_classes)
-    classes = 1 if labels is None or num_classes is None else num_classes
-    labels = jnp.zeros(count, jnp.int32) if labels is None else labels.astype(jnp.int32)
-    key = None if key is None else _checks.prng_key("key", key)
-    if method in ("auto", "dense"):
-        return medoids(embeddings, labels, size=size, num_classes=classes, metric=metric)
-    width = sum(leaf.shape[-1] for leaf in leaves)
-    shape = Shape(count, width, count, size, size, count / size, classes, 1, metric == "precomputed")
-    plan = make_plan(shape, method, None, epsilon)
-    aside = covered_as_a_whole(members_of(labels, classes).counts, size)
-    labels = jnp.where(aside, 0, labels)
-    members = members_of(labels, classes)
-    points, kind, unit = metrics.prepare(embeddings, metric)
-    settings = Settings(size, size, count, count, kind, plan.capacity, plan.draws)
-    chosen = choose_by_class(
-        points, members, None, members, proportional_quotas(members.counts, size, most=count), None,
-        jax.random.key(0) if key is None else key, settings=settings,
-    )  # fmt: skip
-    return _weighted(points, labels, chosen.picks, chosen.gains * unit, chosen.nearest, kind, "spread")

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from crest_jax import _checks
 from crest_jax.coresets import metrics
-from crest_jax.coresets.coverage import scaled_up
+from crest_jax.coresets.coverage import covered_share, scaled_up
 from crest_jax.coresets.frame import Frame
 from crest_jax.coresets.inputs import restored
 from crest_jax.coresets.metrics import Metric
@@ -108,7 +108,7 @@ def select_coreset_sharded(
         proposals,
         orphans=parts.orphans and not parts.spread,
     )
-    picks, gains, weights = choose(
+    picks, gains, weights, top = choose(
         spread(points.parts[0], mesh, _UNIT),
         spread(blank, mesh, _UNIT),
         spread(places + 1, mesh, _UNIT),  # 0 where zeros fill a share
@@ -116,7 +116,9 @@ def select_coreset_sharded(
         place(jnp.asarray(parts.quotas[0], jnp.int32), mesh),
     )
     order = np.argsort(classes[np.asarray(picks)], kind="stable")
-    found = Coreset(picks[order], weights[order], gains[order], jnp.sum(gains))
+    objective = jnp.sum(gains)
+    covered = covered_share(objective, top, float(count))
+    found = Coreset(picks[order], weights[order], gains[order], objective, None, covered)
     return restored(found, common.pool())
 
 
@@ -198,7 +200,7 @@ def _program(
 
     def choose(
         rows: Array, blank: Array, marks: Array, strata: Array, quotas: Array
-    ) -> tuple[Array, Array, Array]:
+    ) -> tuple[Array, Array, Array, Array]:
         """Work on this device's rows [k, d]; see ``select_coreset_sharded``."""
         valid, places = marks > 0, marks - 1
         width = min(proposals, rows.shape[0])
@@ -221,7 +223,7 @@ def _program(
         nearest = _adopted(share, last, quotas, size) if orphans else last.nearest
         slots = jnp.where(nearest >= 0, nearest, size)
         weights = share.sum(jnp.zeros(size, jnp.float32).at[slots].add(ones, mode="drop"))
-        return last.picks, last.gains, scaled_up(weights, share.sum(jnp.sum(ones)))
+        return last.picks, last.gains, scaled_up(weights, share.sum(jnp.sum(ones))), top
 
     apart, shared = PartitionSpec(axes), PartitionSpec()
     return jax.jit(

@@ -4,14 +4,21 @@ import jax
 import jax.numpy as jnp
 
 from crest_jax.coresets.greedy import first_largest
-from crest_jax.coresets.lazy import computed_cover, first_run
-from crest_jax.coresets.oracles import Oracle, gains_of
+from crest_jax.coresets.lazy import begun, computed_cover, ended, exact_gain, first_run
+from crest_jax.coresets.oracles import Oracle
+from crest_jax.coresets.rules import NO_RULES, Rules
 from crest_jax.coresets.run import Run
 from crest_jax.types import Array
 
 
 def stochastic_greedy(
-    oracle: Oracle, selectable: Array, quota: Array, size: int, draws: int, key: Array
+    oracle: Oracle,
+    selectable: Array,
+    quota: Array,
+    size: int,
+    draws: int,
+    key: Array,
+    rules: Rules = NO_RULES,
 ) -> Run:
     """Choose each candidate as the best of ``draws`` random ones.
 
@@ -28,11 +35,12 @@ def stochastic_greedy(
       size: static length of the results.
       draws: static, candidates drawn for each pick; rounded up to a multiple of 64.
       key: PRNG key.
+      rules: as in ``lazy_greedy``, without costs and ``least``.
 
     Returns:
       See ``lazy_greedy``.
     """
-    run = first_run(oracle, selectable, size)
+    run = first_run(oracle, selectable, quota, size, rules)
     run = run._replace(bounds=jnp.where(selectable, 0.0, -1.0))  # only who is free matters here
     cover = computed_cover(oracle)
     count = jnp.sum(selectable, dtype=jnp.int32)
@@ -56,7 +64,7 @@ def stochastic_greedy(
         def evaluate(state: tuple[Array, Array]) -> tuple[Array, Array]:
             gains, known = state
             best = first_largest(gains)
-            gain = gains_of(run.cover, oracle.exact(rows[best])[None, :])[0]
+            gain = exact_gain(oracle, rows[best], run.cover)
             return gains.at[best].set(gain), known.at[best].set(True)
 
         gains, _ = jax.lax.while_loop(unsettled, evaluate, (bounds, jnp.zeros(len(rows), bool)))
@@ -64,9 +72,9 @@ def stochastic_greedy(
         spare = first_largest(run.bounds)
         best = first_largest(gains)
         row = jnp.where(gains[best] < 0, spare, rows[best])
-        gain = gains_of(run.cover, oracle.exact(row)[None, :])[0]
+        gain = exact_gain(oracle, row, run.cover)
         covered, nearest = cover(run, row)
-        return run._replace(
+        run = run._replace(
             cover=covered,
             nearest=nearest,
             bounds=run.bounds.at[row].set(-1.0),
@@ -75,5 +83,7 @@ def stochastic_greedy(
             taken=run.taken + 1,
             evaluations=run.evaluations + 64 * blocks,
         )
+        return ended(run, oracle, rules)
 
-    return jax.lax.while_loop(lambda run: run.taken < quota, pick, run)
+    run = begun(oracle, run, rules)
+    return jax.lax.while_loop(lambda run: run.taken < run.quota, pick, run)

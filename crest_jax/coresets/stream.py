@@ -283,13 +283,14 @@ class _Rounds:
             slots, _ = nearest(held.points, groups)
             slots[picks] = np.arange(self.size)
             weights = np.bincount(slots, held.weights * (quotas[groups] > 0), minlength=self.size)
-            objective = gains.sum()
+            objective = float(gains.sum())
         else:
             found = in_all_processes(count, "rows") if self.joined else count()
             found = np.stack(gather(found)).sum(axis=0) if self.joined else found
-            weights, objective = found[:-1], found[-1]
+            weights, objective = found[:-1], float(found[-1])
         weights = weights * (self.count / weights.sum())
-        return restored(coreset_of(chosen, weights, gains, float(objective)), self.frame.pool())
+        most = float(last.top) * self.count
+        return restored(coreset_of(chosen, weights, gains, objective, most), self.frame.pool())
 
 
 def _nearest(

@@ -200,6 +200,47 @@ def quotas_for(
     return np.ascontiguousarray(found)
 
 
+def quotas_from(
+    quotas: np.ndarray, counts: np.ndarray, size: int, taken: np.ndarray, *, proportional: bool
+) -> np.ndarray:
+    """Return quotas [c] that hold what is taken already.
+
+    Proportional quotas are raised where more is taken, and what is left is shared out again among the
+    other classes.
+
+    Args:
+      quotas: [c], picks of each class.
+      counts: [c], examples of each class.
+      size: picks in all.
+      taken: [c], picks that are there already.
+      proportional: whether quotas may be changed.
+
+    Raises:
+      ValueError: when more is taken than the size or a given quota.
+
+    Example:
+      >>> quotas, counts = np.array([4, 4, 2]), np.array([8, 8, 4])
+      >>> quotas_from(quotas, counts, 10, np.array([6, 0, 0]), proportional=True).tolist()
+      [6, 3, 1]
+    """
+    _checks.require(
+        int(taken.sum()) <= size,
+        f"initial hold {int(taken.sum())} picks but size is {size} and counts them; raise size.",
+    )
+    fixed = np.zeros(len(counts), bool)
+    while (above := ~fixed & (taken > quotas)).any():
+        label = int(above.argmax())
+        _checks.require(
+            proportional,
+            f"initial hold {taken[label]} picks of class {label} (counted from 0 in the order of the "
+            f'labels) but its quota is {quotas[label]}; raise it or choose quotas="proportional".',
+        )
+        fixed |= above
+        rest = proportional_quotas(np.where(fixed, 0, counts), size - int(taken[fixed].sum()), np)
+        quotas = np.where(fixed, taken, rest)
+    return quotas
+
+
 def stratified_quotas(key: Array, counts: Array, size: int, *, most: int) -> Array:
     """Split ``size`` over the classes in proportion to ``counts``, rounding without bias.
 

@@ -34,12 +34,13 @@ from experiments.benchmarks.peers import (
     sparse_similarities,
     submodlib_by_class,
 )
+from experiments.benchmarks.selection_extras import extras
 from experiments.benchmarks.selection_page import summarise
 from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.run_folder import held_folder
 
 MIB = 2**20
-PARTS = ("batches", "pool", "large")
+PARTS = ("batches", "pool", "large", "extras")
 KERNELS = {"max - distance": "euclidean", "exp(-distance / d)": "exponential"}
 
 
@@ -51,6 +52,7 @@ class BenchConfig:
     parts: tuple[str, ...] = PARTS
     images: bool = True  # also pools of projected images
     sizes: tuple[int, ...] = (2_000, 5_000, 10_000, 20_000, 50_000)  # n of the pools
+    extra_sizes: tuple[int, ...] = (2_000, 10_000)  # n of the pools with earlier picks, or costs
     repeats: int = 3  # of ours and of peers that take less than a minute
     budget_mib: int = 64  # memory above the input for the exact form
     large_rows: tuple[int, int] = (1_000_000, 7_000_000)
@@ -278,6 +280,12 @@ def large(config: BenchConfig) -> Iterator[dict[str, Any]]:
         path.unlink()
 
 
+def with_extras(config: BenchConfig) -> Iterator[dict[str, Any]]:
+    """Earlier picks and costs."""
+    for rows in config.extra_sizes:
+        yield from extras(data("normal", rows, 10), config.repeats)
+
+
 def mixture(path: Path, rows: int, width: int) -> Any:
     """Write points of 2,000 clusters of uneven size and spread to a file; return it mapped."""
     rng = np.random.default_rng(0)
@@ -321,7 +329,8 @@ def run_parts(config: BenchConfig) -> None:
     path = config.out / "results.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     there = {line["part"] for line in lines if line.get("end")}
-    for part, run in (("batches", batches), ("pool", pool), ("large", large)):
+    parts = {"batches": batches, "pool": pool, "large": large, "extras": with_extras}
+    for part, run in parts.items():
         if part not in config.parts or part in there:
             continue
         lines = [line for line in lines if line["part"] != part]

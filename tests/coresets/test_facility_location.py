@@ -26,7 +26,7 @@ def run_greedy(similarities, classes, quotas, size):
 
 @jax.jit
 def run_coverage(similarities, classes, picks):
-    return coverage_counts(-similarities, classes, picks)
+    return coverage_counts(-similarities, classes, picks).weights
 
 
 run_largest_remainder = jax.jit(largest_remainder)

@@ -52,12 +52,17 @@ def test_a_report_is_made_of_measurements(tmp_path):
         dict(common, method="ours", peak_mib=50.0),
         {"part": "large", "n": 10, "d": 2, "size": 3, "method": "random", "seconds": 0.0,
          "mean_distance": 1.5},
+        {"part": "extras", "n": 2_000, "what": "costs", "method": "ours", "seconds": 0.5,
+         "objective": 4.0},
+        {"part": "extras", "n": 2_000, "what": "costs", "method": "submodlib", "seconds": 2.0,
+         "objective": 3.0},
     ]  # fmt: skip
     bench.summarise(lines, tmp_path)
     text = (tmp_path / "summary.md").read_text()
     assert "| 5 x 500, 10, 128 | 50.0 | 2.00 (1.00 to 3.00) | 25 | 1.0 | 1.00 |" in text
     assert "| normal | 5,000 | 10 | max - distance | apricot | 5 | 10.0 | 1.0e-09 | 1.0000000 |" in text
     assert "| 5,000 | crest_jax | 50 |" in text
+    assert "| 2,000 | costs | submodlib | 2 | 4.0 | 0.7500000 |" in text
     assert "| 10 x 2, 3 | random | 0 |  | 1.5000 |" in text
     assert (tmp_path / "selection.png").stat().st_size > 10_000
 
