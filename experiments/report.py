@@ -17,6 +17,7 @@ import tyro
 from experiments.config import TEXT_DATASETS, TrainConfig
 from experiments.harness.build import load_data
 from experiments.harness.cli import UserError, one_sentence
+from experiments.harness.inputs import inputs_of
 from experiments.harness.page import Page
 from experiments.harness.records import read_lines
 from experiments.harness.report_figures import (
@@ -29,7 +30,7 @@ from experiments.harness.report_figures import (
     split_figure,
 )
 from experiments.harness.report_tables import method_table, region_rows, time_table
-from experiments.harness.run_folder import held_file
+from experiments.harness.run_folder import check_inputs, held_file
 from experiments.harness.runs import by_method, compared, file_of, picks_of, read_runs
 
 
@@ -103,7 +104,7 @@ def build(config: ReportConfig) -> None:
             page.picture("difficulty", figure, caption)
             page.table(rows)
         if settings.dataset not in TEXT_DATASETS:
-            _picture_picks(page, settings, groups)
+            _picture_picks(page, path.parent, settings, groups)
     if config.quality is not None:
         page.section(
             "Bias and variance of the gradient",
@@ -119,9 +120,12 @@ def build(config: ReportConfig) -> None:
     page.write(config.out)
 
 
-def _picture_picks(page: Page, settings: TrainConfig, groups: dict[str, list[np.ndarray]]) -> None:
+def _picture_picks(
+    page: Page, run: Path, settings: TrainConfig, groups: dict[str, list[np.ndarray]]
+) -> None:
     """Show classes and, where they are images, examples of the picks."""
     data = load_data(settings.dataset, settings.data)
+    check_inputs(run, inputs_of(data, settings.data), "pass --without-picks")
     figure = balance_figure(groups, data.train_labels, data.class_names)
     page.picture("classes", figure, "Classes of the picks.")
     if data.train_inputs.ndim != 4:

@@ -268,13 +268,23 @@ def read_inputs(folder: Path) -> Inputs | None:
         ) from error
 
 
-def check_inputs(folder: Path, inputs: Inputs) -> None:
-    """Raise ``UserError`` when a run was begun on other data than those that were read now."""
+def check_inputs(folder: Path, inputs: Inputs, remedy: str = "choose another --out") -> None:
+    """Raise ``UserError`` when a run was begun on other data than those that were read now.
+
+    Args:
+      folder: of the run; nothing is checked where it has none yet.
+      inputs: of the data that were read now.
+      remedy: what to do, beside putting the data back.
+    """
     before = read_inputs(folder)
-    if before is not None and before != inputs:
+    if before is None:
+        return
+    if inputs.sha256 is not None:  # says more than moments, which may differ by rounding
+        before = before._replace(mean=inputs.mean, std=inputs.std)
+    if before != inputs:
         raise UserError(
             f"{folder} holds a run on other data than --data.dir holds now, rows or classes having "
-            "changed; put them back as they were, or choose another --out."
+            f"changed; put them back as they were, or {remedy}."
         )
 
 

@@ -568,12 +568,14 @@ def test_an_npz_file_is_read_by_the_names_of_its_arrays(tmp_path, names, parts):
 
 
 def test_names_in_an_npz_file_are_kept(tmp_path):
-    np.savez(
-        tmp_path / "a.npz", inputs=rows(20)[0], labels=np.arange(20) % 2, class_names=["no", "yes"],
-        feature_names=["a", "b", "c"],
-    )  # fmt: skip
+    values, labels = rows(20)[0], np.arange(20) % 2
+    values[:, 1] = labels
+    names = {"class_names": ["yes", "no"], "feature_names": ["a", "b", "c"]}
+    np.savez(tmp_path / "a.npz", inputs=values, labels=labels, **names)
     data = read(tmp_path / "a.npz", "table")
-    assert (data.class_names, data.feature_names) == (("no", "yes"), ("a", "b", "c"))
+    assert (data.class_names, data.feature_names) == (("yes", "no"), ("a", "b", "c"))
+    np.testing.assert_array_equal(data.train_labels, data.train_inputs[:, 1])
+    np.testing.assert_array_equal(data.test_labels, data.test_inputs[:, 1])
 
 
 GOOD = "a,b,label\n1,2,x\n3,4,y\n5,6,x\n7,8,y\n"
@@ -675,6 +677,7 @@ WRONG_NPZ = {
     ),
     "too few names": ({"X": X, "y": Y, "feature_names": ["a"]}, "holds 2 features but 1 are named"),
     "a name twice": ({"X": X, "y": Y, "class_names": ["a", "a"]}, r"class_names of shape \(2,\) but"),
+    "seconds since 1970": ({"X": X + 1.7e9, "y": Y}, r"\(train\) has values up to .* subtract their"),
     "no such class": ({"X": X, "y": Y + 1, "class_names": ["a", "b"]}, r"must be numbers in \[0, 2\)"),
 }  # fmt: skip
 

@@ -211,8 +211,11 @@ def test_a_resumed_run_notices_that_its_images_changed(image_run, folder):
         train.run(resumed)
     path.write_bytes(before)
     forget()
-    now = build.load_data(config.dataset, config.data)
-    check_inputs(config.out, inputs_of(now, config.data))  # put back, it may go on
+    now = inputs_of(build.load_data(config.dataset, config.data), config.data)
+    check_inputs(config.out, now)  # put back, it may go on
+    check_inputs(config.out, now._replace(mean=(0.0, 0.0, 0.0)))  # where sums round otherwise, too
+    with pytest.raises(UserError, match="rows or classes having changed"):
+        check_inputs(config.out, now._replace(sha256="0" * 64))
 
 
 def test_rows_of_a_table_are_classified_by_the_names_of_its_columns(table_run, folder, capsys):
@@ -265,6 +268,8 @@ def test_own_data_are_compared_and_reported_until_they_change(
         SystemExit, match=r"stratified-seed0 holds a run on other data than --data\.dir"
     ):
         compare.main(command)
+    with pytest.raises(UserError, match=r"crest-seed0 holds a run on other data .* --without-picks"):
+        report.build(report.ReportConfig(runs=out, out=out / "page.html"))
     changed.write_bytes(before)
     forget()
     monkeypatch.setattr(train, "make_program", None)  # all is there; nothing is run again
