@@ -15,6 +15,11 @@ from crest_jax.flax.calls import SWITCHES, Call, read_call, switched
 from crest_jax.types import ApplyFn, Array, ModelState, Params, PyTree
 
 DECLARE = "declare train (or deterministic, use_running_average) as its argument or field"
+MISSING = (
+    errors.ModifyScopeVariableError,
+    errors.ScopeCollectionNotFound,
+    errors.ScopeVariableNotFoundError,
+)
 
 
 def from_linen(
@@ -263,13 +268,13 @@ def sentences(
                 "but all must be named; add it to rngs of from_linen."
             )
         raise ValueError(message) from None
-    except (errors.ModifyScopeVariableError, errors.ScopeCollectionNotFound) as error:
+    except MISSING as error:
         detail = str(error).partition(" (http")[0].rstrip(".")
         if isinstance(error, errors.ModifyScopeVariableError) and not train:
             message = f"{name} changes its state with train=False ({detail}) but must not; {DECLARE}."
         else:
             message = (
-                f"model_state holds {', '.join(model_state) or 'nothing'} but {name} needs another "
-                f"collection ({detail}); pass all that module.init returned, without params."
+                f"model_state holds {', '.join(model_state) or 'nothing'} but {name} needs more "
+                f"({detail}); pass all that module.init returned, without params."
             )
         raise ValueError(message) from None

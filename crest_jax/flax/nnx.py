@@ -283,6 +283,7 @@ def _filled(tree: Any, values: dict[Path, Any], prefix: Path = ()) -> Any:
         new = values[_spelled(prefix)]
         return tree.replace(new) if isinstance(tree, nnx.Variable) else new
     if isinstance(tree, Mapping):
-        kind: Any = type(tree)
-        return kind({name: _filled(value, values, (*prefix, name)) for name, value in tree.items()})
+        kind: Any = type(tree)  # inside a State there are plain dicts, which it shows as States
+        inner = tree.raw_mapping if isinstance(tree, nnx.State) else tree
+        return kind({name: _filled(value, values, (*prefix, name)) for name, value in inner.items()})
     return tree

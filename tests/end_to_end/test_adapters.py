@@ -267,5 +267,5 @@ def test_weights_reach_the_norms_of_a_module_and_are_refused_where_none_takes_th
     np.testing.assert_allclose(np.average(weighted, axis=0, weights=weights), 0, atol=1e-5)
     assert np.abs(np.average(plain, axis=0, weights=weights)).max() > 0.05
     other, params, state = linen_parts()
-    with pytest.raises(ValueError, match="weights were given but LinenModel.__call__ takes none"):
+    with pytest.raises(ValueError, match=r"weights were given but LinenModel\.__call__ takes none"):
         other(params, state, INPUTS, train=True, rng=None, weights=weights)
