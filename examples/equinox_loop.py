@@ -30,7 +30,6 @@ def main(steps=200):
     optimizer = optax.sgd(0.05, momentum=0.9)
 
     def apply_fn(params, model_state, inputs, *, train, rng):
-        """One example each in Equinox: the batch, and its statistics, come by vmap."""
         model = eqx.nn.inference_mode(eqx.combine(params, static), value=not train)
         keys = jax.random.split(rng, len(inputs)) if train else None
         run = jax.vmap(model, in_axes=(0, None), out_axes=(0, None), axis_name="batch")
