@@ -24,6 +24,18 @@ def switched(names: Iterable[str], train: bool) -> dict[str, bool]:
     return {name: train is SWITCHES[name] for name in names}
 
 
+def described(model: Any) -> str:
+    """Say what was given in place of a model, without printing all its values.
+
+    Example:
+      >>> described(int), described(3)
+      ('the class int', 'of the type int')
+    """
+    if isinstance(model, type):
+        return f"the class {model.__name__}"
+    return f"of the type {type(model).__name__}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Call:
     """The arguments of a method.

@@ -11,7 +11,7 @@ from flax import errors
 from flax import linen as nn
 
 from crest_jax import _checks
-from crest_jax.flax.calls import SWITCHES, Call, read_call, switched
+from crest_jax.flax.calls import SWITCHES, Call, described, read_call, switched
 from crest_jax.types import ApplyFn, Array, ModelState, Params, PyTree
 
 DECLARE = "declare train (or deterministic, use_running_average) as its argument or field"
@@ -110,11 +110,10 @@ def switching(module: nn.Module, method: str, keyword_inputs: bool) -> Switching
     Raises:
       ValueError: when that cannot be known.
     """
-    what = f"the class {module.__name__}" if isinstance(module, type) else _checks.brief(module)
     _checks.require(
         isinstance(module, nn.Module),
-        f"module is {what} but must be a Linen module; pass an instance, such as Model() (from_nnx "
-        "takes those of NNX).",
+        f"module is {described(module)} but must be a Linen module; pass an instance, such as Model() "
+        "(from_nnx takes those of NNX).",
     )
     _checks.require(
         module.scope is None,

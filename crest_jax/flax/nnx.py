@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from crest_jax import _checks
-from crest_jax.flax.calls import Call, read_call, switched
+from crest_jax.flax.calls import Call, described, read_call, switched
 from crest_jax.types import Array, ModelState, Params, PyTree
 
 Path = tuple[str | int, ...]
@@ -71,7 +71,7 @@ def from_nnx(model: nnx.Module, *, wrt: Any = nnx.Param, keyword_inputs: bool = 
     """
     _checks.require(
         isinstance(model, nnx.Module),
-        f"model is {_what(model)} but must be an NNX model; pass an instance, such as "
+        f"model is {described(model)} but must be an NNX model; pass an instance, such as "
         "Model(rngs=nnx.Rngs(0)) (from_linen takes modules of Linen).",
     )
     name = type(model).__name__
@@ -143,8 +143,8 @@ class NNXApply:
         """
         _checks.require(
             isinstance(model, nnx.Module),
-            f"view was given {_what(model)} but needs the live NNX model; pass the one that from_nnx "
-            "was given.",
+            f"view was given a model {described(model)} but needs the live NNX model; pass the one "
+            "that from_nnx was given.",
         )
         found = dict(_flat(nnx.state(model)))
         kept = {path for path, leaf in found.items() if not isinstance(leaf, PASSING)}
@@ -231,10 +231,6 @@ def _key(rng: Array | None, position: int, shape: tuple[int, ...] = ()) -> Array
     """Return the keys of one random stream; evaluation draws the same ones always."""
     rng = jax.random.key(0) if rng is None else _checks.prng_key("rng", rng)
     return jax.random.split(jax.random.fold_in(rng, position), shape)
-
-
-def _what(model: Any) -> str:
-    return f"the class {model.__name__}" if isinstance(model, type) else _checks.brief(model)
 
 
 def _names(paths: Any) -> str:

@@ -305,7 +305,7 @@ DENSE = parameters()[1]
 STATS = {"layers_0": parameters()[0]["batch_stats"]}
 WRONG = {
     "module is the class ByTrain but must be a Linen module": lambda: from_linen(ByTrain),
-    "module is 3 but must be a Linen module": lambda: from_linen(3),
+    "module is of the type int but must be a Linen module": lambda: from_linen(3),
     "module is a Dense that is bound": lambda: from_linen(nn.Dense(2).bind({"params": DENSE})),
     "rngs is 'dropout' but must be a sequence": lambda: from_linen(ByTrain(), rngs="dropout"),
     "OpenEnded.__call__ takes .*kwargs but names no switch": lambda: from_linen(OpenEnded()),

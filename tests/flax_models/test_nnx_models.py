@@ -334,6 +334,19 @@ def test_a_tied_embedding_is_a_last_layer_and_a_method_may_say_so():
         np.testing.assert_allclose(logits, model(tokens), rtol=1e-5, atol=1e-6)
 
 
+class Remat(Plain):
+    def __call__(self, x):
+        return self.heads["main"](nnx.remat(lambda layer, x: layer(x))(self.again, x))
+
+
+def test_layers_inside_a_transformation_are_not_taken_for_the_last():
+    model = Remat(nnx.Rngs(0))
+    params, state = from_nnx(model).view(model)
+    features, logits = jax.jit(nnx_features(model))(params, state, X)
+    np.testing.assert_allclose(features, model.again(X), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(logits, model(X), rtol=1e-5, atol=1e-6)
+
+
 class NoCall(nnx.Module):
     pass
 
@@ -372,7 +385,7 @@ def weighted(**options):
 
 WRONG = {
     "model is the class Full but must be an NNX model": lambda: from_nnx(Full),
-    "model is .* but must be an NNX model": lambda: from_nnx(lambda x: x),
+    "model is of the type function but must be an NNX model": lambda: from_nnx(lambda x: x),
     "NoCall has no __call__ but": lambda: from_nnx(NoCall()),
     "Empty has no variables for wrt=.* but": lambda: from_nnx(Empty()),
     "TwoInputs.__call__ also needs mask but": lambda: from_nnx(TwoInputs(nnx.Rngs(0))),
@@ -387,7 +400,9 @@ WRONG = {
     ),
     "model_state hold head/bias": lambda: applied(state=nnx.state(Full(nnx.Rngs(0)))),
     "params lack .* but": lambda: applied(params=Full(nnx.Rngs(0))),
-    "view was given .* but needs the live NNX model": lambda: parts_of()[0].view({"a": jnp.ones(3)}),
+    "view was given a model of the type dict but needs the live NNX model": lambda: parts_of()[0].view(
+        {"a": jnp.ones(3)}
+    ),
     "the model differs .* in again/bias, .* but must have the same variables": lambda: parts_of()[
         0
     ].view(Plain(nnx.Rngs(0))),
