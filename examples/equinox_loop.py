@@ -1,7 +1,9 @@
-"""CREST with an Equinox model in a loop of your own.
+"""CREST with an Equinox model, dropout and BatchNorm (eqx.nn.State), by the library's own loop.
 
 pip install equinox
 python examples/equinox_loop.py
+
+Equinox's BatchNorm counts all examples of a mini-batch alike, whatever their weights.
 """
 
 import equinox as eqx
@@ -9,47 +11,54 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from crest_jax import ArraySource, CrestConfig, crest, cross_entropy, make_evaluate
+from crest_jax import ArraySource, CrestConfig, crest, cross_entropy, fit, make_evaluate
 from experiments.data import load
 
 
+def network(key):
+    keys = jax.random.split(key)
+    scale, relu = (eqx.nn.Lambda(f) for f in (lambda x: x.ravel() / 255 - 0.3, jax.nn.relu))
+    hidden, head = eqx.nn.Linear(784, 128, key=keys[0]), eqx.nn.Linear(128, 10, key=keys[1])
+    norm = eqx.nn.BatchNorm(128, axis_name="batch", momentum=0.9, mode="batch")
+    return eqx.nn.Sequential([scale, hidden, norm, relu, eqx.nn.Dropout(0.1), head])
+
+
 def main(steps=200):
-    """Train and return the test accuracy."""
     data = load("fashion_mnist_12k")
-    train = ArraySource(data.train_inputs, data.train_labels)
-    test = ArraySource(data.test_inputs, data.test_labels)
-    model = eqx.nn.MLP(784, 10, width_size=128, depth=1, key=jax.random.key(0))
+    model, model_state = eqx.nn.make_with_state(network)(jax.random.key(0))
     params, static = eqx.partition(model, eqx.is_inexact_array)
+    optimizer = optax.sgd(0.05, momentum=0.9)
 
     def apply_fn(params, model_state, inputs, *, train, rng):
-        """Return the logits [b, 10]: Equinox models take one example each."""
-        del train, rng
-        x = inputs.reshape(len(inputs), -1).astype(jnp.float32) / 255 - 0.3
-        return jax.vmap(eqx.combine(params, static))(x), model_state
-
-    optimizer = optax.sgd(0.05, momentum=0.9)
-    opt_state = optimizer.init(params)
+        model = eqx.nn.inference_mode(eqx.combine(params, static), value=not train)
+        keys = jax.random.split(rng, len(inputs)) if train else None
+        run = jax.vmap(model, in_axes=(0, None), out_axes=(0, None), axis_name="batch")
+        logits, after = run(inputs, model_state, key=keys)
+        return logits, after if train else model_state
 
     @jax.jit
-    def train_step(params, opt_state, batch):
+    def train_step(train_state, batch):
+        params, model_state, opt_state, key = train_state
+        key, rng = jax.random.split(key)
+
         def loss(params):
-            logits, _ = apply_fn(params, {}, batch.inputs, train=True, rng=None)
+            logits, after = apply_fn(params, model_state, batch.inputs, train=True, rng=rng)
             losses = cross_entropy(logits, batch.labels)
-            return jnp.average(losses, weights=batch.weights), losses
+            return jnp.average(losses, weights=batch.weights), (after, losses)
 
-        (_, losses), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        (_, (after, losses)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, losses
+        return (optax.apply_updates(params, updates), after, opt_state, key), losses
 
+    train = ArraySource(data.train_inputs, data.train_labels)
     selector = crest(apply_fn, train, CrestConfig.recommended(steps=steps, batch_size=64))
-    state = selector.init(jax.random.key(1), params, {})
-    for _ in range(steps):
-        state, _ = selector.refresh(state, params, {})
-        state, batch = selector.next_batch(state)
-        params, opt_state, losses = train_step(params, opt_state, batch)
-        state = selector.observe(state, batch, losses)
-    accuracy = make_evaluate(apply_fn)(params, {}, test)["accuracy"]
-    print(f"{100 * accuracy:.1f} % of {len(test)} test images, {state.num_regions} regions")
+    start = params, model_state, optimizer.init(params), jax.random.key(2)
+    same, view = (lambda losses: losses), (lambda state: state[:2])
+    key = jax.random.key(1)
+    end = fit(selector, train_step, start, key=key, steps=steps, view=view, losses=same)
+    test = ArraySource(data.test_inputs, data.test_labels)
+    accuracy = make_evaluate(apply_fn)(*view(end), test)["accuracy"]
+    print(f"{100 * accuracy:.1f} % of {len(test)} test images")
     return accuracy
 
 

@@ -1,4 +1,4 @@
-"""CREST with a Flax Linen model in a loop of your own.
+"""CREST with a Flax Linen model, dropout and BatchNorm, in a loop of your own.
 
 python examples/linen_loop.py
 """
@@ -9,37 +9,32 @@ import optax
 from flax import linen as nn
 
 from crest_jax import ArraySource, CrestConfig, crest, cross_entropy, make_evaluate
-from crest_jax.flax import from_linen
+from crest_jax.flax import WeightedBatchNorm, from_linen
 from experiments.data import load
 
 
 class Network(nn.Module):
-    """One hidden layer with BatchNorm, on uint8 images."""
-
     @nn.compact
-    def __call__(self, images, train):
-        """Return the logits [b, 10] of images [b, 28, 28, 1]."""
-        x = images.reshape(len(images), -1).astype(jnp.float32) / 255 - 0.3
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(nn.Dense(128)(x))
-        return nn.Dense(10)(nn.relu(x))
+    def __call__(self, images, train, weights=None):
+        x = nn.Dense(128)(images.reshape(len(images), -1) / 255 - 0.3)
+        x = nn.relu(WeightedBatchNorm(momentum=0.9)(x, not train, weights))
+        return nn.Dense(10)(nn.Dropout(0.1, deterministic=not train)(x))
 
 
 def main(steps=200):
-    """Train and return the test accuracy."""
-    data = load("fashion_mnist_12k")
+    data, network = load("fashion_mnist_12k"), Network()
     train = ArraySource(data.train_inputs, data.train_labels)
-    test = ArraySource(data.test_inputs, data.test_labels)
-    network = Network()
-    apply_fn = from_linen(network)
     model_state = network.init(jax.random.key(0), data.train_inputs[:1], train=False)
     params = model_state.pop("params")
-    optimizer = optax.sgd(0.05, momentum=0.9)
+    apply_fn, optimizer = from_linen(network), optax.sgd(0.05, momentum=0.9)
     opt_state = optimizer.init(params)
 
     @jax.jit
-    def train_step(params, model_state, opt_state, batch):
+    def train_step(params, model_state, opt_state, batch, rng):
         def loss(params):
-            logits, after = apply_fn(params, model_state, batch.inputs, train=True, rng=None)
+            logits, after = apply_fn(
+                params, model_state, batch.inputs, train=True, rng=rng, weights=batch.weights
+            )
             losses = cross_entropy(logits, batch.labels)
             return jnp.average(losses, weights=batch.weights), (after, losses)
 
@@ -49,15 +44,14 @@ def main(steps=200):
 
     selector = crest(apply_fn, train, CrestConfig.recommended(steps=steps, batch_size=64))
     state = selector.init(jax.random.key(1), params, model_state)
-    for _ in range(steps):
-        state, event = selector.refresh(state, params, model_state)
-        if event is not None and event.began_region:
-            print(f"step {event.step}: region {event.num_regions}, {event.coresets} coresets")
+    for rng in jax.random.split(jax.random.key(2), steps):
+        state, _ = selector.refresh(state, params, model_state)
         state, batch = selector.next_batch(state)
-        params, model_state, opt_state, losses = train_step(params, model_state, opt_state, batch)
+        params, model_state, opt_state, losses = train_step(params, model_state, opt_state, batch, rng)
         state = selector.observe(state, batch, losses)
+    test = ArraySource(data.test_inputs, data.test_labels)
     accuracy = make_evaluate(apply_fn)(params, model_state, test)["accuracy"]
-    print(f"{100 * accuracy:.1f} % of {len(test)} test images")
+    print(f"{100 * accuracy:.1f} % of {len(test)} test images, {state.num_regions} regions")
     return accuracy
 
 

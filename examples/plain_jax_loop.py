@@ -13,28 +13,21 @@ from experiments.data import load
 
 def apply_fn(params, model_state, inputs, *, train, rng):
     """Return the logits [b, 10] of images [b, 28, 28, 1]; the state holds nothing."""
-    del train, rng
-    x = inputs.reshape(len(inputs), -1).astype(jnp.float32) / 255 - 0.3
-    for weight, bias in params[:-1]:
-        x = jax.nn.relu(x @ weight + bias[None])
-    weight, bias = params[-1]
-    return x @ weight + bias[None], model_state
+    x = inputs.reshape(len(inputs), -1) / 255 - 0.3
+    x = jax.nn.relu(x @ params["hidden"] + params["bias"][None])
+    return x @ params["head"], model_state
 
 
-def init(key, *sizes):
-    """Return random layers."""
-    keys = jax.random.split(key, len(sizes) - 1)
-    shapes = zip(keys, sizes[:-1], sizes[1:], strict=True)
-    return [(jax.random.normal(k, (i, o)) / i**0.5, jnp.zeros(o)) for k, i, o in shapes]
+def init(key):
+    first, second = jax.random.split(key)
+    hidden, head = jax.random.normal(first, (784, 128)) / 28, jax.random.normal(second, (128, 10)) / 11
+    return {"hidden": hidden, "bias": jnp.zeros(128), "head": head}
 
 
 def main(steps=200):
-    """Train and return the test accuracy."""
-    data = load("fashion_mnist_12k")
+    data, params = load("fashion_mnist_12k"), init(jax.random.key(0))
     train = ArraySource(data.train_inputs, data.train_labels)
-    test = ArraySource(data.test_inputs, data.test_labels)
     optimizer = optax.sgd(0.05, momentum=0.9)
-    params = init(jax.random.key(0), 784, 128, 10)
 
     @jax.jit
     def train_step(state, batch):
@@ -49,9 +42,8 @@ def main(steps=200):
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), losses
 
-    config = CrestConfig.recommended(steps=steps, batch_size=64)
     params, _ = fit(
-        crest(apply_fn, train, config),
+        crest(apply_fn, train, CrestConfig.recommended(steps=steps, batch_size=64)),
         train_step,
         (params, optimizer.init(params)),
         key=jax.random.key(1),
@@ -59,6 +51,7 @@ def main(steps=200):
         view=lambda state: (state[0], {}),
         losses=lambda losses: losses,  # what the step computed anyway tells what is learned
     )
+    test = ArraySource(data.test_inputs, data.test_labels)
     accuracy = make_evaluate(apply_fn)(params, {}, test)["accuracy"]
     print(f"{100 * accuracy:.1f} % of {len(test)} test images")
     return accuracy

@@ -135,7 +135,9 @@ def loops():
         def __call__(self, x):
             return self.head(jnp.tanh(self.norm(self.hidden(x))))
 
-    apply_fn, params, model_state = from_nnx(Network(nnx.Rngs(0)))
+    network = Network(nnx.Rngs(0))
+    apply_fn = from_nnx(network)
+    params, model_state = apply_fn.view(network)
 
     @jax.jit
     def step(state, batch):

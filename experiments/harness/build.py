@@ -239,7 +239,7 @@ def make_program(config: TrainConfig) -> Program:
     scheduled = full_steps if config.method == "full_cut_off" else steps
     network, apply_fn, init, train_step = make_training(config, dataset, scheduled)
     timer = PhaseTimer()
-    features_fn = linen_features(network)
+    features_fn = linen_features(network, method="features")
     chunk = 100 if config.dataset in TEXT_DATASETS else 500
     chunk = -(-chunk // num_devices(train.mesh)) * num_devices(train.mesh)
     return Program(
