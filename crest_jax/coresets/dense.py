@@ -12,6 +12,7 @@ from crest_jax.coresets.compiling import jit_wide
 from crest_jax.coresets.coverage import coverage_counts, scaled_up
 from crest_jax.coresets.grouped import GroupPicks, dissimilarities, greedy_in_groups
 from crest_jax.coresets.metrics import Metric, Points
+from crest_jax.coresets.nearest import nearest_counts
 from crest_jax.coresets.partition import Partition
 from crest_jax.coresets.plan import dense_sides, problems_at_once
 from crest_jax.types import Array, Coreset
@@ -49,7 +50,7 @@ def choose_dense(
     grouping = {"side": side, "blocks": blocks, "metric": metric, "batched": batched}
     rows, parts = _group(points, order, sizes, **grouping)
     picks = [_solve(*part, clients=clients, rounds=rounds, metric=metric) for part in parts]
-    needed = (orphans and not spread) or metric.name == "precomputed"
+    needed = (orphans and not spread) or metric.signed
     own = jnp.asarray(labels) if needed else None
     form = {"size": size, "metric": metric, "batched": batched, "spread": orphans and spread}
     return _ungroup(points, own, rows, picks, sizes, **form)
@@ -109,9 +110,15 @@ def _solve(
 ) -> GroupPicks:
     sizes = counts.reshape(-1)
     if metric.name == "precomputed":
-        values = -points.parts[0][:, :clients].transpose(1, 0, 2)
+        matrix = points.parts[0]
+        if metric.symmetric:
+            values = -matrix[:, :clients].transpose(1, 0, 2)
+        else:
+            values = -matrix[:, :, :clients].transpose(2, 0, 1)
         none = jnp.zeros(len(sizes), jnp.float32)
-        return greedy_in_groups(values, sizes, quotas.reshape(-1), none, rounds)
+        return greedy_in_groups(
+            values, sizes, quotas.reshape(-1), none, rounds, symmetric=metric.symmetric
+        )
     values = dissimilarities(metric, points, clients)
     largest = jnp.max(jnp.max(values, axis=0), axis=1).reshape(counts.shape)
     top = metric.top(jnp.max(jnp.where(quotas > 0, largest, 0.0), axis=1, keepdims=True))
@@ -154,7 +161,12 @@ def _ungroup(
     if labels is not None and metric.name == "precomputed":
         # Negative similarities improve nobody, but still say which pick is nearest.
         count = partial(coverage_counts, spread=spread)
-        weights = jax.vmap(lambda s, own, heads: count(-s, own, heads))(points.parts[0], labels, picks)
+        weights = jax.vmap(lambda s, own, heads: count(-s.T, own, heads))(
+            points.parts[0], labels, picks
+        )
+    elif labels is not None and metric.signed:
+        own_counts = partial(nearest_counts, metric=metric, spread=spread)
+        weights = jax.lax.map(lambda x: own_counts(*x), (points, labels, picks))
     elif labels is not None:
         weights = weights + _orphans(points, labels, picks, metric, classes)
     elif spread:

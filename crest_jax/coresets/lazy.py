@@ -190,13 +190,18 @@ def _pick_one(
 def _listed(oracle: Oracle, run: Run, quota: Array, capacity: int) -> Run:
     """Build the lists and finish with them; if they do not fit after all, return the run as it was."""
     entries, lists = build(oracle, run, capacity)
-    finish = _pick_one(_listed_round(lists), _listed_cover(lists))
 
     def go(run: Run) -> Run:
-        return jax.lax.while_loop(lambda run: run.taken < quota, finish, run._replace(entries=entries))
+        return finished_by_lists(lists, run._replace(entries=entries), quota)
 
     run = run._replace(evaluations=run.evaluations + run.bounds.shape[0])
     return jax.lax.cond(entries <= capacity, go, lambda run: run, run)
+
+
+def finished_by_lists(lists: Lists, run: Run, quota: Array) -> Run:
+    """Choose until ``quota`` picks are made, with all that candidates can still improve in lists."""
+    finish = _pick_one(_listed_round(lists), _listed_cover(lists))
+    return jax.lax.while_loop(lambda run: run.taken < quota, finish, run)
 
 
 def _listed_round(lists: Lists) -> Callable[[Run], Run]:
@@ -237,12 +242,16 @@ def _listed_cover(lists: Lists) -> Callable[[Run, Array], tuple[Array, Array]]:
 
 def first_run(oracle: Oracle, selectable: Array, size: int) -> Run:
     """Return what lazy greedy remembers before its first pick."""
+    return begun(*oracle.start(), selectable, size)
+
+
+def begun(top: Array, cover: Array, bounds: Array, selectable: Array, size: int) -> Run:
+    """Return a run before its first pick, from cover [n] and upper bounds of gains [m]."""
     total = selectable.shape[0]
-    top, cover, bounds = oracle.start()
     bounds = jnp.where(selectable, bounds, -1.0)
     return Run(
         cover=cover,
-        nearest=jnp.full(oracle.num_clients, -1, jnp.int32),
+        nearest=jnp.full(cover.shape[0], -1, jnp.int32),
         bounds=bounds,
         best=_best_of_blocks(bounds),
         stamp=jnp.full(total, -1, jnp.int32),

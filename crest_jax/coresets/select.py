@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,26 +13,22 @@ from crest_jax import _checks
 from crest_jax.coresets import metrics
 from crest_jax.coresets.by_class import (
     Settings,
-    choose_by_class,
     choose_by_class_compiled,
-    members_of,
-    nearest_picks,
     sorted_on_host,
 )
-from crest_jax.coresets.coverage import coverage_counts, scaled_up
 from crest_jax.coresets.dense import choose_dense
 from crest_jax.coresets.inputs import make_pool, restored, rows_of, shape_of
 from crest_jax.coresets.metrics import Metric, Points
-from crest_jax.coresets.mini_batch import medoids
+from crest_jax.coresets.nearest import Orphans, weighted_compiled
+from crest_jax.coresets.neighbors import check_neighbors, plan_neighbors, select_by_neighbors
 from crest_jax.coresets.oracles import padded
 from crest_jax.coresets.partition import Partition, label_shape, partition
 from crest_jax.coresets.partitioned import choose_in_parts
 from crest_jax.coresets.plan import METHODS, Plan, Shape, make_plan
-from crest_jax.data.quotas import covered_as_a_whole, proportional_quotas
-from crest_jax.types import Array, Coreset, Factored, PyTree
-
-# Where examples of classes without a pick count: there are none, at the nearest pick, at all alike.
-Orphans = Literal["none", "nearest", "spread"]
+from crest_jax.coresets.rectangular import choose_rectangular
+from crest_jax.coresets.sparse import check_square, is_sparse, plan_sparse, select_sparse
+from crest_jax.coresets.traced import select_traced
+from crest_jax.types import Array, Coreset, PyTree
 
 
 class _Problem(NamedTuple):
@@ -41,6 +37,7 @@ class _Problem(NamedTuple):
     parts: Partition
     shape: Shape
     batched: bool
+    rectangular: bool
 
 
 def select_coreset(
@@ -50,6 +47,8 @@ def select_coreset(
     labels: Any = None,
     num_classes: int | None = None,
     metric: str = "euclidean",
+    gamma: float | None = None,
+    neighbors: int | None = None,
     quotas: Any = "proportional",
     method: str = "auto",
     memory_budget: int | None = None,
@@ -88,16 +87,28 @@ def select_coreset(
     Concrete arrays are checked. Inside ``jit`` and ``vmap`` nothing is, labels need ``num_classes``,
     "auto" means "dense" without class blocks (``O(n^2)`` memory), and "partitioned" is not available.
 
+    Similarities (``u`` from rows, ``max(u)`` within a class): "euclidean", "sqeuclidean", "manhattan":
+    ``max(u) - u``; "cosine" and "correlation" (Pearson's, of two rows): the same of 1 minus it, where a
+    row of zeros, or a constant one, has 0 with every other row; "exponential": ``exp(-|x - y| / d)``;
+    "rbf": ``exp(-gamma |x - y|^2)``; "dot": ``x.y``. "precomputed" takes similarities: entry [i, j]
+    says how well column j stands for row i; picks are columns, and only where the matrix is square does
+    a pick stand for itself. In a sparse matrix of SciPy what is absent is 0, nothing is made dense, and
+    rows to which no pick is similar count at all picks in proportion. With ``neighbors=k`` a row is
+    similar to its k nearest rows only (exactly these, of its class). Gains are then those in this
+    graph, where the largest distance is similarity 0; weights are by the nearest of all picks.
+
     Args:
-      embeddings: [n, d], or ``Factored`` last-layer gradients, or [p, n, d] for ``p`` problems at once,
-        or a list of batches [b, d]; any real type, computed in float32. Rows of 64-bit numbers far from
-        the origin are moved near it before. With metric "precomputed" symmetric similarities [n, n].
+      embeddings: [n, d], or ``Factored`` last-layer gradients (not with "manhattan", "correlation"), or
+        [p, n, d] for ``p`` problems at once, or a list of batches [b, d]; any real type, computed in
+        float32. Rows of 64-bit numbers far from the origin are moved near it before. With metric
+        "precomputed" similarities [n, n] or [n, m]; one that is not symmetric is copied.
       size: number of picks ``m``, at most ``n``.
       labels: [n] or [p, n], the class of each example: whole numbers or strings; None: one class.
       num_classes: number of classes that there may be, inside ``jit``; outside it only makes labels
         from it on an error.
-      metric: "euclidean", "sqeuclidean", "cosine", "exponential" or "precomputed". A row of zeros has
-        cosine 0 with every other row.
+      metric: see above.
+      gamma: of "rbf", positive; None: 1 / d.
+      neighbors: k, of each row, itself among them; None: all. Only with the method "lazy" or "auto".
       quotas: "proportional", "equal", the number of picks of each class that occurs [c] in the order of
         the labels, or by label from 0 on, or a dictionary ``{label: picks}``.
       method: see above.
@@ -115,8 +126,8 @@ def select_coreset(
     Raises:
       ValueError: on embeddings that are empty, sparse, complex, NaN or infinite, labels of the wrong
         length or out of range, a size outside ``[1, n]``, quotas that cannot be met, similarities that
-        are not symmetric or never positive, an unknown metric or method, a budget too small (the
-        message says what would do), or an objective that float32 cannot hold.
+        are never positive, an unknown metric or method, a budget too small (the message says what
+        would do), or an objective that float32 cannot hold.
       RuntimeError: in a process that was forked after the first call.
       UserWarning: a warning, on similarities that look like distances.
 
@@ -127,17 +138,33 @@ def select_coreset(
       ([1, 2], [2.0, 1.0], 29.0)
     """
     _check_names(metric, method, epsilon)
-    if not _checks.is_concrete(embeddings) or (labels is not None and not _checks.is_concrete(labels)):
-        return _select_traced(
-            embeddings, size, labels, num_classes, metric, quotas, method, epsilon, key
+    metrics.check_gamma(metric, gamma)
+    traced = not _checks.is_concrete(embeddings, labels)
+    if neighbors is not None:
+        check_neighbors(neighbors, metric, method, traced=traced)
+    if traced:
+        return select_traced(
+            embeddings, size, labels, num_classes, metric, gamma, quotas, method, epsilon, key
         )
     not_forked()
     key = _checks.default_key(key)
+    if metric == "precomputed" and is_sparse(embeddings):
+        return select_sparse(
+            embeddings, size, labels=labels, num_classes=num_classes, quotas=quotas, method=method,
+            memory_budget=memory_budget,
+        )  # fmt: skip
     rows = rows_of(embeddings, metric)
     problem = _shaped(rows, size, labels, num_classes, metric, quotas, batched)
+    if neighbors is not None:
+        block = _plan_neighbors(problem, neighbors, memory_budget)[1]
+        pool = make_pool(rows, metric, batched=False, gamma=gamma)
+        return select_by_neighbors(pool, problem.parts, size, neighbors, block)
     plan = make_plan(problem.shape, method, memory_budget, epsilon)
-    pool = make_pool(rows, metric, batched=problem.batched)
-    if plan.method == "dense":
+    pool = make_pool(rows, metric, batched=problem.batched, gamma=gamma)
+    if problem.rectangular:
+        every = partial(choose_rectangular, size=size, metric=pool.metric, plan=plan, key=key)
+        found = _each(problem, pool.points, lambda points, *_: every(points))
+    elif plan.method == "dense":
         found = choose_dense(
             pool.points, problem.parts, size=size, metric=pool.metric, batched=problem.batched
         )  # fmt: skip
@@ -173,6 +200,7 @@ def plan_coreset(
     labels: Any = None,
     num_classes: int | None = None,
     metric: str = "euclidean",
+    neighbors: int | None = None,
     quotas: Any = "proportional",
     method: str = "auto",
     memory_budget: int | None = None,
@@ -187,6 +215,7 @@ def plan_coreset(
       labels: see there.
       num_classes: see there.
       metric: see there.
+      neighbors: see there.
       quotas: see there.
       method: see there.
       memory_budget: see there.
@@ -203,9 +232,22 @@ def plan_coreset(
       ('partitioned', False, True)
     """
     _check_names(metric, method, epsilon)
+    if neighbors is not None:
+        check_neighbors(neighbors, metric, method)
+    if metric == "precomputed" and is_sparse(embeddings):
+        return plan_sparse(embeddings, size, labels=labels, method=method, memory_budget=memory_budget)
     rows = rows_of(embeddings, metric)
     problem = _shaped(rows, size, labels, num_classes, metric, quotas, batched)
+    if neighbors is not None:
+        return _plan_neighbors(problem, neighbors, memory_budget)[0]
     return make_plan(problem.shape, method, memory_budget, epsilon)
+
+
+def _plan_neighbors(problem: _Problem, neighbors: int, memory_budget: int | None) -> tuple[Plan, int]:
+    shape = problem.shape
+    return plan_neighbors(
+        neighbors, shape.rows, shape.width, shape.size, problem.batched, memory_budget
+    )
 
 
 def _check_names(metric: str, method: str, epsilon: float) -> None:
@@ -231,6 +273,10 @@ def _shaped(
     """Check everything but the values of the embeddings."""
     axes = None if labels is None else len(label_shape(labels))
     problems, rows, width, batched = shape_of(embeddings, metric, axes, batched)
+    longest, rectangular = rows, metric == "precomputed" and rows != width
+    if rectangular:  # the columns are what is chosen from
+        check_square((rows, width), labels)
+        longest, rows = max(rows, width), width
     _checks.positive_int("size", size)
     _checks.require(
         size <= rows,
@@ -240,9 +286,9 @@ def _shaped(
     parts = partition(labels, (problems, rows) if batched else (rows,), size, quotas, num_classes)
     wanted = parts.quotas > 0
     shape = Shape(
-        rows=rows,
+        rows=longest,
         width=width,
-        largest=int(parts.counts.max()),
+        largest=longest if rectangular else int(parts.counts.max()),
         size=size,
         rounds=int(parts.quotas.max()),
         share=float((parts.counts[wanted] / parts.quotas[wanted]).max()),
@@ -250,7 +296,7 @@ def _shaped(
         problems=problems,
         matrix=metric == "precomputed",
     )
-    return _Problem(parts, shape, batched)
+    return _Problem(parts, shape, batched, rectangular)
 
 
 def _each(problem: _Problem, points: Points, choose: Callable[..., Coreset]) -> Coreset:
@@ -286,97 +332,6 @@ def _by_class(
     )
     lost = bool(((quotas == 0) & (counts > 0)).any())
     orphans: Orphans = ("spread" if spread else "nearest") if lost else "none"
-    return _weighted_compiled(
+    return weighted_compiled(
         points, jnp.asarray(labels), chosen.picks, chosen.gains, chosen.nearest, metric, orphans
     )
-
-
-def _weighted(
-    points: Points,
-    labels: Array,
-    picks: Array,
-    gains: Array,
-    nearest: Array,
-    metric: Metric,
-    orphans: Orphans,
-) -> Coreset:
-    """Count what each pick stands for; ``orphans`` says where rows of classes without a pick count."""
-    if metric.name == "precomputed":
-        # Negative similarities improve nobody, but still say which pick is nearest.
-        weights = coverage_counts(-points.parts[0], labels, picks, spread=orphans == "spread")
-        return Coreset(picks, weights, gains, jnp.sum(gains))
-    if orphans == "nearest":
-        heads = metrics.take_rows(points, picks)
-        slots, _ = nearest_picks(points, labels, heads, labels[picks], metric)
-        nearest = jnp.where(nearest >= 0, nearest, slots)
-    slots = jnp.where(nearest >= 0, nearest, picks.shape[0])
-    weights = jnp.zeros(picks.shape[0], jnp.float32).at[slots].add(1.0, mode="drop")
-    return Coreset(picks, scaled_up(weights, float(len(labels))), gains, jnp.sum(gains))
-
-
-_weighted_compiled = jax.jit(_weighted, static_argnames=("metric", "orphans"))
-
-
-def _select_traced(
-    embeddings: PyTree,
-    size: int,
-    labels: Any,
-    num_classes: int | None,
-    metric: str,
-    quotas: Any,
-    method: str,
-    epsilon: float,
-    key: Array | None,
-) -> Coreset:
-    embeddings = jax.tree.map(jnp.asarray, embeddings)
-    leaves = jax.tree.leaves(embeddings)
-    _checks.require(
-        all(leaf.ndim == 2 and leaf.dtype.kind != "c" for leaf in leaves)
-        and (len(leaves) == 1 or isinstance(embeddings, Factored)),
-        f"embeddings have shapes {_checks.brief([leaf.shape for leaf in leaves])} but inside jit they "
-        "must be one real array [n, d], or Factored; for several problems use jax.vmap.",
-    )
-    count = leaves[0].shape[0]
-    _checks.require(
-        isinstance(quotas, str) and quotas == "proportional" and method != "partitioned",
-        f"quotas are {_checks.brief(quotas)} and method is {method!r}, but inside jit and vmap quotas "
-        'are proportional and the method is not "partitioned"; select outside.',
-    )
-    _checks.require(
-        labels is None or num_classes is not None,
-        "num_classes is None but the arrays are traced, so the range of the labels is unknown; pass "
-        "num_classes when calling select_coreset inside jit or vmap.",
-    )
-    _checks.positive_int("size", size)
-    _checks.require(size <= count, f"size is {size} but must lie in [1, {count}]; choose a size there.")
-    _checks.require(
-        size * count < 2**31,
-        f"size times examples is {size * count} but must be below 2^31 inside jit, where quotas are "
-        "computed in int32; select outside or from parts of the pool.",
-    )
-    if labels is not None:
-        labels = jnp.asarray(labels)
-        _checks.require(
-            labels.shape == (count,) and labels.dtype.kind in "iub",
-            f"labels have shape {labels.shape} and dtype {labels.dtype} but must be integers of shape "
-            f"({count},); pass one class per example.",
-        )
-        _checks.positive_int("num_classes", num_classes)
-    classes = 1 if labels is None or num_classes is None else num_classes
-    labels = jnp.zeros(count, jnp.int32) if labels is None else labels.astype(jnp.int32)
-    key = None if key is None else _checks.prng_key("key", key)
-    if method in ("auto", "dense"):
-        return medoids(embeddings, labels, size=size, num_classes=classes, metric=metric)
-    width = sum(leaf.shape[-1] for leaf in leaves)
-    shape = Shape(count, width, count, size, size, count / size, classes, 1, metric == "precomputed")
-    plan = make_plan(shape, method, None, epsilon)
-    aside = covered_as_a_whole(members_of(labels, classes).counts, size)
-    labels = jnp.where(aside, 0, labels)
-    members = members_of(labels, classes)
-    points, kind, unit = metrics.prepare(embeddings, metric)
-    settings = Settings(size, size, count, count, kind, plan.capacity, plan.draws)
-    chosen = choose_by_class(
-        points, members, None, members, proportional_quotas(members.counts, size, most=count), None,
-        jax.random.key(0) if key is None else key, settings=settings,
-    )  # fmt: skip
-    return _weighted(points, labels, chosen.picks, chosen.gains * unit, chosen.nearest, kind, "spread")

@@ -20,25 +20,41 @@ def _look_at(matrix: Array) -> tuple[Array, Array, Array, Array]:
     return jnp.max(jnp.abs(matrix - matrix.T)), jnp.min(matrix), jnp.max(matrix), least
 
 
-def check_similarities(matrices: Array, exponents: np.ndarray) -> None:
-    """Refuse matrices [p, n, n] that are no similarities, and warn of what looks like distances."""
+@jax.jit
+def _extremes(matrix: Array) -> tuple[Array, Array]:
+    return jnp.min(matrix), jnp.max(matrix)
+
+
+def require_positive(lowest: float, highest: float) -> None:
+    """Refuse similarities of which none is positive.
+
+    Example:
+      >>> require_positive(-1.0, 2.0)
+    """
+    _checks.require(
+        highest > 0 or lowest == 0,
+        f"similarities lie between {lowest:g} and {highest:g} but one must be positive, for an "
+        "example counts 0 until it is similar to a pick; pass s - s.min(), which turns negated "
+        "distances into similarities.",
+    )
+
+
+def check_similarities(matrices: Array, exponents: np.ndarray) -> bool:
+    """Refuse matrices [p, n, m] that are no similarities, and warn of what looks like distances.
+
+    Returns:
+      Whether all are symmetric, so that their rows can be read as columns.
+    """
+    symmetric = True
     for matrix, exponent in zip(matrices, exponents, strict=True):
-        gap, lowest, highest, least = _look_at(matrix)
-        gap, lowest, highest = (np.ldexp(float(x), -int(exponent)) for x in (gap, lowest, highest))
-        _checks.require(
-            gap == 0.0,
-            f"similarities differ from their transpose by up to {gap:g} but must be symmetric, for "
-            "rows are read as columns; pass (s + s.T) / 2.",
-        )
-        _checks.require(
-            highest > 0 or lowest == 0,
-            f"similarities lie between {lowest:g} and {highest:g} but one must be positive, for an "
-            "example counts 0 until it is similar to a pick; pass s - s.min(), which turns negated "
-            "distances into similarities.",
-        )
+        square = matrix.shape[0] == matrix.shape[1]
+        gap, lowest, highest, least = _look_at(matrix) if square else (1, *_extremes(matrix), False)
+        symmetric = symmetric and float(gap) == 0
+        require_positive(*(float(np.ldexp(float(x), -int(exponent))) for x in (lowest, highest)))
         if least and len(matrix) > 1:
             warnings.warn(
                 "every similarity on the diagonal is the least of its row, as in a matrix of "
                 "distances; if these are distances pass d.max() - d, or the embeddings themselves.",
                 stacklevel=outside(),
             )
+    return symmetric

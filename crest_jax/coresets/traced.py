@@ -1,0 +1,96 @@
+"""Selection inside ``jit`` and ``vmap``, where arrays have shapes and no values."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from crest_jax import _checks
+from crest_jax.coresets import metrics
+from crest_jax.coresets.by_class import Settings, choose_by_class, members_of
+from crest_jax.coresets.mini_batch import medoids
+from crest_jax.coresets.nearest import weighted
+from crest_jax.coresets.plan import Shape, make_plan
+from crest_jax.coresets.sparse import is_sparse
+from crest_jax.data.quotas import covered_as_a_whole, proportional_quotas
+from crest_jax.types import Array, Coreset, Factored, PyTree
+
+
+def select_traced(
+    embeddings: PyTree,
+    size: int,
+    labels: Any,
+    num_classes: int | None,
+    metric: str,
+    gamma: float | None,
+    quotas: Any,
+    method: str,
+    epsilon: float,
+    key: Array | None,
+) -> Coreset:
+    """Select without looking at values; see ``select_coreset``, whose arguments these are.
+
+    Raises:
+      ValueError: on shapes and options that are not for traced arrays.
+    """
+    _checks.require(
+        not is_sparse(embeddings),
+        "similarities are a sparse matrix beside labels inside jit, where no lists are made; select "
+        "outside.",
+    )
+    embeddings = jax.tree.map(jnp.asarray, embeddings)
+    leaves = jax.tree.leaves(embeddings)
+    _checks.require(
+        all(leaf.ndim == 2 and leaf.dtype.kind != "c" for leaf in leaves)
+        and (len(leaves) == 1 or isinstance(embeddings, Factored)),
+        f"embeddings have shapes {_checks.brief([leaf.shape for leaf in leaves])} but inside jit they "
+        "must be one real array [n, d], or Factored; for several problems use jax.vmap.",
+    )
+    count = leaves[0].shape[0]
+    _checks.require(
+        metric != "precomputed" or leaves[0].shape == (count, count),
+        f"similarities have shape {leaves[0].shape} but must be square inside jit; select outside.",
+    )
+    _checks.require(
+        isinstance(quotas, str) and quotas == "proportional" and method != "partitioned",
+        f"quotas are {_checks.brief(quotas)} and method is {method!r}, but inside jit and vmap quotas "
+        'are proportional and the method is not "partitioned"; select outside.',
+    )
+    _checks.require(
+        labels is None or num_classes is not None,
+        "num_classes is None but the arrays are traced, so the range of the labels is unknown; pass "
+        "num_classes when calling select_coreset inside jit or vmap.",
+    )
+    _checks.positive_int("size", size)
+    _checks.require(size <= count, f"size is {size} but must lie in [1, {count}]; choose a size there.")
+    _checks.require(
+        size * count < 2**31,
+        f"size times examples is {size * count} but must be below 2^31 inside jit, where quotas are "
+        "computed in int32; select outside or from parts of the pool.",
+    )
+    if labels is not None:
+        labels = jnp.asarray(labels)
+        _checks.require(
+            labels.shape == (count,) and labels.dtype.kind in "iub",
+            f"labels have shape {labels.shape} and dtype {labels.dtype} but must be integers of shape "
+            f"({count},); pass one class per example.",
+        )
+        _checks.positive_int("num_classes", num_classes)
+    classes = 1 if labels is None or num_classes is None else num_classes
+    labels = jnp.zeros(count, jnp.int32) if labels is None else labels.astype(jnp.int32)
+    key = None if key is None else _checks.prng_key("key", key)
+    if method in ("auto", "dense"):
+        return medoids(embeddings, labels, size=size, num_classes=classes, metric=metric, gamma=gamma)
+    width = sum(leaf.shape[-1] for leaf in leaves)
+    shape = Shape(count, width, count, size, size, count / size, classes, 1, metric == "precomputed")
+    plan = make_plan(shape, method, None, epsilon)
+    aside = covered_as_a_whole(members_of(labels, classes).counts, size)
+    labels = jnp.where(aside, 0, labels)
+    members = members_of(labels, classes)
+    points, kind, unit = metrics.prepare(embeddings, metric, gamma)
+    settings = Settings(size, size, count, count, kind, plan.capacity, plan.draws)
+    chosen = choose_by_class(
+        points, members, None, members, proportional_quotas(members.counts, size, most=count), None,
+        jax.random.key(0) if key is None else key, settings=settings,
+    )  # fmt: skip
+    return weighted(points, labels, chosen.picks, chosen.gains * unit, chosen.nearest, kind, "spread")
