@@ -96,6 +96,12 @@ def _oracle_of(
     return PointOracle(metric, points, client_points, valid, top)
 
 
+def _rectangular(candidates: Points, metric: Metric) -> bool:
+    """Whether similarities are given whose columns are not their rows."""
+    shape = candidates.parts[0].shape
+    return metric.name == "precomputed" and shape[0] != shape[1]
+
+
 def choose_by_class(
     candidates: Points,
     members: Members,
@@ -121,9 +127,7 @@ def choose_by_class(
       settings: see ``Settings``.
     """
     metric = settings.metric
-    # The rows of a rectangular matrix are not its columns.
-    shape = candidates.parts[0].shape
-    same = clients is None and not (metric.name == "precomputed" and shape[0] != shape[1])
+    same = clients is None and not _rectangular(candidates, metric)
     num_clients = client_members.order.shape[0]
     count = quotas.shape[0]
     firsts = jnp.cumsum(quotas, dtype=jnp.int32) - quotas

@@ -22,7 +22,7 @@ from crest_jax.coresets.metrics import Metric, Points
 from crest_jax.coresets.nearest import Orphans, weighted_compiled
 from crest_jax.coresets.neighbors import check_neighbors, plan_neighbors, select_by_neighbors
 from crest_jax.coresets.oracles import padded
-from crest_jax.coresets.partition import Partition, label_shape, partition
+from crest_jax.coresets.partition import Partition, check_size, label_shape, partition
 from crest_jax.coresets.partitioned import choose_in_parts
 from crest_jax.coresets.plan import METHODS, Plan, Shape, make_plan
 from crest_jax.coresets.rectangular import choose_rectangular
@@ -151,7 +151,7 @@ def select_coreset(
     if metric == "precomputed" and is_sparse(embeddings):
         return select_sparse(
             embeddings, size, labels=labels, num_classes=num_classes, quotas=quotas, method=method,
-            memory_budget=memory_budget,
+            memory_budget=memory_budget, batched=batched,
         )  # fmt: skip
     rows = rows_of(embeddings, metric)
     problem = _shaped(rows, size, labels, num_classes, metric, quotas, batched)
@@ -235,7 +235,9 @@ def plan_coreset(
     if neighbors is not None:
         check_neighbors(neighbors, metric, method)
     if metric == "precomputed" and is_sparse(embeddings):
-        return plan_sparse(embeddings, size, labels=labels, method=method, memory_budget=memory_budget)
+        return plan_sparse(
+            embeddings, size, labels=labels, method=method, memory_budget=memory_budget, batched=batched
+        )
     rows = rows_of(embeddings, metric)
     problem = _shaped(rows, size, labels, num_classes, metric, quotas, batched)
     if neighbors is not None:
@@ -277,12 +279,7 @@ def _shaped(
     if rectangular:  # the columns are what is chosen from
         check_square((rows, width), labels)
         longest, rows = max(rows, width), width
-    _checks.positive_int("size", size)
-    _checks.require(
-        size <= rows,
-        f"size is {size} but the pool holds {rows} examples and no example is chosen twice; ask for "
-        f"at most {rows}.",
-    )
+    check_size(size, rows, "columns" if rectangular else "examples")
     parts = partition(labels, (problems, rows) if batched else (rows,), size, quotas, num_classes)
     wanted = parts.quotas > 0
     shape = Shape(

@@ -24,7 +24,7 @@ from crest_jax.coresets.inputs import restored
 from crest_jax.coresets.metrics import Metric
 from crest_jax.coresets.numbers import real_array
 from crest_jax.coresets.oracles import gains_of
-from crest_jax.coresets.partition import partition
+from crest_jax.coresets.partition import check_size, partition
 from crest_jax.data.devices import automatic, gather, in_all_processes, place, spread
 from crest_jax.types import Array, Coreset
 
@@ -87,15 +87,10 @@ def select_coreset_sharded(
     )
     _checks.one_of("metric", metric, metrics.METRICS[:-1])
     metrics.check_gamma(metric, gamma)
-    _checks.positive_int("size", size)
     _checks.positive_int("proposals", proposals)
     share = len(own)
     count, first = share * jax.process_count(), share * jax.process_index()
-    _checks.require(
-        size <= count,
-        f"size is {size} but the pool holds {count} examples and no example is chosen twice; ask for "
-        f"at most {count}.",
-    )
+    check_size(size, count, "examples")
     parts = partition(labels, (count,), size, quotas, num_classes)
     frame = Frame(metric, gamma)
     points = in_all_processes(lambda: frame.points(own, first), "embeddings")

@@ -14,13 +14,11 @@ from crest_jax.coresets.lists import WINDOW, Lists
 from crest_jax.coresets.metrics import Metric, Points
 from crest_jax.coresets.numbers import exponents_of
 from crest_jax.coresets.oracles import padded
-from crest_jax.coresets.partition import Partition, partition
+from crest_jax.coresets.partition import Partition, check_size, partition
 from crest_jax.coresets.partitioned import coreset_of
 from crest_jax.coresets.plan import EXACT, Plan, check_budget
 from crest_jax.coresets.similarities import require_positive
 from crest_jax.types import Array, Coreset
-
-_SLACK = 3e-6  # rounding of the first bounds, by which they are raised
 
 
 class Graph(NamedTuple):
@@ -160,16 +158,17 @@ def check_listed_method(method: str, what: str) -> None:
     )
 
 
-def plan_sparse(matrix: Any, size: int, *, labels: Any, method: str, memory_budget: int | None) -> Plan:
+def plan_sparse(
+    matrix: Any, size: int, *, labels: Any, method: str, memory_budget: int | None, batched: bool | None
+) -> Plan:
     """Check everything but the values of a sparse matrix, and say what a selection from it needs."""
     check_listed_method(method, "a sparse matrix")
     check_sparse(matrix, labels)
     rows, candidates = matrix.shape
-    _checks.positive_int("size", size)
+    check_size(size, candidates, "columns")
     _checks.require(
-        size <= candidates,
-        f"size is {size} but there are {candidates} columns to choose from and none is chosen twice; "
-        f"ask for at most {candidates}.",
+        not batched,
+        f"batched is {batched} but similarities are one sparse matrix; pass the problems one by one.",
     )
     _checks.require(
         matrix.nnz < 2**31 - 2**24,
@@ -188,6 +187,7 @@ def select_sparse(
     quotas: Any,
     method: str,
     memory_budget: int | None,
+    batched: bool | None,
 ) -> Coreset:
     """Choose columns of a sparse matrix [n, m] of similarities; see ``select_coreset``.
 
@@ -197,7 +197,9 @@ def select_sparse(
     Raises:
       ValueError: as ``select_coreset``.
     """
-    plan_sparse(matrix, size, labels=labels, method=method, memory_budget=memory_budget)
+    plan_sparse(
+        matrix, size, labels=labels, method=method, memory_budget=memory_budget, batched=batched
+    )
     parts = partition(labels, (matrix.shape[1],), size, quotas, num_classes)
     graph, exponent = _graph_of(matrix)
     picks, gains = choose_listed(graph, parts)
@@ -289,9 +291,7 @@ def _run(
     wide, capacity = padded(candidates), _roomy(entries)
     similarities = graph.top - graph.values.astype(np.float64)
     owners = np.repeat(np.arange(len(lengths)), lengths)
-    bounds = np.bincount(owners, similarities, minlength=len(lengths))
-    # The gains are added up window by window.
-    slack = 1 + _SLACK + 1.2e-7 * lengths.max(initial=0) / WINDOW
+    gains = np.bincount(owners, similarities, minlength=len(lengths))
 
     def filled(values: np.ndarray, count: int, fill: float, kind: Any) -> Array:
         return jnp.asarray(np.pad(values, (0, count - len(values)), constant_values=fill).astype(kind))
@@ -305,7 +305,7 @@ def _run(
     cover = np.full(graph.num_rows, graph.top)
     size = min(candidates, -(-(quota if rounds is None else rounds) // 32) * 32)
     picks, gains = _greedy(
-        lists, filled(bounds * slack, wide, -1.0, np.float32),
+        lists, filled(gains, wide, -1.0, np.float32),
         filled(cover, padded(rows), -np.inf, np.float32), jnp.int32(quota), size=size,
     )  # fmt: skip
     return np.asarray(picks)[:quota].astype(np.int64), np.asarray(gains)[:quota]
@@ -313,8 +313,10 @@ def _run(
 
 @partial(jax.jit, static_argnames="size")
 def _greedy(
-    lists: Lists, bounds: Array, cover: Array, quota: Array, *, size: int
+    lists: Lists, first: Array, cover: Array, quota: Array, *, size: int
 ) -> tuple[Array, Array]:
-    run = begun(jnp.max(cover), cover, bounds, bounds >= 0, size)
-    run = finished_by_lists(lists, run, quota)
+    """Choose from lists, cover [n] and the gains [m] of first picks; -1 for none to pick."""
+    run = begun(jnp.max(cover), cover, first, first >= 0, size)
+    # The first gains are known, not only bounded: else all that tie would be evaluated.
+    run = finished_by_lists(lists, run._replace(stamp=jnp.zeros_like(run.stamp)), quota)
     return run.picks, run.gains

@@ -35,8 +35,7 @@ def select_traced(
     """
     _checks.require(
         not is_sparse(embeddings),
-        "similarities are a sparse matrix beside labels inside jit, where no lists are made; select "
-        "outside.",
+        "similarities are a sparse matrix beside labels inside jit; select outside.",
     )
     embeddings = jax.tree.map(jnp.asarray, embeddings)
     leaves = jax.tree.leaves(embeddings)

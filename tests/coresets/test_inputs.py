@@ -83,7 +83,6 @@ def test_whole_numbers_of_any_size_are_exact():
 
 REFUSED = [
     (scipy.sparse.csr_matrix(X), {}, "sparse.*csr.*dense; pass .toarray"),
-    (scipy.sparse.coo_array(X @ X.T), {"metric": "precomputed"}, "similarities are a sparse.*; pass"),
     (X + 1j, {}, "complex64 but must be real.*; pass real and imaginary"),
     (jnp.asarray(X) + 1j, {}, "complex64 but must be real.*; pass"),
     (X.astype(str), {}, "dtype <U.* but must be real numbers; encode"),
