@@ -8,6 +8,7 @@ them, and scikit-learn itself goes by them: ``check_is_fitted`` looks for the un
 
 from typing import Any
 
+import jax
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import _safe_indexing
@@ -80,8 +81,6 @@ class CoresetSelector(BaseEstimator):
           ValueError: as ``select_coreset``, on similarities that are not square, and on a
             ``random_state`` that is no whole number from 0 to 2^32 - 1.
         """
-        import jax
-
         seed = 0 if self.random_state is None else self.random_state
         whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
         _checks.require(

@@ -96,8 +96,7 @@ def _graph_of(matrix: Any) -> tuple[Graph, int]:
     Raises:
       ValueError: on NaN or infinite entries, and where none is positive.
     """
-    columns = matrix.astype(np.float64).tocsc()  # duplicates are summed in float64
-    columns = columns.copy() if columns is matrix else columns
+    columns = matrix.astype(np.float64).tocsc()  # a copy, whose duplicates are summed in float64
     columns.sum_duplicates()
     data = columns.data
     bad = ~np.isfinite(data)
@@ -145,7 +144,7 @@ def graph_plan(entries: int, rows: int, candidates: int, size: int, extra: int =
 
 def _roomy(count: int) -> int:
     """Round up by at most an eighth, so that inputs of nearly the same size share a program."""
-    step = max(WINDOW, 1 << max(0, count.bit_length() - 3))
+    step = max(WINDOW, 1 << max(0, count.bit_length() - 4))
     return -(-max(count, 1) // step) * step
 
 
