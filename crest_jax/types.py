@@ -57,11 +57,14 @@ class Coreset(NamedTuple):
       gains: [m], float32, growth of the objective at each pick.
       objective: [], float32, sum of the gains, and of what earlier rows of elsewhere cover.
       assignments: [n], int32, place in ``indices`` of the pick that stands for each row; -1 for a row
-        that no single pick stands for: it stands for an earlier row of elsewhere, or its class has no
-        pick and counts at all picks. None from ``select_coreset_stream`` and
-        ``select_coreset_sharded``, which do not keep the rows in one place.
+        that no single pick stands for: it stands for an earlier row of elsewhere, its class has no pick
+        and counts at all picks, or no pick is similar to it in a sparse matrix. None
+        from ``select_coreset_stream`` and ``select_coreset_sharded``, which do not keep the rows in one
+        place.
       coverage: [], float32, the objective over the largest possible one, that of all candidates
-        together; between 0 and 1.
+        together (in the graph of neighbours, where one is asked for); between 0 and 1. None with the
+        metric "dot" from a choice in parts (method "partitioned") and from ``select_coreset_stream``,
+        which do not compare all pairs.
     """
 
     indices: Array
@@ -69,7 +72,7 @@ class Coreset(NamedTuple):
     gains: Array
     objective: Array
     assignments: Array | None
-    coverage: Array
+    coverage: Array | None
 
 
 class Factored(NamedTuple):

@@ -9,7 +9,16 @@ def dissimilarities(points, metric):
     if metric == "precomputed":
         return -points.astype(np.float64)
     wide = points.astype(np.longdouble) if points.dtype.kind in "iu" else points.astype(np.float64)
-    if metric == "cosine":
+    if metric == "dot":
+        return -(wide.astype(np.longdouble) @ wide.astype(np.longdouble).T).astype(np.float64)
+    if metric == "manhattan":
+        return np.abs(wide[:, None] - wide[None]).sum(axis=2).astype(np.float64)
+    if metric == "correlation":
+        scaled = wide.astype(np.longdouble) / (np.abs(wide).max(initial=0) or 1.0)
+        wide = scaled - scaled[:, :1]
+        wide = wide - wide.mean(axis=1, keepdims=True)
+        wide[(scaled == scaled[:, :1]).all(axis=1)] = 0  # a constant row
+    if metric in ("cosine", "correlation"):
         sizes = np.abs(wide).max(axis=1, keepdims=True)
         unit = wide / np.where(sizes == 0, 1, sizes)
         lengths = np.sqrt((unit**2).sum(axis=1, keepdims=True))
@@ -18,7 +27,7 @@ def dissimilarities(points, metric):
         empty = sizes[:, 0] == 0  # no direction: cosine 0 with every other row
         values[empty[:, None] | empty[None, :]] = 1.0
         np.fill_diagonal(values, 0.0)
-        return values
+        return values.astype(np.float64)
     largest = np.abs(wide).max(initial=0) or 1.0
     distances = (
         np.sqrt((((wide / largest)[:, None] - (wide / largest)[None]) ** 2).sum(axis=2))
@@ -26,6 +35,9 @@ def dissimilarities(points, metric):
     distances = distances.astype(np.float64)
     if metric == "sqeuclidean":
         return distances**2
+    if metric == "rbf":
+        with np.errstate(over="ignore"):
+            return -np.expm1(-(distances**2) / points.shape[1])
     return -np.expm1(-distances / points.shape[1]) if metric == "exponential" else distances
 
 

@@ -24,7 +24,7 @@ FLOORS = [
     {"algorithm", "baselines"},
     {"loop"},
     {"diagnostics"},
-    {"flax"},
+    {"flax", "sklearn"},
 ]
 FILES = sorted(path for path in LIBRARY.rglob("*.py"))
 
@@ -102,8 +102,11 @@ def test_files_of_a_folder_import_without_a_circle():
                 del used[stem]
 
 
-def test_the_core_imports_no_flax():
-    code = "import sys, crest_jax, crest_jax.diagnostics; sys.exit('flax' in sys.modules)"
+def test_the_core_imports_neither_flax_nor_scikit_learn():
+    code = (
+        "import sys, crest_jax, crest_jax.diagnostics; "
+        "sys.exit(bool({'flax', 'sklearn'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -111,7 +114,8 @@ def test_the_core_imports_no_flax():
 def test_no_file_prints_or_imports_what_it_may_not(path):
     tree = tree_of(path)
     roots = {name.split(".")[0] for name in imports_of(tree)}
-    assert "flax" not in roots or room_of(path) == "flax"
+    for library in ("flax", "sklearn"):
+        assert library not in roots or room_of(path) == library
     assert not roots & {"experiments", "tests", "tensorflow", "torch", "matplotlib"}
     assert "time" not in roots or room_of(path) == "diagnostics", "only the pilot measures seconds"
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]

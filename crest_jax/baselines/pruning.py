@@ -70,7 +70,7 @@ def dynamic_pruning(
     Example:
       >>> import jax, numpy as np
       >>> from crest_jax import ArraySource
-      >>> source = ArraySource(np.eye(4), np.zeros(4, int), 1)
+      >>> source = ArraySource(np.eye(4), np.zeros(4, int))
       >>> own = ExclusionConfig(threshold=0.02, window=2, cooldown=1, keep_fraction=0.0)
       >>> selector = dynamic_pruning(source, 2, own)
       >>> state = selector.init(jax.random.key(0), None, None)

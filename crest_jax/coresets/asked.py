@@ -83,13 +83,16 @@ class Extras(NamedTuple):
         return found
 
 
-def checked(asked: Asked, embeddings: Any, shape: tuple[int, ...], metric: str, labels: Any) -> Extras:
+def checked(
+    asked: Asked, embeddings: Any, shape: tuple[int, ...], rows: int, metric: str, labels: Any
+) -> Extras:
     """Check what is asked for, but for what depends on quotas.
 
     Args:
       asked: as given.
       embeddings: as from ``rows_of``.
-      shape: (n,), or (p, n) for ``p`` problems.
+      shape: (n,), or (p, n) for ``p`` problems, of what is chosen from.
+      rows: what is to be covered.
       metric: of the embeddings.
       labels: None or not.
 
@@ -99,7 +102,7 @@ def checked(asked: Asked, embeddings: Any, shape: tuple[int, ...], metric: str, 
     batched, count = len(shape) == 2, shape[-1]
     weights = None
     if asked.sample_weights is not None:
-        weights = _weights(asked.sample_weights, shape).reshape(-1, count)
+        weights = _weights(asked.sample_weights, (*shape[:-1], rows)).reshape(-1, rows)
     first, earlier = None, None
     if asked.initial is not None:
         earlier = _elsewhere("initial", asked.initial, embeddings, metric, labels, batched)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crest_jax.coresets import metrics
+from crest_jax.coresets import metrics, sums
 from crest_jax.coresets.compiling import jit_wide
 from crest_jax.coresets.greedy import first_largest
 from crest_jax.coresets.lazy import lazy_greedy
@@ -99,11 +99,24 @@ def oracle_of(
     """Return the oracle of one class; ``clients`` are None where they are the candidates."""
     more = rules.weights, rules.earlier
     if clients is None:
-        (points,) = metrics.centred(own)
+        (points,) = sums.centred(metric, own)
         return PointOracle(metric, points, points, valid, top, *more)
     # One shift for both sides: the difference of two rows must not change.
-    points, client_points = metrics.centred(own, clients)
+    points, client_points = sums.centred(metric, own, clients)
     return PointOracle(metric, points, client_points, valid, top, *more)
+
+
+def _matrix_oracle(
+    matrix: Array, places: tuple[Array, Array, Array] | None, each: Array | None
+) -> MatrixOracle:
+    """Return the oracle of one class, whose candidates, clients and real ones of these are ``places``.
+
+    None: the matrix is that of the class.
+    """
+    if places is not None:
+        rows, clients, valid = places
+        matrix = jnp.where(valid[None, :], matrix[rows][:, clients], -jnp.inf)
+    return MatrixOracle(matrix, None if each is None else each[: matrix.shape[1]])
 
 
 def window(order: Array, start: Array, count: Array, width: int) -> tuple[Array, Array]:
@@ -127,7 +140,7 @@ def choose_by_class(
     """Run one greedy choice in each class.
 
     Args:
-      candidates: [m] rows; for the metric "precomputed" one part, similarities [n, n].
+      candidates: [m] rows; for the metric "precomputed" one part, similarities [m, n] to the clients.
       members: the candidates by class.
       clients: what is to be covered, in the same form, or None when these are the candidates.
       client_members: the clients by class.
@@ -138,8 +151,8 @@ def choose_by_class(
       rules: those that go by client, or by whole pool; with several classes they need a ``top``.
       settings: see ``Settings``.
     """
-    same = clients is None
     metric = settings.metric
+    same = clients is None
     num_clients = client_members.order.shape[0]
     count = quotas.shape[0]
     firsts = jnp.cumsum(quotas, dtype=jnp.int32) - quotas
@@ -157,11 +170,8 @@ def choose_by_class(
         own_rules = rules.of_class(index, rows, client_rows, client_valid)
         selectable = valid if own_rules.allowed is None else valid & own_rules.allowed
         if metric.name == "precomputed":
-            matrix = candidates.parts[0]
-            if count > 1:
-                matrix = jnp.where(client_valid[None, :], matrix[rows][:, rows], -jnp.inf)
-            each = own_rules.weights
-            oracle: Oracle = MatrixOracle(matrix, None if each is None else each[: len(matrix)])
+            places = (rows, client_rows, client_valid) if count > 1 else None
+            oracle: Oracle = _matrix_oracle(candidates.parts[0], places, own_rules.weights)
         else:
             own = metrics.take_rows(candidates, rows)
             theirs = None if clients is None else metrics.take_rows(clients, client_rows)
@@ -293,8 +303,8 @@ def nearest_picks(
 ) -> tuple[Array, Array]:
     """Find the nearest pick of each row: of its class, or of any where its class has none.
 
-    Lower bounds of all distances, from one matrix product, say which picks may be the nearest; direct
-    differences decide, the earlier pick on a tie.
+    Lower bounds of all distances say which picks may be the nearest; direct sums decide, the earlier
+    pick on a tie.
 
     Args:
       points: [n] rows.
@@ -307,8 +317,8 @@ def nearest_picks(
       The slot [n], int32, of the nearest pick, and its dissimilarity [n].
     """
     count, width = points.rows, 256
-    points, heads = metrics.centred(points, heads)
-    head_lengths = metrics.squared_lengths(heads)
+    points, heads = sums.centred(metric, points, heads)
+    head_lengths = sums.lengths(metric, heads)
     columns = heads._replace(parts=tuple(part.T for part in heads.parts))
 
     def blocked(leaf: Array) -> Array:
@@ -318,7 +328,8 @@ def nearest_picks(
         rows, own = block
         match = own[:, None] == head_labels[None, :]
         allowed = match | ~jnp.any(match, axis=1, keepdims=True)
-        lower = metrics.lower_squared(rows, metrics.squared_lengths(rows), columns, head_lengths)
+        own_lengths = sums.lengths(metric, rows)
+        lower = sums.lower(metric, rows, own_lengths, columns, head_lengths)
         lower = jnp.where(allowed, lower, jnp.inf)
         every = jnp.arange(head_labels.shape[0], dtype=jnp.int32)[None, :]
 
@@ -329,24 +340,24 @@ def nearest_picks(
         def look_closely(state: tuple[Array, ...]) -> tuple[Array, ...]:
             look, lower, slot, best, _ = state
             found = first_largest(-lower)
-            squared = metrics.squared_pairs(rows, metrics.take_rows(heads, found))
-            squared = jnp.where(jnp.min(lower, axis=1) < jnp.inf, squared, jnp.inf)
-            better = (squared < best) | ((squared == best) & (found < slot))
-            slot, best = jnp.where(better, found, slot), jnp.where(better, squared, best)
+            direct = sums.pairs(metric, rows, metrics.take_rows(heads, found))
+            direct = jnp.where(jnp.min(lower, axis=1) < jnp.inf, direct, jnp.inf)
+            better = (direct < best) | ((direct == best) & (found < slot))
+            slot, best = jnp.where(better, found, slot), jnp.where(better, direct, best)
             lower = jnp.where(every == found[:, None], jnp.inf, lower)
             return look + 1, lower, slot, best, jnp.any(jnp.min(lower, axis=1) <= best)
 
         def look_at_all(slot: Array, best: Array) -> tuple[Array, Array]:
             del slot, best
-            tiles = metrics.to_tiles(rows, width)
-            squared = jax.lax.map(lambda head: metrics.squared_to_all(head, tiles)[0], heads).T
-            squared = jnp.where(allowed, squared, jnp.inf)
-            return first_largest(-squared), jnp.min(squared, axis=1)
+            tiles = sums.to_tiles(rows, width)
+            direct = jax.lax.map(lambda head: sums.to_all(metric, head, tiles)[0], heads).T
+            direct = jnp.where(allowed, direct, jnp.inf)
+            return first_largest(-direct), jnp.min(direct, axis=1)
 
         none = jnp.zeros(width, jnp.int32), jnp.full(width, jnp.inf, jnp.float32)
         start: tuple[Array, ...] = (jnp.int32(0), lower, *none, jnp.array(True))
         _, _, slot, best, left = jax.lax.while_loop(unsettled, look_closely, start)
         return jax.lax.cond(left, look_at_all, lambda slot, best: (slot, best), slot, best)
 
-    slots, squared = jax.lax.map(one, (jax.tree.map(blocked, points), blocked(labels)))
-    return slots.reshape(-1)[:count], metric.from_squared(squared.reshape(-1)[:count])
+    slots, direct = jax.lax.map(one, (jax.tree.map(blocked, points), blocked(labels)))
+    return slots.reshape(-1)[:count], metric.from_sums(direct.reshape(-1)[:count])

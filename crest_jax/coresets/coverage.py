@@ -27,6 +27,7 @@ def coverage_counts(
     sample_weights: Array | None = None,
     *,
     spread: bool = False,
+    itself: bool = True,
 ) -> Counted:
     """Count the rows that each pick stands for: those of its class to which it is the nearest pick.
 
@@ -34,12 +35,13 @@ def coverage_counts(
     of rows.
 
     Args:
-      values: [n, n], float32, dissimilarities.
+      values: [n, n], float32, dissimilarities of rows to candidates.
       classes: [n], int32.
       picks: [m], int32.
       sample_weights: [n], float32, how many examples each row stands for; None: one each.
       spread: static. Rows whose class has no pick count at all picks in proportion; otherwise at the
         nearest pick of any class.
+      itself: static. Whether candidates are the rows; if not, values are [n, k], of one class.
 
     Returns:
       Weights [m], each at least the pick's own mass, and the assignments [n].
@@ -50,11 +52,12 @@ def coverage_counts(
       >>> coverage_counts(u, jnp.zeros(3, int), jnp.array([1, 2])).weights.tolist()
       [2.0, 1.0]
     """
-    same = classes[:, None] == classes[picks][None, :]
+    heads = classes[picks] if itself else jnp.broadcast_to(classes[0], picks.shape)
+    same = classes[:, None] == heads[None, :]
     own = jnp.any(same, axis=1, keepdims=True)
     nearest = first_largest(-jnp.where(same | ~own, values[:, picks], jnp.inf))
-    slots = jnp.arange(picks.shape[0], dtype=jnp.int32)
-    nearest = nearest.at[picks].set(slots)
+    if itself:
+        nearest = nearest.at[picks].set(jnp.arange(picks.shape[0], dtype=jnp.int32))
     each = jnp.ones(values.shape[0], jnp.float32) if sample_weights is None else sample_weights
     counted = jnp.where(own[:, 0], each, 0.0) if spread else each
     found = jnp.zeros(picks.shape[0], jnp.float32).at[nearest].add(counted)
@@ -112,14 +115,18 @@ def empty_coreset(
 
 
 def best_similarities(
-    matrix: Array, labels: Array | None = None, allowed: Array | None = None
+    matrix: Array,
+    labels: Array | None = None,
+    codes: Array | None = None,
+    allowed: Array | None = None,
 ) -> Array:
     """Return the similarity [n] of each row to the candidate of its class that is most similar, or 0.
 
     Args:
-      matrix: [n, n], similarities.
+      matrix: [k, n], similarities of candidates to rows.
       labels: [n], int32; None: one class.
-      allowed: [n], bool, which rows are candidates; None: all.
+      codes: [k], int32, classes of the candidates; None: these are the rows.
+      allowed: [k], bool, which candidates count; None: all.
 
     Example:
       >>> matrix = jnp.array([[3.0, 1.0], [1.0, -2.0]])
@@ -127,7 +134,8 @@ def best_similarities(
       [1.0, 0.0]
     """
     if labels is not None:
-        matrix = jnp.where(labels[:, None] == labels[None, :], matrix, 0.0)
+        codes = labels if codes is None else codes
+        matrix = jnp.where(codes[:, None] == labels[None, :], matrix, 0.0)
     if allowed is not None:
-        matrix = jnp.where(allowed[None, :], matrix, 0.0)
-    return jnp.maximum(jnp.max(matrix, axis=1), 0.0)
+        matrix = jnp.where(allowed[:, None], matrix, 0.0)
+    return jnp.maximum(jnp.max(matrix, axis=0), 0.0)

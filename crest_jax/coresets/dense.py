@@ -13,6 +13,7 @@ from crest_jax.coresets.compiling import jit_wide
 from crest_jax.coresets.coverage import coverage_counts, covered_share, empty_coreset, scaled_up
 from crest_jax.coresets.grouped import GroupPicks, assigned, dissimilarities, greedy_in_groups
 from crest_jax.coresets.metrics import Metric, Points
+from crest_jax.coresets.nearest import nearest_counts
 from crest_jax.coresets.partition import Partition
 from crest_jax.coresets.plan import dense_sides, problems_at_once
 from crest_jax.coresets.rules import NO_RULES, Rules
@@ -68,10 +69,10 @@ def choose_dense(
                 labels.shape[1], found[0].top[0], each, found[0].start[0], found[0].floor[0]
             )
     orphans = bool(((sizes[1] == 0) & (counts > 0)).any())
-    needed = (orphans and not spread) or metric.name == "precomputed"
+    needed = (orphans and not spread) or metric.signed
     own = jnp.asarray(labels) if needed else None
     form = {"size": size, "metric": metric, "batched": batched, "spread": orphans and spread}
-    return _ungroup(points, own, rows, found, sizes, rules.weights, **form)
+    return _ungroup(points, own, rows, found, sizes, rules.weights, rules.earlier, **form)
 
 
 class _Solved(NamedTuple):
@@ -161,7 +162,11 @@ def _solve(
     sizes, problems = counts.reshape(-1), len(counts)
     candidates = rules.candidates()
     if metric.name == "precomputed":
-        values = -points.parts[0][:, :clients].transpose(1, 0, 2)
+        matrix = points.parts[0]
+        if metric.symmetric:
+            values = -matrix[:, :clients].transpose(1, 0, 2)
+        else:
+            values = -matrix[:, :, :clients].transpose(2, 0, 1)
         level = jnp.zeros(problems, jnp.float32)
     else:
         values = dissimilarities(metric, points, clients)
@@ -176,7 +181,7 @@ def _solve(
     place = jnp.arange(values.shape[2], dtype=jnp.int32)[None, :]
     member = place < sizes[:, None]
     each = member.astype(jnp.float32) if rules.weights is None else member * rules.weights
-    if candidates is not None or metric.name == "precomputed":
+    if candidates is not None or metric.signed:
         can = member if candidates is None else member & candidates
         least = jnp.min(jnp.where(can[None], values, jnp.inf), axis=2).T  # [g, k]
         least = jnp.minimum(least, tops[:, None])
@@ -187,7 +192,9 @@ def _solve(
     if rules.earlier is not None:
         start = jnp.sum(each * jnp.maximum(tops[:, None] - rules.earlier, 0.0), axis=1)
     rules = rules._replace(floor=floors)
-    found = greedy_in_groups(values, sizes, quotas.reshape(-1), tops, rounds, rules)
+    found = greedy_in_groups(
+        values, sizes, quotas.reshape(-1), tops, rounds, rules, symmetric=metric.symmetric
+    )
     floors, start = (jnp.sum(x.reshape(counts.shape), axis=1) for x in (floors, start))
     return _Solved(found, level, floors, start)
 
@@ -200,6 +207,7 @@ def _ungroup(
     blocks: list[_Solved],
     sizes: Array,
     each: Array | None,
+    earlier: Array | None,
     *,
     size: int,
     metric: Metric,
@@ -208,7 +216,7 @@ def _ungroup(
 ) -> Coreset:
     """Line up the picks of each problem, class by class; labels [p, n] where weights need them.
 
-    ``each`` [p, n] is what rows count.
+    ``each`` [p, n] is what rows count, ``earlier`` [p, n] how far they are from rows of elsewhere.
     """
     if not batched:
         points = jax.tree.map(lambda x: x[None], points)
@@ -240,8 +248,14 @@ def _ungroup(
     if labels is not None and metric.name == "precomputed":
         # Negative similarities improve nobody, but still say which pick is nearest.
         counted = partial(coverage_counts, spread=spread)
-        weights, assignments = jax.vmap(lambda s, *own: counted(-s, *own))(
+        weights, assignments = jax.vmap(lambda s, *own: counted(-s.T, *own))(
             points.parts[0], labels, picks, *(() if each is None else (each,))
+        )
+    elif labels is not None and metric.signed:
+        look = partial(nearest_counts, metric=metric, spread=spread)
+        weights, assignments = jax.lax.map(
+            lambda own: look(own[0], own[1], metrics.take_rows(own[0], own[2]), *own[2:]),
+            (points, labels, picks, each, earlier),
         )
     elif labels is not None:
         more, slots = _orphans(points, labels, picks, each, metric, classes)

@@ -129,9 +129,7 @@ def apart(
 
     ``points`` are those of the problem, ``others`` the candidates of elsewhere.
     """
-    whole = {"budget", "least", "share"}
-    own = {k: v if v is None or k in whole else v[p] for k, v in rules._asdict().items()}
-    rules = Rules(**own)
+    rules = rules.of_problem(p)
     if others is not None:
         return rules, Candidates(others, np.zeros(others.rows, np.int32), None)
     pickable = extras.pickable

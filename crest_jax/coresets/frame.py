@@ -6,13 +6,14 @@ import numpy as np
 
 from crest_jax import _checks
 from crest_jax.coresets.inputs import Pool
-from crest_jax.coresets.metrics import ROOM, Metric, Points, exponential_scale
+from crest_jax.coresets.metrics import ROOM, Metric, Points, exponential_scale, rbf_scale
 from crest_jax.coresets.numbers import (
     exponents_of,
     far_middle,
     fits_float32,
     float64,
     largest_of,
+    less_their_mean,
     moved_by,
     unit_rows,
 )
@@ -27,9 +28,9 @@ class Frame:
       [[-0.5], [0.5]]
     """
 
-    def __init__(self, metric: str) -> None:
+    def __init__(self, metric: str, gamma: float | None = None) -> None:
         """Begin with no rows."""
-        self._name = metric
+        self._name, self._gamma = metric, gamma
         self._shift: np.ndarray | None = None  # [1, d]
         self._exponent: int | None = None
         self._columns = 1
@@ -37,15 +38,22 @@ class Frame:
     @property
     def metric(self) -> Metric:
         """The metric of the points."""
-        if self._name != "exponential":
-            return Metric(self._name, 1.0)
         factor = 2.0 ** min(self._exponent or 0, 127)
-        return Metric(self._name, exponential_scale(self._columns, factor))
+        if self._name == "exponential":
+            return Metric(self._name, exponential_scale(self._columns, factor))
+        if self._name == "rbf":
+            return Metric(self._name, rbf_scale(self._gamma, self._columns, factor))
+        return Metric("cosine" if self._angles else self._name, 1.0)
+
+    @property
+    def _angles(self) -> bool:
+        """Whether only the directions of rows count."""
+        return self._name in ("cosine", "correlation")
 
     @property
     def _power(self) -> int:
         """How often the scale multiplies a dissimilarity."""
-        return {"euclidean": 1, "sqeuclidean": 2}.get(self._name, 0)
+        return {"euclidean": 1, "manhattan": 1, "sqeuclidean": 2, "dot": 2}.get(self._name, 0)
 
     def pool(self) -> Pool:
         """Return a pool without points, for ``restored``."""
@@ -59,11 +67,11 @@ class Frame:
         """
         rows, self._columns = np.asarray(rows), rows.shape[1]
         given, largest, numbers = rows, float(largest_of(rows, batched=False)[0]), None
-        if self._name == "cosine":
-            rows, zeros = unit_rows(rows)
+        if self._angles:
+            rows, zeros = unit_rows(less_their_mean(rows) if self._name == "correlation" else rows)
             numbers = np.where(zeros, first + 1 + np.arange(len(rows)), 0).astype(np.int32)
         if self._shift is None:
-            plain = self._name != "cosine" and fits_float32(rows, largest)
+            plain = self._name == "dot" or (not self._angles and fits_float32(rows, largest))
             self._shift = np.zeros((1, rows.shape[1])) if plain else far_middle(rows)
         if self._shift.any():
             rows = moved_by(rows, self._shift)
@@ -73,8 +81,8 @@ class Frame:
 
     def _scaled(self, rows: np.ndarray, largest: float, what: str) -> np.ndarray:
         if self._exponent is None and largest > 0:
-            fixed = self._name == "cosine"
-            self._exponent = 0 if fixed else int(exponents_of(np.array([[largest]]))[0, 0])
+            power = 0 if self._angles else exponents_of(np.array([[largest]]))[0, 0]
+            self._exponent = int(power)
         _checks.require(
             np.frexp(largest)[1] + (self._exponent or 0) <= 2 * ROOM,
             f"{what} reach {largest:g} but the first ones are smaller by a factor of 2^{ROOM}, so "
@@ -94,7 +102,7 @@ class Frame:
         """Return the frame that all processes take, from the facts [p, d + 1] of each."""
         known = np.flatnonzero(~np.isnan(facts[:, -1]))
         chosen = facts[known[0] if len(known) else 0]
-        frame = Frame(self._name)
+        frame = Frame(self._name, self._gamma)
         frame._shift, frame._columns = chosen[None, :-1], self._columns
         frame._exponent = None if np.isnan(chosen[-1]) else int(chosen[-1])
         return frame

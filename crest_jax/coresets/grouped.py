@@ -6,17 +6,17 @@ clients first and candidates last, so that gains grow by adding long rows, witho
 Candidates are padded to whole vectors, clients less: ``k <= s``.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crest_jax.coresets.distances import factored_squared
+from crest_jax.coresets.distances import Term, column_sums
 from crest_jax.coresets.greedy import first_largest
-from crest_jax.coresets.metrics import Metric, Points, without_direction
+from crest_jax.coresets.metrics import Metric, Points
 from crest_jax.coresets.rules import NO_RULES, Rules, decided, enough, spent
+from crest_jax.coresets.sums import without_direction
 from crest_jax.types import Array
 
 _CLIENTS = 4  # clients added to the gains in one fused loop
@@ -63,25 +63,27 @@ def dissimilarities(metric: Metric, points: Points, clients: int) -> Array:
       >>> dissimilarities(Metric("euclidean", 1.0), points, 2)[:, 0].tolist()
       [[0.0, 3.0], [3.0, 0.0]]
     """
-    parts = points.parts
-    squared = _sums(parts[0], clients, lambda x, y: jnp.square(x - y))
-    if len(parts) == 2:
-        a, b = parts
-        squared = factored_squared(
-            squared,
-            _sums(b, clients, lambda x, y: jnp.square(x - y)),
-            _sums(a, clients, lambda x, y: (x - y) * y),
-            _sums(b, clients, lambda x, y: x * (x - y)),
-            jnp.sum(jnp.square(b[:, :, :clients]), axis=0).T[:, :, None],
-            jnp.sum(jnp.square(a), axis=0)[None],
+    a = points.parts[0]
+    if len(points.parts) == 1:
+        found = column_sums(metric.form, lambda term: _sums(a, clients, term))
+    else:
+        b = points.parts[1]
+        found = column_sums(
+            metric.form,
+            lambda term: _sums(a, clients, term),
+            lambda term: _sums(b, clients, term),
+            lambda: (
+                jnp.sum(jnp.square(b[:, :, :clients]), axis=0).T[:, :, None],
+                jnp.sum(jnp.square(a), axis=0)[None],
+            ),
         )
     if points.blank is not None:
         own = points.blank[:, :clients].T[:, :, None]
-        squared = squared + without_direction(own, points.blank[None])
-    return metric.from_squared(squared)
+        found = found + without_direction(own, points.blank[None])
+    return metric.from_sums(found)
 
 
-def _sums(part: Array, clients: int, term: Callable[[Array, Array], Array]) -> Array:
+def _sums(part: Array, clients: int, term: Term) -> Array:
     """Sum ``term`` over the columns of all pairs in groups, [k, g, s]."""
     width, groups, size = part.shape
     result = jnp.zeros((clients, groups, size), jnp.float32)
@@ -110,17 +112,20 @@ def greedy_in_groups(
     top: Array,
     rounds: int,
     rules: Rules = NO_RULES,
+    *,
+    symmetric: bool = True,
 ) -> GroupPicks:
     """Choose ``quotas[g]`` members of each group, one by one, each with the largest gain.
 
     Args:
       values: [k, g, s], dissimilarities, or similarities with the sign turned, of clients to
-        candidates, symmetric where both are members; ``k`` a multiple of 4.
+        candidates; ``k`` a multiple of 4.
       counts: [g], int32, members of each group, at most ``k``; the places beyond are ignored.
       quotas: [g], int32, at most the counts and at most ``rounds``.
       top: [g], float32, what a member counts as covered with before any pick.
       rounds: static, largest quota.
       rules: by group, the weights [g, s] among them.
+      symmetric: static, whether values are symmetric where both are members, which saves work.
 
     Returns:
       The picks; equal gains go to the lowest place.
@@ -150,7 +155,7 @@ def greedy_in_groups(
             filling &= taken[:, None]
             quotas = jnp.where(taken, quotas, jnp.minimum(quotas, round_))
             left = spent(rules, pick, filling[:, 0], left)
-        row = values[pick, jnp.arange(groups, dtype=jnp.int32)]
+        row = _row_of(values, pick, symmetric)
         here = place == pick[:, None]
         closer = (row < cover) & member & filling
         # A pick stands for itself, and a member belongs to the first pick before it belongs to another,
@@ -229,6 +234,15 @@ def _gains(values: Array, covers: Array, weights: Array | None) -> Array:
 
     none = jnp.zeros(values.shape[1:], jnp.float32)
     return jax.lax.fori_loop(np.int32(0), np.int32(clients // _CLIENTS), add, none)
+
+
+def _row_of(values: Array, picks: Array, symmetric: bool) -> Array:
+    """Return the dissimilarities [g, s] of members to a pick of each group, over values [k, g, s]."""
+    clients, groups, size = values.shape
+    every = jnp.arange(groups, dtype=jnp.int32)
+    if symmetric:
+        return values[picks, every]
+    return jnp.pad(values[:, every, picks].T, ((0, 0), (0, size - clients)))
 
 
 def _ended(rules: Rules, turn: Array, top: Array, state: _State) -> _State:

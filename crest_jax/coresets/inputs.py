@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
-from crest_jax.coresets.metrics import Metric, Points, dimensions, exponential_scale
+from crest_jax.coresets.metrics import (
+    Metric,
+    Points,
+    check_form,
+    dimensions,
+    exponential_scale,
+    rbf_scale,
+)
 from crest_jax.coresets.numbers import (
     ArrayOf,
     _first,
@@ -17,11 +24,12 @@ from crest_jax.coresets.numbers import (
     float32,
     float64,
     largest_of,
+    less_their_mean,
     moved_by,
     real_array,
     unit_rows,
 )
-from crest_jax.coresets.similarities import check_similarities
+from crest_jax.coresets.similarities import check_similarities, check_sparse, is_sparse
 from crest_jax.types import Array, Coreset, Factored
 
 
@@ -44,7 +52,7 @@ class Pool(NamedTuple):
 def rows_of(embeddings: Any, metric: str) -> Any:
     """Return embeddings as one real array, or a ``Factored`` pair of them, their values unchecked.
 
-    What has a shape and no values (``jax.ShapeDtypeStruct``) stays as it is.
+    What has a shape and no values (``jax.ShapeDtypeStruct``) stays as it is, as do sparse similarities.
 
     Example:
       >>> rows_of([[1, 2], [3, 4]], "euclidean").shape
@@ -52,8 +60,12 @@ def rows_of(embeddings: Any, metric: str) -> Any:
     """
     name = "similarities" if metric == "precomputed" else "embeddings"
     if isinstance(embeddings, Factored):
+        check_form(embeddings, metric)
         return Factored(*(rows_of(part, metric) for part in embeddings))
     if isinstance(embeddings, jax.ShapeDtypeStruct):
+        return embeddings
+    if metric == "precomputed" and is_sparse(embeddings):
+        check_sparse(embeddings)
         return embeddings
     if isinstance(embeddings, tuple) and len(embeddings) == 2 and np.ndim(_first(embeddings)) == 2:
         raise ValueError(
@@ -113,42 +125,48 @@ def shape_of(
         "[n, d] with n >= 1.",
     )
     _checks.require(
-        not matrix or (len(shapes) == 1 and shapes[0][-1] == rows),
-        f'embeddings have shape {shown} but with metric="precomputed" they must be similarities '
-        "[n, n]; pass a square matrix.",
+        not matrix or len(shapes) == 1,
+        f'embeddings have shapes {shown} but with metric="precomputed" they must be similarities '
+        "[n, n] or [n, m]; pass one matrix.",
     )
     return problems, rows, sum(shape[-1] for shape in shapes), found
 
 
-def make_pool(embeddings: Any, metric: str, *, batched: bool) -> Pool:
+def make_pool(embeddings: Any, metric: str, *, batched: bool, gamma: float | None = None) -> Pool:
     """Check the values of embeddings of a checked shape, and prepare them for a metric.
 
     Numbers of other types than float32 are first moved, in their own precision, so that columns far
     from the origin keep their digits. Very small or large ones are scaled by a power of two, which
-    changes no pick and rounds nothing. Rows are scaled to length 1 for cosines.
+    changes no pick and rounds nothing. Rows are scaled to length 1 for cosines. Of similarities [n, m]
+    that are not symmetric the rows of the points are the candidates, [m, n].
 
     Raises:
       ValueError: on NaN or infinite values, and on similarities that are none.
     """
     parts = [on_device(part) for part in jax.tree.leaves(embeddings)]
     largest = np.stack([largest_of(part, batched) for part in parts])  # [parts, p]
+    if metric == "correlation":
+        return directions([less_their_mean(part) for part in parts], batched)
     if metric == "cosine":
         return directions(parts, batched)
-    if metric != "precomputed" and len(parts) == 1:
+    if metric not in ("precomputed", "dot") and len(parts) == 1:
         parts, largest = near_origin(parts[0], largest, batched)
-    if metric == "exponential":  # the metric holds the scale, so that all problems must share it
+    if metric in ("exponential", "rbf"):  # the metric holds the scale, which all problems must share
         largest = np.broadcast_to(largest.max(axis=1, keepdims=True), largest.shape)
     exponents = exponents_of(largest)
     scaled = tuple(scaled_by(part, own, batched) for part, own in zip(parts, exponents, strict=True))
-    total, scale = exponents.sum(axis=0), 1.0
-    if metric == "exponential":
-        scale = exponential_scale(dimensions(parts), 2.0 ** min(int(total[0]), 127))
+    total, scale, symmetric = exponents.sum(axis=0), 1.0, True
+    if metric in ("exponential", "rbf"):
+        factor, width = 2.0 ** min(int(total[0]), 127), dimensions(parts)
+        scale = exponential_scale(width, factor) if metric == "exponential" else 1.0
+        scale = rbf_scale(gamma, width, factor) if metric == "rbf" else scale
         total = np.zeros_like(total)
-    elif metric == "sqeuclidean":
+    elif metric in ("sqeuclidean", "dot"):
         total = 2 * total
     elif metric == "precomputed":
-        check_similarities(scaled[0] if batched else scaled[0][None], total)
-    return Pool(Points(scaled), Metric(metric, scale), total, batched)
+        symmetric = check_similarities(scaled[0] if batched else scaled[0][None], total)
+        scaled = scaled if symmetric else (jnp.swapaxes(scaled[0], -1, -2),)
+    return Pool(Points(scaled), Metric(metric, scale, symmetric), total, batched)
 
 
 def restored(coreset: Coreset, pool: Pool) -> Coreset:

@@ -6,7 +6,7 @@ it fit an accelerator:
 
 * Candidates lie in blocks of 64 whose largest bounds are kept, so that finding the best few touches a
   few short rows. One round evaluates the best candidate of the best block in each of several strips.
-* Bounds come from matrix products (an upper bound, see ``metrics.lower_squared``); only the best
+* Bounds come from matrix products (an upper bound, see ``sums.lower``); only the best
   candidate of a round is evaluated by direct differences. A pick is taken when its exact gain is at
   least every other bound, the lowest row on a tie.
 * After a few picks a candidate can only improve the few rows that it is nearer to than their nearest
@@ -56,7 +56,7 @@ def lazy_greedy(
       The finished ``Run``; places beyond ``taken`` are 0.
     """
     total = selectable.shape[0]
-    choose = _pick_one(_computed_round(oracle, rules), computed_cover(oracle), oracle, rules)
+    choose = _pick_one(_computed_round(oracle, rules), computed_cover(oracle), oracle.weights, rules)
 
     def refresh(run: Run) -> Run:
         bounds = rules.per_cost(oracle.all_bounds(run.cover))
@@ -84,7 +84,7 @@ def lazy_greedy(
         run = jax.lax.cond(affordable, finish, lambda run: run, run)
         return run, jnp.minimum(target + target // 4 + 1, quota)
 
-    run = begun(oracle, first_run(oracle, selectable, quota, size, rules), rules)
+    run = begun(first_run(*oracle.start(), selectable, quota, size, rules), oracle, rules)
     target = jnp.int32(4)
     if rules.number:
         # With one first pick the second one's bounds are computed anew anyway.
@@ -188,7 +188,7 @@ def computed_cover(oracle: Oracle) -> Callable[[Run, Array], tuple[Array, Array]
 def _pick_one(
     round_: Callable[[Run], Run],
     update: Callable[[Run, Array], tuple[Array, Array]],
-    oracle: Oracle,
+    weights: Array | None,
     rules: Rules,
 ) -> Callable[[Run], Run]:
     def settled(run: Run) -> Array:
@@ -203,7 +203,7 @@ def _pick_one(
 
         def take(run: Run) -> Run:
             run = taken_into(run, top, gain, update(run, top), rules)
-            return ended(run, oracle, rules)
+            return ended(run, weights, rules)
 
         if rules.least is None:
             return take(run)
@@ -238,59 +238,102 @@ def taken_into(
     )
 
 
-def ended(run: Run, oracle: Oracle, rules: Rules) -> Run:
+def ended(run: Run, weights: Array | None, rules: Rules) -> Run:
     """Return the run with its quota lowered to what it has where that is enough."""
     if rules.share is None:
         return run
-    over = enough(rules, run.cover, oracle.weights, run.top)
+    over = enough(rules, run.cover, weights, run.top)
     return run._replace(quota=jnp.where(over, run.taken, run.quota))
 
 
-def begun(oracle: Oracle, run: Run, rules: Rules) -> Run:
+def begun(run: Run, oracle: Oracle, rules: Rules) -> Run:
     """Take the first picks of the rules."""
+
+    def gain_of(row: Array, cover: Array) -> Array:
+        return exact_gain(oracle, row, cover)
+
+    return _begun(run, gain_of, computed_cover(oracle), oracle.weights, rules)
+
+
+def _begun(
+    run: Run,
+    gain_of: Callable[[Array, Array], Array],
+    update: Callable[[Run, Array], tuple[Array, Array]],
+    weights: Array | None,
+    rules: Rules,
+) -> Run:
     if rules.first is not None and rules.number:
-        first, update = rules.first, computed_cover(oracle)
+        first = rules.first
 
         def take(run: Run) -> Run:
             row = first[run.taken]
-            return taken_into(run, row, exact_gain(oracle, row, run.cover), update(run, row), rules)
+            return taken_into(run, row, gain_of(row, run.cover), update(run, row), rules)
 
         count = jnp.sum(first >= 0, dtype=jnp.int32)
         run = jax.lax.while_loop(lambda run: run.taken < count, take, run)
-    return ended(run, oracle, rules)
+    return ended(run, weights, rules)
 
 
 def _listed(oracle: Oracle, run: Run, capacity: int, rules: Rules) -> Run:
     """Build the lists and finish with them; if they do not fit after all, return the run as it was."""
     entries, lists = build(oracle, run, capacity)
-    finish = _pick_one(_listed_round(lists, oracle, rules), _listed_cover(lists), oracle, rules)
 
     def go(run: Run) -> Run:
-        run = run._replace(entries=entries)
-        return jax.lax.while_loop(lambda run: run.taken < run.quota, finish, run)
+        return _finished(lists, run._replace(entries=entries), oracle.weights, rules)
 
     run = run._replace(evaluations=run.evaluations + run.bounds.shape[0])
     return jax.lax.cond(entries <= capacity, go, lambda run: run, run)
 
 
-def _listed_round(lists: Lists, oracle: Oracle, rules: Rules) -> Callable[[Run], Run]:
+def _finished(lists: Lists, run: Run, weights: Array | None, rules: Rules) -> Run:
+    """Choose until the quota is met, with all that candidates can still improve in lists."""
+    update = _listed_cover(lists)
+    finish = _pick_one(_listed_round(lists, weights, rules), update, weights, rules)
+    return jax.lax.while_loop(lambda run: run.taken < run.quota, finish, run)
+
+
+def lazy_greedy_on_lists(lists: Lists, run: Run, weights: Array | None, rules: Rules) -> Run:
+    """Choose from lists alone; see ``lazy_greedy``.
+
+    Args:
+      lists: what each of ``m`` candidates is similar to.
+      run: from ``first_run``; its bounds are the gains of first picks.
+      weights: [n], how much each client counts; None: one each.
+      rules: of this class.
+    """
+
+    def gain_of(row: Array, cover: Array) -> Array:
+        return _listed_gains(lists, row[None], cover, weights)[0]
+
+    # The first gains are known, not only bounded: else all that tie would be evaluated.
+    run = run._replace(stamp=jnp.zeros_like(run.stamp))
+    run = _begun(run, gain_of, _listed_cover(lists), weights, rules)
+    return _finished(lists, run, weights, rules)
+
+
+def _listed_gains(lists: Lists, rows: Array, cover: Array, weights: Array | None) -> Array:
+    """Return the gains [b] of some candidates."""
+    longest = jnp.max(lists.lengths[rows])
+
+    def add(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        first, sums = state
+        clients, values, live = window(lists, rows, first)
+        excess = jnp.where(live, jnp.maximum(cover[clients] - values, 0.0), 0.0)
+        if weights is not None:
+            excess = excess * weights[clients]
+        ones = jnp.ones(WINDOW, jnp.float32)
+        return first + WINDOW, sums + jnp.dot(excess, ones, precision="highest")
+
+    zeros = jnp.zeros(rows.shape[0], jnp.float32)
+    return jax.lax.while_loop(lambda s: s[0] < longest, add, (jnp.int32(0), zeros))[1]
+
+
+def _listed_round(lists: Lists, weights: Array | None, rules: Rules) -> Callable[[Run], Run]:
     def round_(run: Run) -> Run:
         found = _candidates(run, LISTED_STRIPS)
-        longest = jnp.max(lists.lengths[found.rows])
-
-        def add(state: tuple[Array, Array]) -> tuple[Array, Array]:
-            first, sums = state
-            clients, values, live = window(lists, found.rows, first)
-            excess = jnp.where(live, jnp.maximum(run.cover[clients] - values, 0.0), 0.0)
-            if oracle.weights is not None:
-                excess = excess * oracle.weights[clients]
-            ones = jnp.ones(WINDOW, jnp.float32)
-            return first + WINDOW, sums + jnp.dot(excess, ones, precision="highest")
-
-        zeros = jnp.zeros(found.rows.shape[0], jnp.float32)
-        _, gains = jax.lax.while_loop(lambda s: s[0] < longest, add, (jnp.int32(0), zeros))
+        gains = _listed_gains(lists, found.rows, run.cover, weights)
         gains = jnp.where(found.old <= 0, found.old, rules.per_cost(gains, found.rows))
-        return _evaluated(run, found, gains, jnp.ones(len(zeros), bool))
+        return _evaluated(run, found, gains, jnp.ones(len(gains), bool))
 
     return round_
 
@@ -311,15 +354,22 @@ def _listed_cover(lists: Lists) -> Callable[[Run, Array], tuple[Array, Array]]:
     return update
 
 
-def first_run(oracle: Oracle, selectable: Array, quota: Array, size: int, rules: Rules) -> Run:
-    """Return what lazy greedy remembers before its first pick."""
+def first_run(
+    top: Array,
+    cover: Array,
+    bounds: Array,
+    selectable: Array,
+    quota: Array,
+    size: int,
+    rules: Rules,
+) -> Run:
+    """Return a run before its first pick, from what ``Oracle.start`` gives."""
     total = selectable.shape[0]
-    top, cover, bounds = oracle.start()
     left = jnp.int32(0) if rules.budget is None else rules.budget
     bounds = rules.affordable(jnp.where(selectable, rules.per_cost(bounds), -1.0), left)
     return Run(
         cover=cover,
-        nearest=jnp.full(oracle.num_clients, -1, jnp.int32),
+        nearest=jnp.full(cover.shape[0], -1, jnp.int32),
         bounds=bounds,
         best=_best_of_blocks(bounds),
         stamp=jnp.full(total, -1, jnp.int32),

@@ -1,36 +1,39 @@
-"""What facility location measures: dissimilarities between embeddings, exact or bounded from below.
+"""What facility location measures: dissimilarities between embeddings, and how they are prepared.
 
-Everything here is a dissimilarity ``u >= 0`` with ``u = 0`` for equal rows, and the similarity is
-``top - u`` (``top`` a constant): differences of small ``u`` keep their digits in float32, where
-differences of similarities near ``top`` would cancel.
+Everything here is a dissimilarity ``u`` and the similarity is ``top - u`` (``top`` a constant):
+differences of small ``u`` keep their digits in float32, where differences of similarities near ``top``
+would cancel.
 
 * ``"euclidean"``: ``u = |x - y|``, similarity ``max(u) - u``
 * ``"sqeuclidean"``: ``u = |x - y|^2``, similarity ``max(u) - u``
+* ``"manhattan"``: ``u = sum_k |x_k - y_k|``, similarity ``max(u) - u``
 * ``"cosine"``: ``u = 1 - cos(x, y)``, similarity ``max(u) - u``
+* ``"correlation"``: the same of rows minus their own mean: ``u = 1 - `` Pearson's correlation
 * ``"exponential"``: ``u = 1 - exp(-|x - y| / d)``, similarity ``exp(-|x - y| / d)``
+* ``"rbf"``: ``u = 1 - exp(-gamma |x - y|^2)``, similarity ``exp(-gamma |x - y|^2)``
+* ``"dot"``: ``u = -x.y``, similarity ``x.y``
 * ``"precomputed"``: the rows are similarities already
 
-Squared distances come in two forms. *Direct* differences are as exact as float32 can be, and cost
-``O(d)`` vector operations. The *expansion* ``|x|^2 + |y|^2 - 2 x.y`` runs at the speed of a matrix
-product but cancels; with its rounding error subtracted it is a lower bound, hence an upper bound of
-every gain.
+Each is a monotone function of a sum over the columns; see ``sums``.
 """
 
-import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crest_jax.coresets.distances import factored_squared
+from crest_jax import _checks
+from crest_jax.coresets.distances import row_norms, row_sums
 from crest_jax.types import Array, PyTree
 
 T = TypeVar("T")
-METRICS = ("euclidean", "sqeuclidean", "cosine", "exponential", "precomputed")
-_UNROLL = 64  # columns written out in one fused loop; above, a loop over groups of 16
+METRICS = (
+    "euclidean", "sqeuclidean", "manhattan", "cosine", "correlation", "exponential", "rbf", "dot",
+    "precomputed",
+)  # fmt: skip
+VECTORS_ONLY = ("manhattan", "correlation")  # no sum for outer products without forming them
 _EPS = 1.2e-7  # spacing of float32 at 1
 ROOM = 30  # rows are scaled to a largest entry near 2 to this power
 _SERIES = [(-1.0) ** k / math.factorial(k + 1) for k in range(8)]  # of (1 - exp(-y)) / y
@@ -55,53 +58,83 @@ class Points(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """A dissimilarity as a monotone function of the squared distance.
+    """A dissimilarity as a monotone function of a sum over columns.
 
     Attributes:
       name: one of ``METRICS``.
-      scale: of "exponential": d, times the factor by which the rows were scaled.
+      scale: the unit of distances inside the exponential, times the factor by which the rows were
+        scaled: d of "exponential", ``1 / sqrt(gamma)`` of "rbf".
+      symmetric: of "precomputed": whether rows can be read as columns.
     """
 
     name: str
     scale: float | Array
+    symmetric: bool = True
 
-    def from_squared(self, squared: Array) -> Array:
-        """Turn squared distances into dissimilarities."""
-        if self.name == "sqeuclidean":
-            return squared
+    @property
+    def form(self) -> str:
+        """What is summed over columns: "squared" or "absolute" differences, or the "product"."""
+        return {"manhattan": "absolute", "dot": "product"}.get(self.name, "squared")
+
+    @property
+    def fixed_top(self) -> float | None:
+        """Dissimilarity at which the similarity is zero; None where that is the largest one."""
+        return {"exponential": 1.0, "rbf": 1.0, "dot": 0.0, "precomputed": 0.0}.get(self.name)
+
+    @property
+    def signed(self) -> bool:
+        """Whether similarities may be negative: such ones improve nobody, yet say which is nearest."""
+        return self.name in ("dot", "precomputed")
+
+    def from_sums(self, sums: Array) -> Array:
+        """Turn sums into dissimilarities."""
+        if self.name in ("sqeuclidean", "manhattan", "dot"):
+            return sums
         if self.name == "cosine":
-            return squared / 2
+            return sums / 2
         if self.name == "exponential":
-            return _one_minus_exp(jnp.sqrt(squared) / self.scale)
-        return jnp.sqrt(squared)
+            return _one_minus_exp(jnp.sqrt(sums) / self.scale)
+        if self.name == "rbf":
+            return _one_minus_exp(jnp.square(jnp.sqrt(sums) / self.scale))
+        return jnp.sqrt(sums)
 
-    def lower_from_squared(self, squared: Array) -> Array:
-        """Turn lower bounds of squared distances into lower bounds of dissimilarities, cheaply."""
-        if self.name == "exponential":
+    def lower_from_sums(self, sums: Array) -> Array:
+        """Turn lower bounds of sums into lower bounds of dissimilarities, cheaply."""
+        if self.form == "product":
+            return sums
+        sums = jnp.maximum(sums, 0.0)
+        if self.name in ("exponential", "rbf"):
             # exp(-8 y) <= (1 - y + y^2/2 - y^3/6 + y^4/24)^8 for y >= 0: a quarter of the cost of exp.
-            y = jnp.minimum(jnp.sqrt(squared) / (8 * self.scale), 1.5)
+            if self.name == "rbf":
+                eighth = jnp.square(jnp.sqrt(sums) / self.scale) / 8
+            else:
+                eighth = jnp.sqrt(sums) / (8 * self.scale)
+            y = jnp.minimum(eighth, 1.5)
             power = 1 - y * (1 - y * (0.5 - y * (1 / 6 - y / 24)))
             for _ in range(3):
                 power = power * power
             return 1 - 20 * _EPS - power
-        return self.from_squared(squared)
+        return self.from_sums(sums)
 
-    def to_squared(self, values: Array) -> Array:
-        """Return squared distances that no row closer than ``values`` exceeds."""
-        if self.name == "sqeuclidean":
-            squared = values
+    def to_sums(self, values: Array) -> Array:
+        """Return sums that no row closer than ``values`` exceeds."""
+        if self.name == "dot":
+            return values
+        if self.name in ("sqeuclidean", "manhattan"):
+            sums = values
         elif self.name == "cosine":
-            squared = 2 * values
-        elif self.name == "exponential":
-            distances = -jnp.log1p(-jnp.minimum(values, 1 - _EPS)) * self.scale
-            squared = jnp.where(values < 1 - _EPS, jnp.square(distances), jnp.inf)
+            sums = 2 * values
+        elif self.name in ("exponential", "rbf"):
+            inside = -jnp.log1p(-jnp.minimum(values, 1 - _EPS))
+            inside = (jnp.sqrt(inside) if self.name == "rbf" else inside) * self.scale
+            sums = jnp.where(values < 1 - _EPS, jnp.square(inside), jnp.inf)
         else:
-            squared = jnp.square(values)
-        return jnp.where(values > 0, squared * (1 + 1e-5), -1.0)
+            sums = jnp.square(values)
+        return jnp.where(values > 0, sums * (1 + 1e-5), -1.0)
 
     def top(self, largest: Array) -> Array:
         """Return the dissimilarity at which the similarity is zero, given the largest one."""
-        return jnp.ones_like(largest) if self.name == "exponential" else largest
+        return largest if self.fixed_top is None else jnp.full_like(largest, self.fixed_top)
 
 
 def _one_minus_exp(t: Array) -> Array:
@@ -143,7 +176,59 @@ def exponential_scale(count: int, factor: Any) -> Any:
     return count * bound(factor, 2.0**100)
 
 
-def prepare(embeddings: PyTree, name: str) -> tuple[Points, Metric, Array]:
+def rbf_scale(gamma: float | None, count: int, factor: Any) -> Any:
+    """Return the scale of the metric "rbf" for rows [n, count] that were scaled by a factor.
+
+    Beyond 2^60 all similarities are 1 to many more digits than float32 has; their order stays.
+
+    Args:
+      gamma: None for ``1 / count``.
+      count: entries of an embedding.
+      factor: a power of two, a number or an array [].
+
+    Example:
+      >>> rbf_scale(0.25, 3, 2.0)
+      4.0
+    """
+    low, high = (jnp.maximum, jnp.minimum) if isinstance(factor, jax.Array) else (max, min)
+    unit = 1 / math.sqrt(1 / count if gamma is None else gamma)
+    return high(low(factor * min(max(unit, 2.0**-120), 2.0**120), 2.0**-120), 2.0**60)
+
+
+def check_gamma(name: str, gamma: Any) -> None:
+    """Require None, or a positive number with the metric "rbf".
+
+    Example:
+      >>> check_gamma("rbf", 0.5)
+    """
+    if gamma is None:
+        return
+    _checks.require(
+        name == "rbf",
+        f"gamma is {_checks.brief(gamma)} but metric is {name!r}, which has none; pass metric "
+        '"rbf", or leave gamma out.',
+    )
+    number = isinstance(gamma, (int, float, np.integer, np.floating)) and not isinstance(gamma, bool)
+    _checks.require(
+        number and 0 < gamma < math.inf,
+        f"gamma is {_checks.brief(gamma)} but must be a positive number; 1 / d is usual.",
+    )
+
+
+def check_form(embeddings: PyTree, name: str) -> None:
+    """Refuse outer products where the metric would need their entries one by one.
+
+    Example:
+      >>> check_form(jnp.ones((2, 3)), "manhattan")
+    """
+    _checks.require(
+        len(jax.tree.leaves(embeddings)) == 1 or name not in VECTORS_ONLY,
+        f"metric is {name!r} but embeddings are Factored, whose outer products it would have to form; "
+        "pass the outer products as rows, or choose another metric.",
+    )
+
+
+def prepare(embeddings: PyTree, name: str, gamma: float | None = None) -> tuple[Points, Metric, Array]:
     """Prepare embeddings inside ``jit``, where nothing is known about their size.
 
     They are scaled by a power of two, which rounds nothing, so that no square overflows or vanishes;
@@ -152,27 +237,32 @@ def prepare(embeddings: PyTree, name: str) -> tuple[Points, Metric, Array]:
     Args:
       embeddings: [n, d] or ``Factored``; similarities [n, n] for "precomputed".
       name: static, the metric.
+      gamma: static, of "rbf"; None: 1 / d.
 
     Returns:
       The points, the metric for them, and what dissimilarities of the points are to be multiplied by
-      [] to be those of the embeddings.
+      [] to be those of the embeddings. For "precomputed" the rows of the points are the candidates.
 
     Example:
+      >>> from crest_jax.coresets import sums
       >>> points, metric, unit = prepare(jnp.array([[3e-30, 0.0], [0.0, 4e-30]]), "euclidean")
-      >>> squared = squared_pairs(take_rows(points, jnp.array([0])), take_rows(points, jnp.array([1])))
-      >>> f"{float(metric.from_squared(squared)[0] * unit):.3g}"
+      >>> one, other = (take_rows(points, jnp.array([row])) for row in (0, 1))
+      >>> f"{float(metric.from_sums(sums.pairs(metric, one, other))[0] * unit):.3g}"
       '5e-30'
     """
+    check_form(embeddings, name)
     parts = tuple(leaf.astype(jnp.float32) for leaf in jax.tree.leaves(embeddings))
     if name == "precomputed":
-        return Points(parts), Metric(name, 1.0), jnp.float32(1)
-    if name == "cosine":
+        return Points((parts[0].T,)), Metric(name, 1.0, symmetric=False), jnp.float32(1)
+    if name in ("cosine", "correlation"):
+        if name == "correlation":
+            parts = tuple(_less_their_mean(part) for part in parts)
         blank = jnp.zeros(parts[0].shape[0], bool)
         for part in parts:
             blank |= ~jnp.any(part != 0, axis=1)
         parts = tuple(_directions(part) for part in parts)
         numbers = jnp.where(blank, jnp.arange(1, len(blank) + 1, dtype=jnp.int32), 0)
-        return Points(parts, numbers), Metric(name, 1.0), jnp.float32(1)
+        return Points(parts, numbers), Metric("cosine", 1.0), jnp.float32(1)
     factor = jnp.float32(1)
     scaled = []
     for part in parts:
@@ -184,8 +274,12 @@ def prepare(embeddings: PyTree, name: str) -> tuple[Points, Metric, Array]:
     if name == "exponential":
         scale = exponential_scale(dimensions(embeddings), factor)
         return Points(tuple(scaled)), Metric(name, scale), jnp.float32(1)
+    if name == "rbf":
+        scale = rbf_scale(gamma, dimensions(embeddings), factor)
+        return Points(tuple(scaled)), Metric(name, scale), jnp.float32(1)
     unit = 1 / factor
-    return Points(tuple(scaled)), Metric(name, 1.0), unit * unit if name == "sqeuclidean" else unit
+    squared = name in ("sqeuclidean", "dot")
+    return Points(tuple(scaled)), Metric(name, 1.0), unit * unit if squared else unit
 
 
 def _exponent(values: Array) -> Array:
@@ -200,162 +294,19 @@ def _times_power(values: Array, exponent: Array) -> Array:
     return values * jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
+def _less_their_mean(part: Array) -> Array:
+    """Take the mean of each row off it, whatever its size; a constant row becomes one of zeros."""
+    largest = jnp.max(jnp.abs(part), axis=1)
+    part = _times_power(part, jnp.where(largest > 0, -_exponent(largest), 0)[:, None])
+    part = part - part[:, :1]  # exact where entries are near each other
+    return part - row_sums(part)[:, None] / part.shape[1]
+
+
 def _directions(part: Array) -> Array:
     """Scale rows to length 1; rows of zeros stay."""
     largest = jnp.max(jnp.abs(part), axis=1)
     part = _times_power(part, jnp.where(largest > 0, -_exponent(largest), 0)[:, None])
-    return part / jnp.maximum(_norms(part), 1e-30)[:, None]
-
-
-def centred(points: Points, *others: Points) -> tuple[Points, ...]:
-    """Move columns near the origin where that loses nothing, those of several sets alike.
-
-    A column whose values lie within a factor of 2 of each other is shifted by one of them in the
-    middle: such float32 numbers have an exact difference (Sterbenz). Expansions then cancel less.
-
-    Example:
-      >>> centred(Points((jnp.array([[1e6], [1e6 + 1]]),)))[0].parts[0].tolist()
-      [[-0.5], [0.5]]
-    """
-    sets = (points, *others)
-    if len(points.parts) > 1:
-        return sets
-    low, high = (
-        functools.reduce(bound, (reduce(each.parts[0], axis=0) for each in sets))
-        for bound, reduce in ((jnp.minimum, jnp.min), (jnp.maximum, jnp.max))
-    )
-    least, most = jnp.minimum(jnp.abs(low), jnp.abs(high)), jnp.maximum(jnp.abs(low), jnp.abs(high))
-    near = (low * high > 0) & (most <= 2 * least)
-    shift = jnp.where(near, low + (high - low) / 2, 0.0)
-    return tuple(each._replace(parts=(each.parts[0] - shift[None, :],)) for each in sets)
-
-
-def _norms(part: Array) -> Array:
-    return jnp.sqrt(_row_sums(jnp.square(part)))
-
-
-def _row_sums(values: Array) -> Array:
-    # A product with ones: XLA's fused row reductions are several times slower on a CPU.
-    return jnp.dot(values, jnp.ones(values.shape[-1], values.dtype), precision="highest")
-
-
-def without_direction(x: Array | None, y: Array | None) -> Array | float:
-    """Return what rows of zeros add to a squared distance for cosines, from numbers that broadcast.
-
-    A row of zeros has cosine 0 with every other row, so their squared distance counts as 2; with its
-    length of 0 one such row contributes 1, or 0, of it.
-
-    Example:
-      >>> without_direction(jnp.array([0, 0, 1, 1]), jnp.array([0, 1, 1, 2])).tolist()
-      [0.0, 1.0, 0.0, 2.0]
-    """
-    if x is None or y is None:
-        return 0.0
-    return jnp.where(x == y, 0.0, jnp.where((x > 0) & (y > 0), 2.0, 1.0))
-
-
-def to_tiles(points: Points, width: int) -> Points:
-    """Lay rows out for sweeps: parts [n, d_l] become [n / width, d_l, width]."""
-    parts = (part.reshape(-1, width, part.shape[1]) for part in points.parts)
-    blank = None if points.blank is None else points.blank.reshape(-1, width)
-    return Points(tuple(part.transpose(0, 2, 1) for part in parts), blank)
-
-
-def squared_to_all(row: Points, tiles: Points) -> Array:
-    """Return direct squared distances [t, w] from a row (parts [d_l]) to tiles (parts [t, d_l, w])."""
-    more = without_direction(row.blank, tiles.blank)
-    if len(row.parts) == 1:
-        return more + _sum_over_columns(row.parts[0], tiles.parts[0], lambda x, y: jnp.square(x - y))
-    (a, b), (c, d) = row.parts, tiles.parts
-    left_gap = _sum_over_columns(a, c, lambda x, y: jnp.square(x - y))
-    right_gap = _sum_over_columns(b, d, lambda x, y: jnp.square(x - y))
-    left_cross = _sum_over_columns(a, c, lambda x, y: (x - y) * y)
-    right_cross = _sum_over_columns(b, d, lambda x, y: x * (x - y))
-    norm_c = _sum_over_columns(a, c, lambda x, y: jnp.square(y))
-    return more + factored_squared(
-        left_gap, right_gap, left_cross, right_cross, jnp.sum(jnp.square(b)), norm_c
-    )
-
-
-def _sum_over_columns(row: Array, tiles: Array, term: Callable[[Array, Array], Array]) -> Array:
-    """Sum ``term(x_k, y_k)`` over the columns k of a row [d] and tiles [t, d, w]; returns [t, w]."""
-    count = tiles.shape[1]
-    total = jnp.zeros((tiles.shape[0], tiles.shape[2]), jnp.float32)
-    grouped = 0 if count <= _UNROLL else count - count % 16
-
-    def group(index: Array, total: Array) -> Array:
-        x = jax.lax.dynamic_slice_in_dim(row, index * 16, 16)
-        y = jax.lax.dynamic_slice_in_dim(tiles, index * 16, 16, axis=1)
-        for k in range(16):
-            total = total + term(x[k], y[:, k])
-        return total
-
-    if grouped:
-        total = jax.lax.fori_loop(np.int32(0), np.int32(grouped // 16), group, total)
-    for k in range(grouped, count):
-        total = total + term(row[k], tiles[:, k])
-    return total
-
-
-def squared_pairs(x: Points, y: Points) -> Array:
-    """Return direct squared distances [t] between corresponding rows [t] of two sets."""
-    more = without_direction(x.blank, y.blank)
-    if len(x.parts) == 1:
-        return more + _row_sums(jnp.square(x.parts[0] - y.parts[0]))
-    (a, b), (c, d) = x.parts, y.parts
-    return more + factored_squared(
-        _row_sums(jnp.square(a - c)), _row_sums(jnp.square(b - d)), _row_sums((a - c) * c),
-        _row_sums(b * (b - d)), jnp.square(_norms(b)), jnp.square(_norms(c)),
-    )  # fmt: skip
-
-
-def squared_lengths(points: Points) -> Array:
-    """Return the squared lengths [n] that ``lower_squared`` takes."""
-    lengths = [_row_sums(jnp.square(part)) for part in points.parts]
-    return math.prod(lengths[1:], start=lengths[0])
-
-
-def lower_squared(x: Points, x_lengths: Array, tile: Points, y_lengths: Array) -> Array:
-    """Return lower bounds [b, w] of squared distances, by one matrix product for each part.
-
-    The rounding error of the expansion is at most ``gamma (|x|^2 + |y|^2)``, where ``gamma`` counts
-    the roundings of lengths and products (Higham, Accuracy and Stability of Numerical Algorithms,
-    2002, Section 3.1). An upper bound is ``2 gamma (|x|^2 + |y|^2)`` higher; see ``spread``.
-
-    Args:
-      x: parts [b, d_l].
-      x_lengths: [b], squared lengths of the rows.
-      tile: parts [d_l, w].
-      y_lengths: [w].
-    """
-    gamma = _gamma(x)
-    products = [
-        jnp.dot(part, columns, precision="highest")
-        for part, columns in zip(x.parts, tile.parts, strict=True)
-    ]
-    product = math.prod(products[1:], start=products[0])
-    lower = (1 - gamma) * (x_lengths[:, None] + y_lengths[None, :]) - 2 * product
-    if x.blank is None or tile.blank is None:
-        return lower
-    return lower + without_direction(x.blank[:, None], tile.blank[None, :])
-
-
-def _gamma(points: Points) -> float:
-    return (sum(part.shape[-1] for part in points.parts) + 4) * _EPS
-
-
-def spread(points: Points, lengths: Array) -> Array:
-    """Return by how much, at most, a squared distance exceeds its lower bound, [n].
-
-    Args:
-      points: parts [n, d_l].
-      lengths: [n], squared lengths of what the points are compared with, at their longest.
-
-    Example:
-      >>> bool(spread(Points((jnp.ones((1, 4)),)), jnp.array([8.0]))[0] < 1e-4)
-      True
-    """
-    return 2 * (1 + 1e-5) * _gamma(points) * lengths
+    return part / jnp.maximum(row_norms(part), 1e-30)[:, None]
 
 
 def pad_rows(tree: T, count: int) -> T:

@@ -5,9 +5,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from crest_jax.coresets import metrics
+from crest_jax.coresets import metrics, sums
 from crest_jax.coresets.coverage import best_similarities, coverage_counts, covered_share, scaled_up
-from crest_jax.coresets.distances import squared_distances
+from crest_jax.coresets.distances import sums_of_all
 from crest_jax.coresets.greedy import greedy
 from crest_jax.coresets.grouped import assigned, dissimilarities, greedy_in_groups
 from crest_jax.coresets.metrics import Metric, Points
@@ -33,7 +33,7 @@ def class_side(share: float, rows: int) -> int:
     return max(1, -(-round(1.5 * share * rows) // 16)) * 16
 
 
-@partial(jax.jit, static_argnames=("size", "num_classes", "metric", "side"))
+@partial(jax.jit, static_argnames=("size", "num_classes", "metric", "gamma", "side"))
 def medoids(
     embeddings: PyTree,
     labels: Array,
@@ -41,6 +41,7 @@ def medoids(
     size: int,
     num_classes: int,
     metric: str = "euclidean",
+    gamma: float | None = None,
     side: int | None = None,
     sample_weights: Array | None = None,
     key: Array | None = None,
@@ -55,6 +56,7 @@ def medoids(
       size: static, at most ``n``; ``size * n`` below 2^31.
       num_classes: static.
       metric: static, see ``select_coreset``.
+      gamma: static, of the metric "rbf"; None: 1 / d.
       side: static, a multiple of 16. Where no class has more examples than this only rows of the same
         class are compared, ``O(c side^2)`` for ``c`` classes; otherwise, and with None, all pairs are,
         ``O(n^2)``. The picks are the same up to float32 rounding.
@@ -75,7 +77,7 @@ def medoids(
     """
     rows = labels.shape[0]
     counts = jnp.bincount(labels, length=num_classes).astype(jnp.int32)
-    points, kind, unit = metrics.prepare(embeddings, metric)
+    points, kind, unit = metrics.prepare(embeddings, metric, gamma)
     # Else XLA scales the rows anew in the loops over all pairs.
     points, unit = jax.lax.optimization_barrier((points, unit))
     apart = size >= 2 * num_classes  # else that depends on how many classes the pool has
@@ -84,8 +86,8 @@ def medoids(
         labels = jnp.where(aside, 0, labels)
         counts = jnp.where(aside, jnp.zeros_like(counts).at[0].set(rows), counts)
     quotas = proportional_quotas(counts, size, most=rows)
-    matrix = metric == "precomputed"
-    if not apart or side is None or matrix or num_classes * side**2 >= rows**2:
+    # Class blocks count a row at the pick that covers it, which with negative similarities none may.
+    if not apart or side is None or kind.signed or num_classes * side**2 >= rows**2:
         own_key = None if apart else key
         found = _all_pairs(
             points, labels, counts, quotas, size, kind, sample_weights, own_key, allowed, first
@@ -117,10 +119,10 @@ def _all_pairs(
         values = -points.parts[0]
     else:
         parts = points.parts
-        squared = squared_distances(parts[0] if len(parts) == 1 else Factored(*parts))
+        found = sums_of_all(parts[0] if len(parts) == 1 else Factored(*parts), metric.form)
         if points.blank is not None:
-            squared = squared + metrics.without_direction(points.blank[:, None], points.blank[None, :])
-        values = metric.from_squared(squared)
+            found = found + sums.without_direction(points.blank[:, None], points.blank[None, :])
+        values = metric.from_sums(found)
     factors = None
     if key is not None:
         few = size < jnp.sum(counts > 0, dtype=jnp.int32)
@@ -134,8 +136,8 @@ def _all_pairs(
     candidates = allowed
     if allowed is not None and first is not None:
         candidates = allowed.at[first].set(True)
-    if metric.name == "precomputed":
-        best = best_similarities(points.parts[0], labels, candidates)
+    if metric.signed:
+        best = best_similarities(-values, labels, allowed=candidates)
         each = best if sample_weights is None else best * sample_weights
         top, floor = jnp.float32(0), -jnp.sum(each)
     else:
@@ -146,7 +148,8 @@ def _all_pairs(
             least = jnp.min(jnp.where(candidates[None, :], values, jnp.inf), axis=1)
             floor = jnp.sum(least if sample_weights is None else least * sample_weights)
     indices, gains = greedy(values, top, labels, quotas, size, sample_weights, allowed, first)
-    counted = coverage_counts(values, labels, indices, sample_weights, spread=True)
+    by_row = values if metric.symmetric else values.T
+    counted = coverage_counts(by_row, labels, indices, sample_weights, spread=True)
     weights = counted.weights
     if factors is not None:
         weights = scaled_up(weights * factors[labels[indices]], jnp.sum(weights))

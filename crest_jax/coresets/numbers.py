@@ -201,6 +201,26 @@ def unit_rows(part: ArrayOf) -> tuple[np.ndarray, np.ndarray]:
     return unit / np.where(sizes == 0, 1, lengths), sizes[..., 0] == 0
 
 
+def less_their_mean(part: ArrayOf) -> np.ndarray:
+    """Take the mean of each row off rows [..., d], in float64; a constant row becomes one of zeros.
+
+    Rows are scaled to entries near 1 first, each by a power of two, which changes no direction.
+
+    Example:
+      >>> less_their_mean(np.array([[1.0, 3.0], [0.1, 0.1]])).tolist()
+      [[-0.125, 0.125], [0.0, 0.0]]
+    """
+    host = np.asarray(part)
+    if host.dtype.kind in "iub":
+        # Whole numbers beyond 2^53 keep their differences.
+        host = host.astype(np.longdouble)
+    host = float64(host)
+    sizes = np.frexp(np.abs(host).max(axis=-1, keepdims=True))[1]
+    rows = np.ldexp(host, -sizes - 1)
+    rows = (rows - rows[..., :1]).astype(np.float64)
+    return rows - rows.mean(axis=-1, keepdims=True)
+
+
 def outside() -> int:
     """Return the stack level, for a warning, of the first caller outside this package."""
     package = __name__.partition(".")[0]

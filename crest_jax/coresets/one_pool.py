@@ -1,12 +1,10 @@
 """Lazy and stochastic greedy on one pool, class by class, and what its picks stand for."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crest_jax.coresets import metrics
 from crest_jax.coresets.by_class import (
     Chosen,
     Members,
@@ -16,28 +14,20 @@ from crest_jax.coresets.by_class import (
     sorted_on_host,
     top_by_class,
 )
-from crest_jax.coresets.coverage import (
-    best_similarities,
-    coverage_counts,
-    covered_share,
-    empty_coreset,
-    scaled_up,
-)
-from crest_jax.coresets.metrics import Metric, Points
+from crest_jax.coresets.coverage import best_similarities, empty_coreset
+from crest_jax.coresets.metrics import Metric, Points, take_rows
+from crest_jax.coresets.nearest import Orphans, best_products, weighted_compiled
 from crest_jax.coresets.oracles import padded
 from crest_jax.coresets.plan import Plan
 from crest_jax.coresets.rules import NO_RULES, Rules
 from crest_jax.types import Array, Coreset
-
-# Where examples of classes without a pick count: there are none, at the nearest pick, at all alike.
-Orphans = Literal["none", "nearest", "spread"]
 
 
 class Candidates(NamedTuple):
     """Candidates that are not simply the rows of the pool.
 
     Attributes:
-      points: [k] rows.
+      points: [k] rows, or similarities [k, n] of these to the pool.
       labels: [k], int32, their classes.
       positions: [k], their rows in the pool, rising; None: they lie elsewhere.
     """
@@ -75,8 +65,8 @@ def choose_in_pool(
     """Select from one pool by lazy or stochastic greedy.
 
     Args:
-      points: [n] rows.
-      labels: [n], int32.
+      points: [n] rows; with the metric "precomputed" similarities [k, n] of candidates to rows.
+      labels: [n], int32, of the candidates where these are not the rows.
       counts: [c], examples of each class.
       quotas: [c], picks of each class, summing to ``size``.
       size: picks in all.
@@ -90,37 +80,44 @@ def choose_in_pool(
     Returns:
       As ``select_coreset``; fewer picks than ``size`` where rules end the choice.
     """
+    matrix = points.parts[0] if metric.name == "precomputed" else None
+    if matrix is not None and matrix.shape[0] != matrix.shape[1]:  # the rows are one class
+        candidates = candidates or Candidates(points, labels, None)
+        labels, counts = np.zeros(matrix.shape[1], np.int32), np.array([matrix.shape[1]])
     problem = _problem(points, labels, counts, quotas, size, metric, plan, candidates)
     several = len(counts) > 1 and any(rule is not None for rule in rules)
     top = None
-    if metric.name != "precomputed" and (candidates is not None or several):
+    if metric.fixed_top is not None:
+        top = jnp.float32(metric.fixed_top)
+    elif candidates is not None or several:
         *sides, settings = problem
         top = top_by_class(*sides, settings=settings._replace(size=0, rounds=0, capacity=0, draws=0))
     floor = None
     if candidates is not None or rules.allowed is not None or rules.share is not None:
-        floor = _floors(problem, jnp.asarray(labels), metric, rules, candidates, top)
+        floor = _floors(problem, points, jnp.asarray(labels), metric, rules, candidates, top)
         rules = rules._replace(floor=floor)
     chosen = _chosen(problem, top, key, rules)
     taken, picks, gains, nearest = quotas, chosen.picks, chosen.gains, chosen.nearest
     if rules.least is not None or rules.share is not None:
         taken = np.asarray(chosen.taken)
         picks, gains, nearest = _shortened(chosen, quotas, taken)
-    if candidates is not None and candidates.positions is not None:
+    heads = None
+    if candidates is not None and candidates.positions is None:
+        heads = take_rows(candidates.points, picks)
+    elif candidates is not None:
         picks = jnp.asarray(candidates.positions, jnp.int32)[picks]
-        nearest = nearest.at[picks].set(jnp.arange(len(picks), dtype=jnp.int32))
-    start = None
-    if rules.earlier is not None:
-        each = jnp.maximum(chosen.top - rules.earlier, 0.0)
-        start = jnp.sum(each if rules.weights is None else each * rules.weights)
+        nearest = nearest.at[picks].set(jnp.arange(len(picks), dtype=jnp.int32), mode="drop")
     if not len(picks):
-        none, bottom = jnp.float32(0), 0.0 if floor is None else jnp.sum(floor)
-        covered = none if start is None else start
+        covered, bottom = jnp.float32(0), 0.0 if floor is None else jnp.sum(floor)
+        if rules.earlier is not None:
+            each = jnp.maximum(chosen.top - rules.earlier, 0.0)
+            covered = jnp.sum(each if rules.weights is None else each * rules.weights)
         return empty_coreset(len(labels), chosen.top, rules.weights, covered, bottom)
     lost = bool(((taken == 0) & (counts > 0)).any())
     orphans: Orphans = ("spread" if spread else "nearest") if lost else "none"
-    return _weighted_compiled(
+    return weighted_compiled(
         points, jnp.asarray(labels), picks, gains, nearest, chosen.top, metric, orphans,
-        rules.weights, floor, start,
+        rules.weights, floor, rules.earlier, heads,
     )  # fmt: skip
 
 
@@ -173,6 +170,7 @@ def _shortened(chosen: Chosen, quotas: np.ndarray, taken: np.ndarray) -> tuple[A
 
 def _floors(
     problem: _Problem,
+    points: Points,
     labels: Array,
     metric: Metric,
     rules: Rules,
@@ -181,75 +179,18 @@ def _floors(
 ) -> Array:
     """Return what all candidates together leave uncovered in each class [c]; see ``covered_share``."""
     classes = problem.quotas.shape[0]
+    codes = labels if candidates is None else jnp.asarray(candidates.labels, jnp.int32)
     if metric.name == "precomputed":
-        allowed = rules.allowed
-        if allowed is not None and rules.first is not None:
-            counts, order = problem.members.counts, problem.members.order
-            rows = order[(jnp.cumsum(counts) - counts)[:, None] + rules.first]
-            allowed = allowed.at[jnp.where(rules.first >= 0, rows, len(order))].set(True, mode="drop")
-        own = labels if classes > 1 else None
-        least = -best_similarities(problem.points.parts[0], own, allowed)
-    elif candidates is None or problem.clients is None or top is None:
+        own = (labels, codes) if classes > 1 else (None, None)
+        least = -best_similarities(problem.points.parts[0], *own)
+    elif metric.signed:
+        least = -best_products(points, labels, problem.points, codes)
+    elif candidates is None or top is None:
         return jnp.zeros(classes, jnp.float32)
     else:
-        codes = jnp.asarray(candidates.labels, jnp.int32)
-        _, least = nearest_picks(problem.clients, labels, candidates.points, codes, metric)
+        _, least = nearest_picks(points, labels, problem.points, codes, metric)
         least = jnp.where((problem.members.counts > 0)[labels], jnp.minimum(least, top), top)
-        if rules.earlier is not None:
-            least = jnp.minimum(least, rules.earlier)
+    if rules.earlier is not None:
+        least = jnp.minimum(least, rules.earlier)
     each = least if rules.weights is None else least * rules.weights
     return jnp.zeros(classes, jnp.float32).at[labels].add(each)
-
-
-def weighted(
-    points: Points,
-    labels: Array,
-    picks: Array,
-    gains: Array,
-    nearest: Array,
-    top: Array,
-    metric: Metric,
-    orphans: Orphans,
-    each: Array | None = None,
-    floor: Array | None = None,
-    start: Array | None = None,
-) -> Coreset:
-    """Count what each pick stands for.
-
-    Args:
-      points: [n] rows, or similarities.
-      labels: [n], int32.
-      picks: [m], int32.
-      gains: [m].
-      nearest: [n], int32, slot of the nearest pick, -1 where there is none.
-      top: [], dissimilarity at which the similarity is 0.
-      metric: static.
-      orphans: static, where rows of classes without a pick count.
-      each: [n], what rows count; None: one each.
-      floor: [c], see ``covered_share``; None: every row may be picked.
-      start: [], what rows of elsewhere cover; None: there are none.
-    """
-    mass = float(len(labels)) if each is None else jnp.sum(each)
-    objective = jnp.sum(gains) if start is None else jnp.sum(gains) + start
-    if metric.name == "precomputed":
-        if floor is None:
-            best = best_similarities(points.parts[0], labels)
-            floor = -(best if each is None else best * each)
-        # Negative similarities improve nobody, but still say which pick is nearest.
-        counted = coverage_counts(-points.parts[0], labels, picks, each, spread=orphans == "spread")
-        share = covered_share(objective, 0.0, mass, jnp.sum(floor))
-        return Coreset(picks, counted.weights, gains, objective, counted.assignments, share)
-    if orphans == "nearest":
-        heads = metrics.take_rows(points, picks)
-        slots, _ = nearest_picks(points, labels, heads, labels[picks], metric)
-        nearest = jnp.where(nearest >= 0, nearest, slots)
-    slots = jnp.where(nearest >= 0, nearest, picks.shape[0])
-    one = 1.0 if each is None else each
-    weights = jnp.zeros(picks.shape[0], jnp.float32).at[slots].add(one, mode="drop")
-    if start is None:
-        weights = scaled_up(weights, mass)
-    share = covered_share(objective, top, mass, 0.0 if floor is None else jnp.sum(floor))
-    return Coreset(picks, weights, gains, objective, nearest, share)
-
-
-_weighted_compiled = jax.jit(weighted, static_argnames=("metric", "orphans"))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crest_jax.coresets import metrics
+from crest_jax.coresets import metrics, sums
 from crest_jax.coresets.greedy import first_largest
 from crest_jax.coresets.metrics import Metric, Points
 from crest_jax.types import Array
@@ -75,8 +75,8 @@ def gains_of(cover: Array, values: Array, weights: Array | None = None) -> Array
     if width == 1:
         return jnp.sum(excess, axis=1)
     parts = excess.reshape(-1, width)
-    sums = jnp.dot(parts, jnp.ones(width, jnp.float32), precision="highest")
-    return jnp.sum(sums.reshape(excess.shape[0], -1), axis=1)
+    totals = jnp.dot(parts, jnp.ones(width, jnp.float32), precision="highest")
+    return jnp.sum(totals.reshape(excess.shape[0], -1), axis=1)
 
 
 def _packed(bits: Array) -> Array:
@@ -110,23 +110,23 @@ class PointOracle:
         self.weights, self.begun, self._earlier = weights, earlier is not None, earlier
         self.metric, self.num_clients, self.tile = metric, clients.rows, min(TILE, clients.rows)
         self._candidates, self._clients, self._valid = candidates, clients, valid
-        self._tiles = metrics.to_tiles(clients, self.tile)
-        self._client_lengths = metrics.squared_lengths(clients)
+        self._tiles = sums.to_tiles(clients, self.tile)
+        self._client_lengths = sums.lengths(metric, clients)
         self._lengths = self._client_lengths
         if candidates is not clients:
-            self._lengths = metrics.squared_lengths(candidates)
-        self._top = jnp.float32(1) if metric.name == "exponential" else top
+            self._lengths = sums.lengths(metric, candidates)
+        self._top = top if metric.fixed_top is None else jnp.float32(metric.fixed_top)
 
     def _lower(self, rows: Points, lengths: Array, tile: Array) -> Array:
-        """Lower bounds [b, w] of squared distances to one tile of clients."""
+        """Lower bounds [b, w] of sums to one tile of clients."""
         columns = metrics.take_rows(self._tiles, tile)
         client_lengths = self._client_lengths.reshape(-1, self.tile)[tile]
-        return metrics.lower_squared(rows, lengths, columns, client_lengths)
+        return sums.lower(self.metric, rows, lengths, columns, client_lengths)
 
     def _tile_bounds(self, rows: Array, tile: Array, cover: Array) -> Array:
         """Upper bounds [b] of the part of the gains that one tile of clients gives."""
         lower = self._lower(metrics.take_rows(self._candidates, rows), self._lengths[rows], tile)
-        values = self.metric.lower_from_squared(jnp.maximum(lower, 0.0))
+        values = self.metric.lower_from_sums(lower)
         return gains_of(cover.reshape(-1, self.tile)[tile], values, self._weights_of(tile))
 
     def _weights_of(self, tile: Array) -> Array | None:
@@ -150,74 +150,75 @@ class PointOracle:
             def add_block(highest: Array, rows: Array) -> tuple[Array, Array]:
                 points = metrics.take_rows(self._candidates, rows)
                 lower = self._lower(points, lengths[rows], tile)
-                values = self.metric.lower_from_squared(jnp.maximum(lower, 0.0))
+                values = self.metric.lower_from_sums(lower)
                 within = jnp.where(valid[tile], values, 0.0)
                 return jnp.maximum(highest, lower), gains_of(zeros, -within, self._weights_of(tile))
 
-            sums, farthest = state
+            totals, farthest = state
             zeros = jnp.zeros(self.tile, jnp.float32)
             start = jnp.full((blocks.shape[1], self.tile), -jnp.inf, jnp.float32)
             highest, part = jax.lax.scan(add_block, start, blocks)
-            return sums + part, farthest.at[tile].set(jnp.max(highest, axis=0))
+            return totals + part, farthest.at[tile].set(jnp.max(highest, axis=0))
 
         empty = (jnp.zeros(blocks.shape, jnp.float32), jnp.zeros(valid.shape, jnp.float32))
-        sums, farthest = _loop(self.num_clients // self.tile, add_tile, empty)
+        totals, farthest = _loop(self.num_clients // self.tile, add_tile, empty)
         top = self._diameter(farthest.reshape(-1))
         each = self._valid if self.weights is None else jnp.where(self._valid, self.weights, 0.0)
         count = jnp.sum(each, dtype=jnp.float32)
-        bounds = jnp.maximum(count * top - sums.reshape(-1), 0.0) + (_SLACK - 1) * count * top
+        bounds = jnp.maximum(count * top - totals.reshape(-1), 0.0) + (_SLACK - 1) * count * top
         return top, self._cover(top), bounds
 
     def _diameter(self, farthest: Array) -> Array:
         """Return the largest dissimilarity [] between real clients.
 
-        ``farthest`` [n] are lower bounds of the largest squared distance from each. Those whose upper
+        ``farthest`` [n] are lower bounds of the largest sum from each. Those whose upper
         bound exceeds what is found are looked at closely, one by one.
         """
         longest = jnp.max(jnp.where(self._valid, self._lengths, 0.0))
-        above = metrics.spread(self._clients, self._client_lengths + longest)
+        above = sums.spread(self._clients, self._client_lengths + longest)
         upper = jnp.where(self._valid, farthest + above, -jnp.inf)
 
         def look(state: tuple[Array, Array]) -> tuple[Array, Array]:
             upper, best = state
             client = first_largest(upper)
-            squared = metrics.squared_to_all(metrics.take_rows(self._clients, client), self._tiles)
-            found = jnp.max(jnp.where(self._valid, squared.reshape(-1), 0.0))
+            row = metrics.take_rows(self._clients, client)
+            direct = sums.to_all(self.metric, row, self._tiles)
+            found = jnp.max(jnp.where(self._valid, direct.reshape(-1), 0.0))
             return upper.at[client].set(-jnp.inf), jnp.maximum(best, found)
 
         start = (upper, jnp.float32(0))
-        squared = jax.lax.while_loop(lambda state: jnp.max(state[0]) > state[1], look, start)[1]
-        return self.metric.from_squared(squared)
+        largest = jax.lax.while_loop(lambda state: jnp.max(state[0]) > state[1], look, start)[1]
+        return self.metric.from_sums(largest)
 
     def all_bounds(self, cover: Array) -> Array:
         """Return upper bounds [m] of all gains."""
         blocks = _range(self._candidates.rows).reshape(-1, 64)
 
-        def add_tile(tile: Array, sums: Array) -> Array:
-            return sums + jax.lax.map(lambda rows: self._tile_bounds(rows, tile, cover), blocks)
+        def add_tile(tile: Array, totals: Array) -> Array:
+            return totals + jax.lax.map(lambda rows: self._tile_bounds(rows, tile, cover), blocks)
 
         zeros = jnp.zeros(blocks.shape, jnp.float32)
-        sums = _loop(self.num_clients // self.tile, add_tile, zeros)
-        return sums.reshape(-1) * _SLACK
+        totals = _loop(self.num_clients // self.tile, add_tile, zeros)
+        return totals.reshape(-1) * _SLACK
 
     def bounds(self, rows: Array, cover: Array) -> Array:
         """Return upper bounds [b] of the gains of some candidates."""
 
-        def add_tile(tile: Array, sums: Array) -> Array:
-            return sums + self._tile_bounds(rows, tile, cover)
+        def add_tile(tile: Array, totals: Array) -> Array:
+            return totals + self._tile_bounds(rows, tile, cover)
 
         zeros = jnp.zeros(rows.shape, jnp.float32)
         return _loop(self.num_clients // self.tile, add_tile, zeros) * _SLACK
 
     def exact(self, row: Array) -> Array:
         """Return dissimilarities [n] of one candidate to all clients."""
-        squared = metrics.squared_to_all(metrics.take_rows(self._candidates, row), self._tiles)
-        return self.metric.from_squared(squared).reshape(-1)
+        direct = sums.to_all(self.metric, metrics.take_rows(self._candidates, row), self._tiles)
+        return self.metric.from_sums(direct).reshape(-1)
 
     def closer(self, rows: Array, cover: Array) -> Array:
         """Return which clients a candidate may improve, as bits [b, n / 32]; see ``Oracle``."""
         points, lengths = metrics.take_rows(self._candidates, rows), self._lengths[rows]
-        reach = self.metric.to_squared(cover).reshape(-1, self.tile)
+        reach = self.metric.to_sums(cover).reshape(-1, self.tile)
 
         def one(tile: Array) -> Array:
             return _packed(self._lower(points, lengths, tile) < reach[tile][None, :])
@@ -227,18 +228,18 @@ class PointOracle:
     def pairs(self, rows: Array, clients: Array) -> Array:
         """Return dissimilarities [t], pair by pair."""
         x, y = metrics.take_rows(self._candidates, rows), metrics.take_rows(self._clients, clients)
-        return self.metric.from_squared(metrics.squared_pairs(x, y))
+        return self.metric.from_sums(sums.pairs(self.metric, x, y))
 
 
 class MatrixOracle:
-    """Negated similarities read from a symmetric matrix [n, n]; nothing else is stored."""
+    """Negated similarities read from a matrix [m, n] of candidates to clients; no copy is made."""
 
     begun = False
 
     def __init__(self, similarities: Array, weights: Array | None = None) -> None:
         """Take the matrix; an example without a pick counts as covered with similarity 0."""
         self._similarities, self.weights = similarities, weights
-        self.num_clients = similarities.shape[0]
+        self._num_candidates, self.num_clients = similarities.shape
         self.tile = padded(self.num_clients)
 
     def start(self) -> tuple[Array, Array, Array]:
@@ -247,11 +248,11 @@ class MatrixOracle:
         return jnp.float32(0), cover, self.all_bounds(cover)
 
     def _values(self, rows: Array) -> Array:
-        return -self._similarities[jnp.minimum(rows, self.num_clients - 1)]
+        return -self._similarities[jnp.minimum(rows, self._num_candidates - 1)]
 
     def all_bounds(self, cover: Array) -> Array:
         """Return upper bounds [m] of all gains."""
-        total = padded(self.num_clients)
+        total = padded(self._num_candidates)
         rows = _range(total).reshape(-1, 8)
         return jax.lax.map(lambda block: self.bounds(block, cover), rows).reshape(total)
 
@@ -270,4 +271,4 @@ class MatrixOracle:
 
     def pairs(self, rows: Array, clients: Array) -> Array:
         """Return dissimilarities [t], pair by pair."""
-        return -self._similarities[jnp.minimum(rows, self.num_clients - 1), clients]
+        return -self._similarities[jnp.minimum(rows, self._num_candidates - 1), clients]

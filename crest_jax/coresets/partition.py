@@ -79,6 +79,25 @@ def partition(
     return Partition(values, counts, quotas_for(counts, size, quotas, names=names), proportional)
 
 
+def check_size(size: Any, count: int, what: str) -> None:
+    """Require a number of picks from 1 to ``count``.
+
+    Args:
+      size: picks.
+      count: things to choose from.
+      what: their name, a plural.
+
+    Example:
+      >>> check_size(3, 5, "examples")
+    """
+    _checks.positive_int("size", size)
+    _checks.require(
+        size <= count,
+        f"size is {size} but the pool holds {count} {what} and no {what.removesuffix('s')} is chosen "
+        f"twice; ask for at most {count}.",
+    )
+
+
 def _counts(values: np.ndarray, classes: int) -> np.ndarray:
     offsets = np.arange(len(values), dtype=np.int64)[:, None] * classes
     found = np.bincount((values + offsets).reshape(-1), minlength=len(values) * classes)

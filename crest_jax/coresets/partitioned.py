@@ -99,7 +99,8 @@ def choose_in_parts(
     objective = (each[covered] * np.maximum(float(last.top) - values, 0.0)).sum()
     gains = np.asarray(last.gains) * (total / max(each[sample].sum(), np.finfo(np.float64).tiny))
     assignments = np.where(counted, np.asarray(slots), -1)
-    return coreset_of(chosen, weights, gains, objective, float(last.top) * total, assignments)
+    largest = None if metric.signed else float(last.top) * total
+    return coreset_of(chosen, weights, gains, objective, largest, assignments)
 
 
 def counts_at(slots: np.ndarray, counted: np.ndarray, size: int, total: float) -> np.ndarray:
@@ -129,23 +130,24 @@ def coreset_of(
     weights: np.ndarray,
     gains: np.ndarray,
     objective: float,
-    largest: float,
+    largest: float | None,
     assignments: np.ndarray | None = None,
 ) -> Coreset:
-    """Return a ``Coreset`` of host values; ``largest`` is the largest possible objective.
+    """Return a ``Coreset`` of host values; ``largest`` is the largest possible objective, if known.
 
     Example:
       >>> found = coreset_of(np.array([3]), np.array([2]), np.array([1.5]), 1.5, 2.0)
       >>> found.weights.tolist(), float(found.coverage)
       ([2.0], 0.75)
     """
+    reached = jnp.asarray(objective, jnp.float32)
     return Coreset(
         jnp.asarray(chosen, jnp.int32),
         jnp.asarray(weights, jnp.float32),
         jnp.asarray(gains, jnp.float32),
-        jnp.asarray(objective, jnp.float32),
+        reached,
         None if assignments is None else jnp.asarray(assignments, jnp.int32),
-        covered_share(jnp.asarray(objective, jnp.float32), largest, 1.0),
+        None if largest is None else covered_share(reached, largest, 1.0),
     )
 
 

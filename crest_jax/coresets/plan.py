@@ -67,7 +67,7 @@ class Shape(NamedTuple):
     exact: bool = False
 
 
-_EXACT = "the greedy choice: at least 1 - 1/e of the best objective"
+EXACT = "the greedy choice: at least 1 - 1/e of the best objective"
 _PARTS = (
     "greedy in parts and among their picks: at least (1 - 1/e) / 2 of the best objective in "
     "expectation for parts assigned at random, up to the error of judging by a sample"
@@ -98,10 +98,21 @@ def make_plan(shape: Shape, method: str, memory_budget: int | None, epsilon: flo
         plan = fitting[0] if fitting else min(plans, key=lambda plan: plan.memory)
     else:
         plan = _plan(method, shape, budget, epsilon)
+    return check_budget(plan, memory_budget)
+
+
+def check_budget(plan: Plan, memory_budget: int | None) -> Plan:
+    """Return a plan that keeps to a budget; None is kept by all.
+
+    Raises:
+      ValueError: when it needs more.
+    """
+    if memory_budget is not None:
+        _checks.positive_int("memory_budget", memory_budget)
     _checks.require(
-        memory_budget is None or plan.memory <= budget,
-        f"memory_budget is {budget} bytes but {plan.method!r} needs at least {plan.memory} above the "
-        f"embeddings; raise memory_budget to {plan.memory}.",
+        memory_budget is None or plan.memory <= memory_budget,
+        f"memory_budget is {memory_budget} bytes but {plan.method!r} needs at least {plan.memory} "
+        f"above the embeddings; raise memory_budget to {plan.memory}.",
     )
     return plan
 
@@ -115,7 +126,7 @@ def _plan(method: str, shape: Shape, budget: int, epsilon: float) -> Plan:
         side = sides[1]
         memory = 4 * block * (3 * side * side + 8 * side * (shape.width + 4) + 4 * side * shape.rounds)
         cost = shape.problems * shape.classes * (1.0 + shape.rounds / 4) * side * side
-        return Plan("dense", True, memory, cost, 0, 0, 0, _EXACT)
+        return Plan("dense", True, memory, cost, 0, 0, 0, EXACT)
     base = _working_set(shape, wide)
     if method == "lazy":
         room = max(0, budget - base - 8 * EXTRACT) // 8
@@ -124,7 +135,7 @@ def _plan(method: str, shape: Shape, budget: int, epsilon: float) -> Plan:
         memory = base + 8 * (capacity + EXTRACT)
         passes = 3 + 1.2 * math.log2(max(2, min(shape.rounds, wide * wide / max(1, capacity))))
         cost = shape.problems * shape.classes * passes * wide * wide
-        return Plan("lazy", True, memory, cost, capacity, 0, 0, _EXACT)
+        return Plan("lazy", True, memory, cost, capacity, 0, 0, EXACT)
     if method == "stochastic":
         draws = max(1, min(shape.largest, math.ceil(shape.share * math.log(1 / epsilon))))
         cost = float(shape.problems) * shape.size * draws * wide

@@ -1,6 +1,6 @@
 """What a greedy choice obeys beside a number of picks: weights, first picks, costs, an end."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -67,7 +67,12 @@ class Rules(NamedTuple):
         """Return bounds [m], -1 where a candidate takes more units than are left."""
         return bounds if self.units is None else jnp.where(self.units > left, -1.0, bounds)
 
-    def of_class(self, index: Array, rows: Array, clients: Array, valid: Array) -> "Rules":
+    def of_problem(self, p: int) -> "Rules":
+        """Return the rules of one problem out of leaves [p, ...]."""
+        whole = {"budget", "least", "share"}
+        return Rules(**{k: v if v is None or k in whole else v[p] for k, v in self._asdict().items()})
+
+    def of_class(self, index: Any, rows: Any, clients: Any, valid: Any) -> "Rules":
         """Return the rules of one class.
 
         Args:
@@ -77,7 +82,7 @@ class Rules(NamedTuple):
           valid: [v], bool, whether these are of the class.
         """
 
-        def taken(leaf: Array | None, places: Array) -> Array | None:
+        def taken(leaf: Array | None, places: Any) -> Array | None:
             return None if leaf is None else leaf[places]
 
         weights = taken(self.weights, clients)

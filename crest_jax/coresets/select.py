@@ -7,8 +7,12 @@ from crest_jax import _checks
 from crest_jax.coresets import metrics
 from crest_jax.coresets.asked import Asked, check_method, check_size
 from crest_jax.coresets.inputs import rows_of
+from crest_jax.coresets.listed import plan_on_graph, solve_on_graph
+from crest_jax.coresets.neighbors import check_neighbors
 from crest_jax.coresets.plan import METHODS, Plan, make_plan
+from crest_jax.coresets.similarities import is_sparse
 from crest_jax.coresets.solve import shaped, solve
+from crest_jax.coresets.sparse import check_listed_method
 from crest_jax.coresets.traced import select_traced
 from crest_jax.types import Array, Coreset, PyTree
 
@@ -20,6 +24,8 @@ def select_coreset(
     labels: Any = None,
     num_classes: int | None = None,
     metric: str = "euclidean",
+    gamma: float | None = None,
+    neighbors: int | None = None,
     quotas: Any = "proportional",
     method: str = "auto",
     memory_budget: int | None = None,
@@ -78,17 +84,30 @@ def select_coreset(
     Method "dense" takes sample weights there and, without labels, positions: ``initial`` and a mask of
     ``candidates``.
 
+    Similarities (``u`` from rows, ``max(u)`` within a class): "euclidean", "sqeuclidean", "manhattan":
+    ``max(u) - u``; "cosine" and "correlation" (Pearson's, of two rows): the same of 1 minus it, where a
+    row of zeros, or a constant one, has 0 with every other row; "exponential": ``exp(-|x - y| / d)``;
+    "rbf": ``exp(-gamma |x - y|^2)``; "dot": ``x.y``. "precomputed" takes similarities: entry [i, j]
+    says how well column j stands for row i; picks are columns, and only where the matrix is square does
+    a pick stand for itself (else positions and costs are those of columns, and there are no labels). In
+    a sparse matrix of SciPy what is absent is 0, nothing is made dense, and rows to which no pick is
+    similar count at all picks in proportion. With ``neighbors=k`` a row is similar to its k nearest
+    rows only (exactly these, of its class). Gains are then those in this graph, where the largest
+    distance is similarity 0; weights are by the nearest of all picks.
+
     Args:
-      embeddings: [n, d], or ``Factored`` last-layer gradients, or [p, n, d] for ``p`` problems at once,
-        or a list of batches [b, d]; any real type, computed in float32. Rows of 64-bit numbers far from
-        the origin are moved near it before. With metric "precomputed" symmetric similarities [n, n].
+      embeddings: [n, d], or ``Factored`` last-layer gradients (not with "manhattan", "correlation"), or
+        [p, n, d] for ``p`` problems at once, or a list of batches [b, d]; any real type, computed in
+        float32. Rows of 64-bit numbers far from the origin are moved near it before. With metric
+        "precomputed" similarities [n, n] or [n, m]; one that is not symmetric is copied.
       size: number of picks ``m``, at most ``n``; the most there may be where something else ends the
         choice, which may be None then.
       labels: [n] or [p, n], the class of each example: whole numbers or strings; None: one class.
       num_classes: number of classes that there may be, inside ``jit``; outside it only makes labels
         from it on an error.
-      metric: "euclidean", "sqeuclidean", "cosine", "exponential" or "precomputed". A row of zeros has
-        cosine 0 with every other row.
+      metric: see above.
+      gamma: of "rbf", positive; None: 1 / d.
+      neighbors: k, of each row, itself among them; None: all. Only with the method "lazy" or "auto".
       quotas: "proportional", "equal", the number of picks of each class that occurs [c] in the order of
         the labels, or by label from 0 on, or a dictionary ``{label: picks}``.
       method: see above.
@@ -125,7 +144,7 @@ def select_coreset(
     Raises:
       ValueError: on embeddings that are empty, sparse, complex, NaN or infinite, labels of the wrong
         length or out of range, a size outside ``[1, n]``, quotas that cannot be met, similarities that
-        are not symmetric or never positive, an unknown metric or method, a budget too small (the
+        are never positive, an unknown metric or method, a budget too small (the
         message says what would do), positions, weights or costs out of range, what the method cannot do
         exactly, or an objective that float32 cannot hold.
       RuntimeError: in a process that was forked after the first call.
@@ -144,16 +163,22 @@ def select_coreset(
     asked = Asked(sample_weights, initial, candidates, costs, budget, stop_gain, coverage)
     check_method(asked, method)
     check_size(asked, size)
-    if not _checks.is_concrete(embeddings, labels, *asked):
+    metrics.check_gamma(metric, gamma)
+    traced = not _checks.is_concrete(embeddings, labels, *asked)
+    on_graph = _on_graph(embeddings, metric, neighbors, method, batched, traced=traced)
+    if traced:
         return select_traced(
-            embeddings, size, labels, num_classes, metric, quotas, method, epsilon, key, asked
+            embeddings, size, labels, num_classes, metric, gamma, quotas, method, epsilon, key, asked
         )
     not_forked()
     key = _checks.default_key(key)
     rows = rows_of(embeddings, metric)
     problem = shaped(rows, size, labels, num_classes, metric, quotas, batched, asked)
+    if on_graph:
+        _, block = plan_on_graph(rows, problem, neighbors, memory_budget)
+        return solve_on_graph(rows, problem, metric, gamma, neighbors, block)
     plan = make_plan(problem.shape, method, memory_budget, epsilon)
-    return solve(rows, problem, plan, metric, key)
+    return solve(rows, problem, plan, metric, gamma, key)
 
 
 _first_use: list[int] = []  # the process in which a selection first ran
@@ -180,6 +205,7 @@ def plan_coreset(
     labels: Any = None,
     num_classes: int | None = None,
     metric: str = "euclidean",
+    neighbors: int | None = None,
     quotas: Any = "proportional",
     method: str = "auto",
     memory_budget: int | None = None,
@@ -201,6 +227,7 @@ def plan_coreset(
       labels: see there.
       num_classes: see there.
       metric: see there.
+      neighbors: see there.
       quotas: see there.
       method: see there.
       memory_budget: see there.
@@ -228,9 +255,35 @@ def plan_coreset(
     asked = Asked(sample_weights, initial, candidates, costs, budget, stop_gain, coverage)
     check_method(asked, method)
     check_size(asked, size)
+    on_graph = _on_graph(embeddings, metric, neighbors, method, batched)
     rows = rows_of(embeddings, metric)
     problem = shaped(rows, size, labels, num_classes, metric, quotas, batched, asked)
+    if on_graph:
+        return plan_on_graph(rows, problem, neighbors, memory_budget)[0]
     return make_plan(problem.shape, method, memory_budget, epsilon)
+
+
+def _on_graph(
+    embeddings: Any,
+    metric: str,
+    neighbors: int | None,
+    method: str,
+    batched: bool | None,
+    *,
+    traced: bool = False,
+) -> bool:
+    """Return whether the choice is on a graph, given or of neighbours; refuse what has none."""
+    if neighbors is not None:
+        check_neighbors(neighbors, metric, method, traced=traced)
+        return True
+    if metric != "precomputed" or not is_sparse(embeddings):
+        return False
+    check_listed_method(method, "a sparse matrix")
+    _checks.require(
+        not batched,
+        f"batched is {batched} but similarities are one sparse matrix; pass the problems one by one.",
+    )
+    return True
 
 
 def _check_names(metric: str, method: str, epsilon: float) -> None:

@@ -16,14 +16,15 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from crest_jax import _checks
-from crest_jax.coresets import metrics
+from crest_jax.coresets import metrics, sums
 from crest_jax.coresets.coverage import covered_share, scaled_up
+from crest_jax.coresets.distances import TERMS
 from crest_jax.coresets.frame import Frame
 from crest_jax.coresets.inputs import restored
 from crest_jax.coresets.metrics import Metric
 from crest_jax.coresets.numbers import real_array
 from crest_jax.coresets.oracles import gains_of
-from crest_jax.coresets.partition import partition
+from crest_jax.coresets.partition import check_size, partition
 from crest_jax.data.devices import automatic, gather, in_all_processes, place, spread
 from crest_jax.types import Array, Coreset
 
@@ -40,6 +41,7 @@ def select_coreset_sharded(
     labels: Any = None,
     num_classes: int | None = None,
     metric: str = "euclidean",
+    gamma: float | None = None,
     quotas: Any = "proportional",
     proposals: int = 16,
 ) -> Coreset:
@@ -57,7 +59,8 @@ def select_coreset_sharded(
       mesh: the devices.
       labels: [n], the classes of all rows, whole numbers or strings, or None.
       num_classes: labels from it on are an error; None allows all.
-      metric: "euclidean", "sqeuclidean", "cosine" or "exponential".
+      metric: as in ``select_coreset``, any but "precomputed".
+      gamma: of the metric "rbf"; see ``select_coreset``.
       quotas: as in ``select_coreset``.
       proposals: candidates that each device proposes in a round. More make rounds fewer and longer.
 
@@ -83,17 +86,13 @@ def select_coreset_sharded(
         "embedding to a vector.",
     )
     _checks.one_of("metric", metric, metrics.METRICS[:-1])
-    _checks.positive_int("size", size)
+    metrics.check_gamma(metric, gamma)
     _checks.positive_int("proposals", proposals)
     share = len(own)
     count, first = share * jax.process_count(), share * jax.process_index()
-    _checks.require(
-        size <= count,
-        f"size is {size} but the pool holds {count} examples and no example is chosen twice; ask for "
-        f"at most {count}.",
-    )
+    check_size(size, count, "examples")
     parts = partition(labels, (count,), size, quotas, num_classes)
-    frame = Frame(metric)
+    frame = Frame(metric, gamma)
     points = in_all_processes(lambda: frame.points(own, first), "embeddings")
     common = frame.common(np.stack(gather(frame.facts())))
     points = in_all_processes(lambda: frame.moved(points, common, 0), "embeddings")
@@ -108,7 +107,7 @@ def select_coreset_sharded(
         proposals,
         orphans=parts.orphans and not parts.spread,
     )
-    picks, gains, weights, top = choose(
+    picks, gains, weights, top, floor = choose(
         spread(points.parts[0], mesh, _UNIT),
         spread(blank, mesh, _UNIT),
         spread(places + 1, mesh, _UNIT),  # 0 where zeros fill a share
@@ -117,7 +116,7 @@ def select_coreset_sharded(
     )
     order = np.argsort(classes[np.asarray(picks)], kind="stable")
     objective = jnp.sum(gains)
-    covered = covered_share(objective, top, float(count))
+    covered = covered_share(objective, top, float(count), floor)
     found = Coreset(picks[order], weights[order], gains[order], objective, None, covered)
     return restored(found, common.pool())
 
@@ -168,16 +167,17 @@ class _Share(NamedTuple):
 
     def to_rows(self, heads: Array, blanks: Array) -> Array:
         """Dissimilarities [t, k] of some rows [t, d] to this device's."""
+        term = TERMS[self.metric.form]
 
         def add(total: Array, columns: tuple[Array, Array]) -> tuple[Array, None]:
             head, row = columns
-            return total + jnp.square(head[:, None] - row[None, :]), None
+            return total + term(head[:, None], row[None, :]), None
 
         zeros = jnp.zeros((heads.shape[0], self.height), jnp.float32)
-        squared = jax.lax.scan(add, zeros, (heads.T, self.rows.T))[0]
+        found = jax.lax.scan(add, zeros, (heads.T, self.rows.T))[0]
         if self.metric.name == "cosine":
-            squared = squared + metrics.without_direction(blanks[:, None], self.blank[None, :])
-        return self.metric.from_squared(squared)
+            found = found + sums.without_direction(blanks[:, None], self.blank[None, :])
+        return self.metric.from_sums(found)
 
     def within(self, some: Array, classes: Array) -> Array:
         """Dissimilarities of some rows of every device, infinite between classes."""
@@ -200,18 +200,18 @@ def _program(
 
     def choose(
         rows: Array, blank: Array, marks: Array, strata: Array, quotas: Array
-    ) -> tuple[Array, Array, Array, Array]:
+    ) -> tuple[Array, Array, Array, Array, Array]:
         """Work on this device's rows [k, d]; see ``select_coreset_sharded``."""
         valid, places = marks > 0, marks - 1
         width = min(proposals, rows.shape[0])
         share = _Share(axes, metric, width, rows, blank, strata, valid, places)
         ones = valid.astype(jnp.float32)
         counts = share.sum(jnp.zeros(num_classes, jnp.float32).at[strata].add(ones))
-        sums, top = _first_sums(share, quotas)
+        bounds, top, floor = _first_bounds(share, quotas, counts)
         first = _State(
             cover=jnp.where(valid, top, -jnp.inf),
             nearest=jnp.full(rows.shape[0], -1, jnp.int32),
-            bounds=jnp.maximum(counts[strata] * top - sums, 0.0) + _SLACK * counts[strata] * top,
+            bounds=bounds,
             fresh=jnp.zeros(rows.shape[0], bool),
             free=valid,
             left=quotas,
@@ -220,10 +220,12 @@ def _program(
             done=jnp.zeros((), jnp.int32),
         )
         last = jax.lax.while_loop(lambda state: state.done < size, partial(_round, share), first)
-        nearest = _adopted(share, last, quotas, size) if orphans else last.nearest
+        adopt = orphans or metric.signed
+        nearest = _adopted(share, last, quotas, size, orphans) if adopt else last.nearest
         slots = jnp.where(nearest >= 0, nearest, size)
         weights = share.sum(jnp.zeros(size, jnp.float32).at[slots].add(ones, mode="drop"))
-        return last.picks, last.gains, scaled_up(weights, share.sum(jnp.sum(ones))), top
+        weights = scaled_up(weights, share.sum(jnp.sum(ones)))
+        return last.picks, last.gains, weights, top, floor
 
     apart, shared = PartitionSpec(axes), PartitionSpec()
     return jax.jit(
@@ -237,25 +239,39 @@ def _program(
     )
 
 
-def _first_sums(share: _Share, quotas: Array) -> tuple[Array, Array]:
-    """Return the dissimilarities of each row to all of its class, summed [k], and the largest one."""
+def _first_bounds(share: _Share, quotas: Array, counts: Array) -> tuple[Array, Array, Array]:
+    """Return upper bounds [k] of the first gains, the dissimilarity of similarity 0, and the floor.
+
+    Sums of dissimilarities to all of the class come first: the largest one is known only then. For the
+    floor see ``covered_share``.
+    """
     width = share.width
 
-    def look(turn: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        sums, farthest = state
+    def look(turn: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        totals, farthest, least = state
         block = turn * width + jnp.arange(width, dtype=jnp.int32)
         block = jnp.minimum(block, share.height - 1)
         classes = share.gathered(jnp.where(share.valid[block], share.strata[block], -1))
         values = share.within(block, classes)
+        values = jnp.minimum(values, 0.0) if share.metric.signed else values
         known = jnp.where((values < jnp.inf) & share.valid[None, :], values, 0.0)
-        total = share.sum(gains_of(jnp.zeros(known.shape[1], jnp.float32), -known))
+        size = jnp.abs(known) if share.metric.signed else known
+        total = share.sum(gains_of(jnp.zeros(known.shape[1], jnp.float32), -size))
         picked = jnp.where((quotas[share.strata] > 0)[None, :], known, 0.0)
-        return sums.at[block].set(share.own(total)), jnp.maximum(farthest, jnp.max(picked))
+        least = jnp.minimum(least, jnp.min(known, axis=0)) if share.metric.signed else least
+        totals = totals.at[block].set(share.own(total))
+        return totals, jnp.maximum(farthest, jnp.max(picked)), least
 
     turns = -(-share.height // width)
-    start = (jnp.zeros(share.height, jnp.float32), jnp.float32(0))
-    sums, farthest = jax.lax.fori_loop(np.int32(0), np.int32(turns), look, start)
-    return sums, share.metric.top(jax.lax.pmax(farthest, share.axes))
+    zeros = jnp.zeros(share.height, jnp.float32)
+    start = (zeros, jnp.float32(0), zeros)
+    totals, farthest, least = jax.lax.fori_loop(np.int32(0), np.int32(turns), look, start)
+    top = share.metric.top(jax.lax.pmax(farthest, share.axes))
+    if share.metric.signed:
+        return totals * (1 + _SLACK), top, share.sum(jnp.sum(least))
+    most = counts[share.strata] * top
+    bounds = jnp.maximum(most - totals, 0.0) + _SLACK * counts[share.strata] * top
+    return bounds, top, jnp.float32(0)
 
 
 def _round(share: _Share, state: _State) -> _State:
@@ -298,16 +314,28 @@ def _taken_into(share: _Share, state: _State, pick: Array, gain: Array) -> _Stat
     )
 
 
-def _adopted(share: _Share, last: _State, quotas: Array, size: int) -> Array:
-    """Return the nearest picks [k], those of any class for rows of classes without a pick."""
+def _adopted(share: _Share, last: _State, quotas: Array, size: int, orphans: bool) -> Array:
+    """Return the nearest picks [k], those of any class for rows of classes without a pick.
+
+    With negative similarities all rows are looked at again, for none need have covered a row.
+    """
 
     def adopt(index: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         closest, nearest = state
-        values = share.one(share.places == last.picks[index])
+        mine = share.places == last.picks[index]
+        values = share.one(mine)
+        if share.metric.signed:
+            label = share.sum(jnp.sum(jnp.where(mine, share.strata, 0), dtype=jnp.int32))
+            mine = mine & share.valid
+            values = jnp.where((share.strata == label) | (quotas[share.strata] == 0), values, jnp.inf)
+            values = jnp.where(mine, -jnp.inf, values)
         closer = values < closest
         return jnp.minimum(closest, values), jnp.where(closer, index, nearest)
 
     limit = jnp.full(share.height, jnp.inf, jnp.float32)
     start = (limit, jnp.zeros_like(last.nearest))
     adopted = jax.lax.fori_loop(np.int32(0), np.int32(size), adopt, start)[1]
+    if share.metric.signed:
+        whole = (quotas[share.strata] > 0) | orphans
+        return jnp.where(share.valid & whole, adopted, -1)
     return jnp.where(quotas[share.strata] == 0, adopted, last.nearest)

@@ -17,10 +17,11 @@ from crest_jax.coresets.extras import apart, most_picks, rules_of, weight_expone
 from crest_jax.coresets.inputs import Pool, make_pool, restored, shape_of
 from crest_jax.coresets.metrics import Metric, Points
 from crest_jax.coresets.one_pool import choose_in_pool
-from crest_jax.coresets.partition import Partition, label_shape, partition
+from crest_jax.coresets.partition import Partition, check_size, label_shape, partition
 from crest_jax.coresets.partitioned import choose_in_parts
 from crest_jax.coresets.plan import Plan, Shape
 from crest_jax.coresets.rules import NO_RULES, Rules
+from crest_jax.coresets.similarities import check_square
 from crest_jax.types import Array, Coreset
 
 
@@ -32,6 +33,8 @@ class Problem(NamedTuple):
       shape: sizes, for planning.
       size: picks of each problem, at most.
       batched: whether there is a leading axis of problems.
+      rectangular: whether similarities are given whose columns are not their rows. The columns are
+        what is chosen from then, and what the parts are of.
       extras: what is asked for beside the size; None: nothing.
     """
 
@@ -39,6 +42,7 @@ class Problem(NamedTuple):
     shape: Shape
     size: int
     batched: bool
+    rectangular: bool
     extras: Extras | None
 
 
@@ -55,21 +59,21 @@ def shaped(
     """Check everything but the values of the embeddings; see ``select_coreset``."""
     axes = None if labels is None else len(label_shape(labels))
     problems, rows, width, batched = shape_of(embeddings, metric, axes, batched)
-    pool = (problems, rows) if batched else (rows,)
-    extras = checked(asked, embeddings, pool, metric, labels) if asked.any else None
-    most = rows if extras is None else most_picks(extras, rows)
-    number = rows if extras is None or extras.others is None else most
-    _checks.require(
-        size is None or size <= (most if asked.candidates is not None else number),
-        f"size is {size} but the pool holds {most} examples and no example is chosen twice; ask for "
-        f"at most {most}.",
-    )
+    rectangular = metric == "precomputed" and rows != width
+    if rectangular:
+        check_square((rows, width), labels)
+    count = width if rectangular else rows
+    pool = (problems, count) if batched else (count,)
+    extras = checked(asked, embeddings, pool, rows, metric, labels) if asked.any else None
+    most = count if extras is None else most_picks(extras, count)
+    if size is not None:
+        check_size(size, most, "columns" if rectangular else "examples")
     wanted = most if size is None else min(size, most)
     _checks.require(
         size is not None or (isinstance(quotas, str) and quotas == "proportional"),
         f"quotas are {_checks.brief(quotas)} but size is None; pass the size that they sum to.",
     )
-    share_out = rows if size is None and labels is not None else min(wanted, rows)
+    share_out = rows if size is None and labels is not None else min(wanted, count)
     parts = partition(labels, pool, share_out, quotas, num_classes)
     if extras is not None:
         parts = with_extras(parts, extras, share_out, all_of_them=size is None)
@@ -79,9 +83,9 @@ def shaped(
     elsewhere = 0 if extras is None or extras.others is None else most
     needed = parts.quotas > 0
     shape = Shape(
-        rows=rows,
+        rows=max(rows, count),
         width=width,
-        largest=int(parts.counts.max()) + elsewhere,
+        largest=max(rows, count) if rectangular else int(parts.counts.max()) + elsewhere,
         size=size,
         rounds=int(parts.quotas.max()),
         share=float((parts.counts[needed] / parts.quotas[needed]).max()),
@@ -90,7 +94,7 @@ def shaped(
         matrix=metric == "precomputed",
         exact=asked.exact_only,
     )
-    return Problem(parts, shape, size, batched, extras)
+    return Problem(parts, shape, size, batched, rectangular, extras)
 
 
 class _Given(NamedTuple):
@@ -102,15 +106,15 @@ class _Given(NamedTuple):
     earlier: Points | None
 
 
-def _given(rows: Any, problem: Problem, metric: str) -> _Given:
+def _given(rows: Any, problem: Problem, metric: str, gamma: float | None) -> _Given:
     extras = problem.extras
     more = [] if extras is None else [x for x in (extras.others, extras.earlier) if x is not None]
     if not more:
-        pool = make_pool(rows, metric, batched=problem.batched)
+        pool = make_pool(rows, metric, batched=problem.batched, gamma=gamma)
         return _Given(pool, pool.points, None, None)
     # Prepared as one, so that shift and scale are the same.
     joined = jax.tree.map(lambda *parts: np.concatenate([np.asarray(x) for x in parts]), rows, *more)
-    pool = make_pool(joined, metric, batched=False)
+    pool = make_pool(joined, metric, batched=False, gamma=gamma)
     ends = np.cumsum([len(jax.tree.leaves(part)[0]) for part in (rows, *more)])
     pieces = [
         metrics.take_rows(pool.points, slice(first, end))
@@ -121,7 +125,9 @@ def _given(rows: Any, problem: Problem, metric: str) -> _Given:
     return _Given(pool, pieces[0], others, pieces[-1] if extras.earlier is not None else None)
 
 
-def solve(rows: Any, problem: Problem, plan: Plan, metric: str, key: Array) -> Coreset:
+def solve(
+    rows: Any, problem: Problem, plan: Plan, metric: str, gamma: float | None, key: Array
+) -> Coreset:
     """Solve a problem by the planned method.
 
     Args:
@@ -129,9 +135,10 @@ def solve(rows: Any, problem: Problem, plan: Plan, metric: str, key: Array) -> C
       problem: of these.
       plan: for it.
       metric: see ``select_coreset``.
+      gamma: see there.
       key: PRNG key.
     """
-    given = _given(rows, problem, metric)
+    given = _given(rows, problem, metric, gamma)
     pool, rules, extras = given.pool, NO_RULES, problem.extras
     if extras is not None:
         shift = weight_exponents(extras, problem.shape.problems)
@@ -142,18 +149,32 @@ def solve(rows: Any, problem: Problem, plan: Plan, metric: str, key: Array) -> C
             heads = given.earlier
             earlier = nearest_picks(given.points, none, heads, none[: heads.rows], pool.metric)[1]
         rules = rules_of(extras, problem.parts, pool.exponents, earlier)
-    if plan.method == "dense":
+    if plan.method == "dense" and not problem.rectangular:
         found = _dense(problem, given, rules, pool.metric)
     else:
         choose = choose_in_parts if plan.method == "partitioned" else choose_in_pool
         spread = problem.parts.spread
         own = partial(choose, size=problem.size, metric=pool.metric, plan=plan, spread=spread, key=key)
         found = _each(problem, given, rules, own)
-    if extras is not None and extras.weights is not None:
-        back = -shift[:, None] if problem.batched else -shift[0]
-        weights = np.ldexp(np.asarray(found.weights, np.float64), back)
-        found = found._replace(weights=jnp.asarray(weights, jnp.float32))
+    if extras is not None:
+        found = unscaled(found, shift, batched=problem.batched)
     return restored(found, pool)
+
+
+def unscaled(coreset: Coreset, shift: np.ndarray, *, batched: bool) -> Coreset:
+    """Return a coreset whose weights were multiplied by two to the power ``shift`` [p] as they are.
+
+    Example:
+      >>> none = jnp.zeros(1)
+      >>> found = Coreset(none, jnp.array([0.5]), none, none[0], none, none[0])
+      >>> unscaled(found, np.array([-2]), batched=False).weights.tolist()
+      [2.0]
+    """
+    if not shift.any():
+        return coreset
+    back = -shift[:, None] if batched else -shift[0]
+    weights = np.ldexp(np.asarray(coreset.weights, np.float64), back)
+    return coreset._replace(weights=jnp.asarray(weights, jnp.float32))
 
 
 def _each(problem: Problem, given: _Given, rules: Rules, choose: Callable[..., Coreset]) -> Coreset:

@@ -40,7 +40,7 @@ def stochastic_greedy(
     Returns:
       See ``lazy_greedy``.
     """
-    run = first_run(oracle, selectable, quota, size, rules)
+    run = first_run(*oracle.start(), selectable, quota, size, rules)
     run = run._replace(bounds=jnp.where(selectable, 0.0, -1.0))  # only who is free matters here
     cover = computed_cover(oracle)
     count = jnp.sum(selectable, dtype=jnp.int32)
@@ -83,7 +83,7 @@ def stochastic_greedy(
             taken=run.taken + 1,
             evaluations=run.evaluations + 64 * blocks,
         )
-        return ended(run, oracle, rules)
+        return ended(run, oracle.weights, rules)
 
-    run = begun(oracle, run, rules)
+    run = begun(run, oracle, rules)
     return jax.lax.while_loop(lambda run: run.taken < run.quota, pick, run)

@@ -12,7 +12,7 @@ from crest_jax import _checks
 from crest_jax.coresets.by_class import nearest_picks
 from crest_jax.coresets.frame import Frame
 from crest_jax.coresets.inputs import restored
-from crest_jax.coresets.metrics import METRICS, Metric, Points, pad_rows, take_rows
+from crest_jax.coresets.metrics import METRICS, Metric, Points, check_gamma, pad_rows, take_rows
 from crest_jax.coresets.numbers import largest_of, real_array
 from crest_jax.coresets.partition import classes_shaped
 from crest_jax.coresets.partitioned import choose_in_part, coreset_of, generator
@@ -33,6 +33,7 @@ def select_coreset_stream(
     labels: Any = None,
     num_classes: int | None = None,
     metric: str = "euclidean",
+    gamma: float | None = None,
     part: int | None = None,
     key: Array | None = None,
     progress: Progress | None = None,
@@ -51,7 +52,8 @@ def select_coreset_stream(
       labels: [n], the class of each row, whole numbers or strings, for an array-like; an iterable
         brings its own, whole numbers.
       num_classes: labels from it on are an error; None allows all.
-      metric: "euclidean", "sqeuclidean", "cosine" or "exponential".
+      metric: as in ``select_coreset``, any but "precomputed".
+      gamma: of the metric "rbf"; see ``select_coreset``.
       part: rows per part; None takes eight times ``size`` within [8192, 65536].
       key: PRNG key of the sample; None takes ``jax.random.key(0)``.
       progress: called with the number of rows that are done, after each part.
@@ -78,11 +80,11 @@ def select_coreset_stream(
     """
     _checks.positive_int("size", size)
     _checks.one_of("metric", metric, METRICS[:-1])
+    check_gamma(metric, gamma)
     width = part_rows(size) if part is None else part
     _checks.positive_int("part", width)
     _checks.require(
-        width >= size,
-        f"part is {width} but must be at least size, which is {size}; raise part.",
+        width >= size, f"part is {width} but must be at least size, which is {size}; raise part."
     )
     not_forked()
     key = _checks.default_key(key)
@@ -110,7 +112,7 @@ def select_coreset_stream(
                 "iterable yield pairs (embeddings, labels).",
             )
             pieces = chunks
-        rounds = _Rounds(size, metric, width, key, process)
+        rounds = _Rounds(size, Frame(metric, gamma), width, key, process)
         for rows, strata in _rebuffered(pieces, width, num_classes):
             rounds.add(rows, strata)
             if progress is not None:
@@ -141,9 +143,9 @@ def _together(held: list[_Held]) -> _Held:
 class _Rounds:
     """The two rounds over a stream, or over that of each process."""
 
-    def __init__(self, size: int, metric: str, part: int, key: Array, process: int) -> None:
+    def __init__(self, size: int, frame: Frame, part: int, key: Array, process: int) -> None:
         self.size, self.part = size, part
-        self.frame = Frame(metric)
+        self.frame = frame
         self.rng = generator(key, process)
         self.count = 0
         self.first = 0  # row of all that this process's first one is
@@ -178,6 +180,12 @@ class _Rounds:
         self.top = max(self.top, float(found.top))
         picks = np.asarray(found.picks)
         nearest = np.asarray(found.nearest)[: len(rows)]
+        if self.frame.metric.signed:  # rows that nothing covers count at the most similar pick too
+            heads = take_rows(points, picks)
+            nearest, _ = _nearest(
+                points, groups, heads=heads, groups=groups[picks], metric=self.frame.metric
+            )
+            nearest[picks] = np.arange(len(picks))
         weights = np.bincount(nearest, minlength=len(picks)).astype(np.float64)
         self.held.append(_Held(take_rows(points, picks), labels[picks], positions[picks], weights))
 
@@ -289,7 +297,7 @@ class _Rounds:
             found = np.stack(gather(found)).sum(axis=0) if self.joined else found
             weights, objective = found[:-1], float(found[-1])
         weights = weights * (self.count / weights.sum())
-        most = float(last.top) * self.count
+        most = None if self.frame.metric.signed else float(last.top) * self.count
         return restored(coreset_of(chosen, weights, gains, objective, most), self.frame.pool())
 
 
@@ -299,9 +307,8 @@ def _nearest(
     """Return the picks nearest to some rows, and how far; padded to one shape per stream."""
     count = len(own)
     filled = pad_rows((points, own), -count % 1024)
-    slots, values = nearest_picks(
-        *filled, jax.tree.map(jnp.asarray, heads), jnp.asarray(groups), metric
-    )
+    heads = jax.tree.map(jnp.asarray, heads)
+    slots, values = nearest_picks(*filled, heads, jnp.asarray(groups), metric)
     return np.array(slots)[:count], np.asarray(values, np.float64)[:count]
 
 

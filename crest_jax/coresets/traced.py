@@ -10,8 +10,9 @@ from crest_jax.coresets import metrics
 from crest_jax.coresets.asked import Asked
 from crest_jax.coresets.by_class import Settings, choose_by_class, members_of
 from crest_jax.coresets.mini_batch import medoids
-from crest_jax.coresets.one_pool import weighted
+from crest_jax.coresets.nearest import weighted
 from crest_jax.coresets.plan import Shape, make_plan
+from crest_jax.coresets.similarities import is_sparse
 from crest_jax.data.quotas import covered_as_a_whole, proportional_quotas
 from crest_jax.types import Array, Coreset, Factored, PyTree
 
@@ -22,21 +23,20 @@ def select_traced(
     labels: Any,
     num_classes: int | None,
     metric: str,
+    gamma: float | None,
     quotas: Any,
     method: str,
     epsilon: float,
     key: Array | None,
     asked: Asked,
 ) -> Coreset:
-    """Choose from traced arrays; see ``select_coreset``."""
-    embeddings = jax.tree.map(jnp.asarray, embeddings)
+    """Choose from traced arrays; see ``select_coreset``, whose arguments these are.
+
+    Raises:
+      ValueError: on shapes and options that are not for traced arrays.
+    """
+    embeddings = _arrays(embeddings, metric)
     leaves = jax.tree.leaves(embeddings)
-    _checks.require(
-        all(leaf.ndim == 2 and leaf.dtype.kind != "c" for leaf in leaves)
-        and (len(leaves) == 1 or isinstance(embeddings, Factored)),
-        f"embeddings have shapes {_checks.brief([leaf.shape for leaf in leaves])} but inside jit they "
-        "must be one real array [n, d], or Factored; for several problems use jax.vmap.",
-    )
     count = leaves[0].shape[0]
     _checks.require(
         isinstance(quotas, str) and quotas == "proportional" and method != "partitioned",
@@ -56,21 +56,13 @@ def select_traced(
         f"size times examples is {size * count} but must be below 2^31 inside jit, where quotas are "
         "computed in int32; select outside or from parts of the pool.",
     )
-    if labels is not None:
-        labels = jnp.asarray(labels)
-        _checks.require(
-            labels.shape == (count,) and labels.dtype.kind in "iub",
-            f"labels have shape {labels.shape} and dtype {labels.dtype} but must be integers of shape "
-            f"({count},); pass one class per example.",
-        )
-        _checks.positive_int("num_classes", num_classes)
     classes = 1 if labels is None or num_classes is None else num_classes
-    labels = jnp.zeros(count, jnp.int32) if labels is None else labels.astype(jnp.int32)
+    labels = _codes(labels, num_classes, count)
     key = None if key is None else _checks.prng_key("key", key)
     if method in ("auto", "dense"):
         return medoids(
-            embeddings, labels, size=size, num_classes=classes, metric=metric, sample_weights=weights,
-            allowed=allowed, first=first,
+            embeddings, labels, size=size, num_classes=classes, metric=metric, gamma=gamma,
+            sample_weights=weights, allowed=allowed, first=first,
         )  # fmt: skip
     width = sum(leaf.shape[-1] for leaf in leaves)
     shape = Shape(count, width, count, size, size, count / size, classes, 1, metric == "precomputed")
@@ -78,14 +70,16 @@ def select_traced(
     aside = covered_as_a_whole(members_of(labels, classes).counts, size)
     labels = jnp.where(aside, 0, labels)
     members = members_of(labels, classes)
-    points, kind, unit = metrics.prepare(embeddings, metric)
+    points, kind, unit = metrics.prepare(embeddings, metric, gamma)
     settings = Settings(size, size, count, count, kind, plan.capacity, plan.draws)
     chosen = choose_by_class(
         points, members, None, members, proportional_quotas(members.counts, size, most=count), None,
         jax.random.key(0) if key is None else key, settings=settings,
     )  # fmt: skip
-    top, gains = chosen.top * unit, chosen.gains * unit
-    return weighted(points, labels, chosen.picks, gains, chosen.nearest, top, kind, "spread")
+    found = weighted(
+        points, labels, chosen.picks, chosen.gains, chosen.nearest, chosen.top, kind, "spread"
+    )
+    return found._replace(gains=found.gains * unit, objective=found.objective * unit)
 
 
 def _traced_extras(
@@ -131,3 +125,39 @@ def _traced_extras(
     weights = None if weights is None else weights.astype(jnp.float32)
     first = None if first is None or not len(first) else first.astype(jnp.int32)
     return weights, allowed, first
+
+
+def _arrays(embeddings: PyTree, metric: str) -> PyTree:
+    """Return embeddings as arrays, shapes checked."""
+    _checks.require(
+        not is_sparse(embeddings),
+        "similarities are a sparse matrix beside other arrays inside jit; select outside.",
+    )
+    embeddings = jax.tree.map(jnp.asarray, embeddings)
+    leaves = jax.tree.leaves(embeddings)
+    _checks.require(
+        all(leaf.ndim == 2 and leaf.dtype.kind != "c" for leaf in leaves)
+        and (len(leaves) == 1 or isinstance(embeddings, Factored)),
+        f"embeddings have shapes {_checks.brief([leaf.shape for leaf in leaves])} but inside jit they "
+        "must be one real array [n, d], or Factored; for several problems use jax.vmap.",
+    )
+    count = leaves[0].shape[0]
+    _checks.require(
+        metric != "precomputed" or leaves[0].shape == (count, count),
+        f"similarities have shape {leaves[0].shape} but must be square inside jit; select outside.",
+    )
+    return embeddings
+
+
+def _codes(labels: Any, num_classes: int | None, count: int) -> Array:
+    """Return labels [n], int32, shape and kind checked."""
+    if labels is None:
+        return jnp.zeros(count, jnp.int32)
+    labels = jnp.asarray(labels)
+    _checks.require(
+        labels.shape == (count,) and labels.dtype.kind in "iub",
+        f"labels have shape {labels.shape} and dtype {labels.dtype} but must be integers of shape "
+        f"({count},); pass one class per example.",
+    )
+    _checks.positive_int("num_classes", num_classes)
+    return labels.astype(jnp.int32)

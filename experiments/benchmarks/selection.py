@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ from experiments.benchmarks.peers import (
     objective,
     run_apricot,
     run_ours,
+    run_ours_neighbors,
+    run_ours_sparse,
     run_submodlib,
+    run_submodlib_sparse,
     similarity32,
     sparse_similarities,
     submodlib_by_class,
@@ -40,7 +44,7 @@ from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.run_folder import held_folder
 
 MIB = 2**20
-PARTS = ("batches", "pool", "large", "extras")
+PARTS = ("batches", "pool", "sparse", "large", "extras")
 KERNELS = {"max - distance": "euclidean", "exp(-distance / d)": "exponential"}
 
 
@@ -53,6 +57,8 @@ class BenchConfig:
     images: bool = True  # also pools of projected images
     sizes: tuple[int, ...] = (2_000, 5_000, 10_000, 20_000, 50_000)  # n of the pools
     extra_sizes: tuple[int, ...] = (2_000, 10_000)  # n of the pools with earlier picks, or costs
+    sparse_sizes: tuple[int, ...] = (5_000, 20_000)  # n of the graphs
+    neighbours: int = 50  # of each row in the graphs
     repeats: int = 3  # of ours and of peers that take less than a minute
     budget_mib: int = 64  # memory above the input for the exact form
     large_rows: tuple[int, int] = (1_000_000, 7_000_000)
@@ -63,6 +69,11 @@ class BenchConfig:
         wrong = [part for part in self.parts if part not in PARTS]
         if wrong:
             raise UserError(f"--parts has {wrong[0]!r} but must be among {', '.join(PARTS)}; drop it.")
+        if not 2 <= self.neighbours <= min(self.sparse_sizes):
+            raise UserError(
+                f"--neighbours is {self.neighbours} but must lie in [2, {min(self.sparse_sizes)}]; 50 "
+                "is usual."
+            )
         if self.repeats < 1:
             raise UserError(f"--repeats is {self.repeats} but must be at least 1; ask for one run.")
 
@@ -227,6 +238,32 @@ def measure_memory(method: str, rows: int, width: int, kernel: str, budget_mib: 
     return growth(with_matrix)
 
 
+def sparse(config: BenchConfig) -> Iterator[dict[str, Any]]:
+    """One graph of nearest neighbours for all, a hundredth of its rows chosen."""
+    for rows in config.sparse_sizes:
+        x, size = data("normal", rows, 10), rows // 100
+        graph, graph_s = sparse_similarities(x, "euclidean", config.neighbours)
+        runs: dict[str, Callable[[], tuple[np.ndarray, float]]] = {
+            "ours": partial(run_ours_sparse, graph, size),
+            "ours, from embeddings": partial(run_ours_neighbors, x, size, config.neighbours),
+            "apricot sparse": partial(run_apricot, graph, size),
+        }
+        if rows <= 5_000:  # above, its time for all pairs of rows is too long
+            runs["submodlib sparse"] = partial(run_submodlib_sparse, graph, size, config.neighbours)
+        for method, run in runs.items():
+            start = time.perf_counter()
+            run()  # compiles ours, and tells how long the peers take
+            slow = time.perf_counter() - start > 60 and not method.startswith("ours")
+            found = [run() for _ in range(1 if slow else config.repeats)]
+            times = [seconds for _, seconds in found]
+            yield {
+                "part": "sparse", "n": rows, "size": size, "neighbours": config.neighbours,
+                "entries": int(graph.nnz), "graph_s": graph_s, "method": method, "runs": len(times),
+                "seconds": statistics.median(times), "spread": [min(times), max(times)],
+                "objective": float(graph[:, found[0][0]].max(axis=1).sum()),
+            }  # fmt: skip
+
+
 def large(config: BenchConfig) -> Iterator[dict[str, Any]]:
     """Too large for an exact choice: in memory, and from a file."""
     import jax
@@ -329,7 +366,9 @@ def run_parts(config: BenchConfig) -> None:
     path = config.out / "results.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     there = {line["part"] for line in lines if line.get("end")}
-    parts = {"batches": batches, "pool": pool, "large": large, "extras": with_extras}
+    parts = {
+        "batches": batches, "pool": pool, "sparse": sparse, "large": large, "extras": with_extras
+    }  # fmt: skip
     for part, run in parts.items():
         if part not in config.parts or part in there:
             continue

@@ -67,10 +67,11 @@ def one_sentence(interrupted: str | Callable[[], str]) -> Iterator[None]:
         with remembering():
             yield
     except Stopped as stop:
+        threading.excepthook = _ignore  # threads that write checkpoints end with this one
         print(f"{stop}; {told().removeprefix('interrupted; ')}", file=sys.stderr)
         sys.exit(128 + stop.number)
     except KeyboardInterrupt:
-        threading.excepthook = _ignore  # threads that write checkpoints end with this one
+        threading.excepthook = _ignore
         sys.exit(told())
     except (UserError, FloatingPointError, OSError, data.DataError) as error:
         sys.exit(f"error: {error}")

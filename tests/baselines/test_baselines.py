@@ -247,7 +247,7 @@ def test_hardest_batches_have_the_highest_losses_of_a_stratified_draw():
     assert sorted(state.rows.tolist()) == sorted(np.argsort(-losses)[:6].tolist())
     assert state.work.selection_forward == N
     some = baselines.top_loss_batches(mlp, source, 6, 12)
-    means = [losses[np.asarray(first_choice(some, key)[0].indices)].mean() for key in range(20)]
+    means = [losses[np.asarray(first_choice(some, key)[0].rows)].mean() for key in range(20)]
     assert losses.mean() < np.mean(means) < losses[np.asarray(state.rows)].mean()
     with pytest.raises(ValueError, match="call refresh"):
         all_of_them.next_batch(all_of_them.init(jax.random.key(0), PARAMS, {}))
@@ -341,5 +341,5 @@ def test_a_loss_that_is_a_mean_is_refused(method):
         ),
         "top_loss": lambda: baselines.top_loss_batches(mlp, source, 3, 9, loss_fn=mean),
     }[method]()
-    with pytest.raises(ValueError, match=r"loss_fn returned losses of shape \(\) for .* leave out"):
+    with pytest.raises(ValueError, match=r"loss_fn returned losses of shape \(\) for .* average over"):
         first_choice(selection)

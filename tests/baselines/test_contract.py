@@ -298,12 +298,13 @@ def test_only_the_partition_counts_not_the_numbers_of_its_classes(name):
     inputs, labels = np.asarray(source.take(jnp.arange(N)).inputs), source.labels
     drawn = []
     for numbers, classes in (
-        (labels, None),
-        (labels, 12),
-        (labels + 1, 4),
-        (np.array([5, 10**9, 2 * 10**9])[labels], None),
+        (labels, "labels"),
+        (labels + 1, "labels"),
+        (labels - 7, "labels"),
+        (np.array([5, 10**9, 2 * 10**9])[labels], "labels"),
+        (labels, np.array(["ant", "bee", "cat"])[labels]),
     ):
-        selection = RELABELLED[name](ArraySource(inputs, numbers, classes))
+        selection = RELABELLED[name](ArraySource(inputs, numbers, classes=classes))
         batches, _, _ = run(selection, jax.random.key(2), steps=7)
         drawn.append([(batch.indices.tolist(), batch.weights.tolist()) for batch in batches])
         for batch in batches:

@@ -18,7 +18,10 @@ from crest_jax import select_coreset, select_coreset_sharded, select_coreset_str
 
 FORMS = ("dense", "lazy", "stochastic", "partitioned", "auto", "array", "chunks", "sharded")
 EXACT = ("dense", "lazy", "auto", "sharded")
-METRICS = ("euclidean", "sqeuclidean", "cosine", "exponential", "precomputed")
+METRICS = (
+    "euclidean", "sqeuclidean", "manhattan", "cosine", "correlation", "exponential", "rbf", "dot",
+    "precomputed",
+)  # fmt: skip
 
 
 @st.composite
@@ -130,7 +133,9 @@ def check(problem):
 
     within = np.where(codes[:, None] == codes[None, :], values, -np.inf)
     with_pick = np.isin(codes, codes[picks])
-    top = {"precomputed": 0.0, "exponential": 1.0}.get(metric, within[with_pick].max())
+    top = {"precomputed": 0.0, "exponential": 1.0, "rbf": 1.0, "dot": 0.0}.get(
+        metric, within[with_pick].max()
+    )
     # Weights: rows with two picks about equally near may count at either.
     slack = 3e-6 * np.abs(values[:, picks]).min(axis=1) + rounding(x, metric, values)
     counted = with_pick if quotas == "proportional" else np.ones(len(x), bool)
@@ -141,7 +146,7 @@ def check(problem):
     if form != "chunks":  # chunks are read once: weights are those of the parts
         assert (weights >= least - 1e-4).all(), (weights, least)
         assert (weights <= most + 1e-4).all(), (weights, most)
-    if form in ("array", "chunks") or (top == 0 and metric != "precomputed"):
+    if form in ("array", "chunks") or (top == 0 and metric not in ("precomputed", "dot")):
         return True
     gains, best, sums, value = replay(values, codes, picks, top)
     noise = 3e-6 * sums + len(x) * rounding(x, metric, values)
@@ -155,7 +160,9 @@ def check(problem):
 
 def rounding(x, metric, values):
     """What rounding to float32 near the origin may change in a dissimilarity."""
-    if metric == "precomputed" or metric == "exponential":
+    if metric == "dot":  # sums of products cancel
+        return 2e-7 * x.shape[1] * np.abs(values).max()
+    if metric in ("precomputed", "exponential", "rbf"):
         return 2e-7 * np.abs(values).max()
     return 4e-7 * values.max()
 

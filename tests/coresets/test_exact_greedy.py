@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crest_jax import Factored, select_coreset
-from crest_jax.coresets import lazy, metrics, oracles
+from crest_jax.coresets import lazy, metrics, oracles, sums
 from experiments.benchmarks.peers import dissimilarity, gaps
 
 N, SIZE, CLASSES = 140, 25, 3  # two blocks of candidates
@@ -48,7 +48,7 @@ def run_lazy(points, size, capacity, name="euclidean"):
         n = points.shape[0]
         wide = oracles.padded(n)
         prepared, metric, unit = metrics.prepare(jnp.pad(points, ((0, wide - n), (0, 0))), name)
-        (prepared,) = metrics.centred(prepared)
+        (prepared,) = sums.centred(metric, prepared)
         valid = jnp.arange(wide) < n
         oracle = oracles.PointOracle(metric, prepared, prepared, valid, None)
         run = lazy.lazy_greedy(oracle, valid, jnp.int32(size), size, capacity)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from greedy_oracle import Greedy
+from greedy_oracle import best_by_costs, check, replay_of
 from oracles import dissimilarities
 
 from crest_jax import Factored, select_coreset
@@ -64,146 +64,19 @@ def problem(kind, seed):
     if kind in ("coverage", "all"):
         asked["coverage"] = float(rng.uniform(0.3, 0.99))
     if kind == "stop_gain":
-        one = Replay(x, {**asked, "size": 1})
+        one = replay_of(x, {**asked, "size": 1})
         asked["stop_gain"] = float(rng.uniform(0.01, 0.3) * max(run.gains().max() for run in one.runs))
     return x, asked
-
-
-class Replay:
-    """A problem class by class: what each row, candidate and class is."""
-
-    def __init__(self, x, asked):
-        metric = asked["metric"]
-        initial, candidates = asked.get("initial"), asked.get("candidates")
-        rows = [x]
-        self.others = candidates is not None and np.ndim(candidates) == 2
-        rows += [candidates] if self.others else []
-        self.elsewhere = initial is not None and np.ndim(initial) == 2
-        rows += [initial] if self.elsewhere else []
-        values = dissimilarities(np.concatenate(rows), metric)
-        self.values = values[:N, N : N + K] if self.others else values[:N, :N]
-        self.earlier = values[:N, -len(initial) :].min(axis=1) if self.elsewhere else None
-        self.first = [] if initial is None or self.elsewhere else list(map(int, initial))
-        width = self.values.shape[1]
-        self.allowed = np.ones(width, bool)
-        if candidates is not None and not self.others:
-            self.allowed[:] = False
-            self.allowed[candidates] = True
-        pickable = self.allowed.copy()
-        pickable[self.first] = True
-        self.pickable = pickable
-        labels = asked.get("labels")
-        self.codes = np.zeros(N, int) if labels is None else np.asarray(labels)
-        self.own = np.zeros(width, int) if labels is None else self.codes
-        same = (self.codes[:, None] == self.own[None, :]) & pickable[None, :]
-        largest = np.where(same, self.values, 0).max()
-        self.top = {"precomputed": 0.0, "exponential": 1.0}.get(metric, largest)
-        weights = asked.get("sample_weights")
-        self.weights = np.ones(N) if weights is None else np.asarray(weights, np.float64)
-        self.runs = []
-        for c in range(self.codes.max() + 1):
-            here = self.codes == c
-            values = np.where((self.own == c) & pickable, self.values[here], np.inf)
-            earlier = None if self.earlier is None else self.earlier[here]
-            self.runs.append(Greedy(values, self.top, self.weights[here], earlier))
-
-
-def best_by_costs(replay, costs, budget):
-    """The better objective of greedy by gain and greedy by gain over cost, within the budget."""
-    found = []
-    for scale in (np.ones(len(costs)), costs):
-        run, left, free = Replay(*replay).runs[0], budget, np.ones(len(costs), bool)
-        while True:
-            gains = np.where(free & (costs <= left + 1e-6 * budget), run.gains(), 0)
-            pick = int(np.argmax(gains / scale))
-            if gains[pick] <= 0:
-                break
-            run.take(pick)
-            free[pick], left = False, left - costs[pick]
-        found.append(run.objective)
-    return max(found)
-
-
-def check(x, asked, found, exact=True):
-    """Follow the picks of a coreset in float64."""
-    replay = Replay(x, asked)
-    picks, gains = np.asarray(found.indices), np.asarray(found.gains, np.float64)
-    assert len(set(picks.tolist())) == len(picks)
-    assert (np.diff(replay.own[picks]) >= 0).all(), "class by class"
-    scale = sum(run.largest for run in replay.runs)
-    noise = 1e-6 * max(scale, sum((run.weights * abs(run.cover)).sum() for run in replay.runs))
-    free = replay.allowed.copy()
-    free[replay.first] = False
-    share, stop = asked.get("coverage"), asked.get("stop_gain")
-    for c, run in enumerate(replay.runs):
-        slots = np.flatnonzero(replay.own[picks] == c)
-        first = [row for row in replay.first if replay.own[row] == c]
-        assert picks[slots][: len(first)].tolist() == first
-        for turn, slot in enumerate(slots):
-            adds = run.gains()
-            gain = adds[picks[slot]]
-            assert gains[slot] == pytest.approx(gain, rel=3e-6, abs=noise)
-            if turn >= len(first):
-                assert free[picks[slot]]
-                if exact and "costs" not in asked:
-                    mine = free & (replay.own == c)
-                    assert adds[mine].max() - gain <= 1e-6 * adds[mine].max() + 0.3 * noise
-                if share is not None:
-                    assert run.objective <= (share + 3e-6) * run.largest + noise
-                if stop is not None:
-                    assert gain >= stop * (1 - 1e-5) - noise
-            run.take(picks[slot])
-            free[picks[slot]] = False
-        if (share is not None or stop is not None) and asked["size"] is None:
-            left = np.where(free & (replay.own == c), run.gains(), 0).max()
-            if stop is not None:
-                assert left < stop * (1 + 1e-5) + noise
-            else:
-                assert run.objective >= (share - 3e-6) * run.largest - noise
-    if "costs" in asked:
-        assert np.asarray(asked["costs"])[picks].sum() <= asked["budget"] * (1 + 1e-6)
-    elif share is None and stop is None:
-        assert len(picks) == asked["size"]
-    value = sum(run.objective for run in replay.runs)
-    assert float(found.objective) == pytest.approx(value, rel=1e-5, abs=noise)
-    assert float(found.coverage) == pytest.approx(value / scale if scale else 1, abs=1e-5)
-    check_assignments(replay, picks, found)
-
-
-def check_assignments(replay, picks, found):
-    """Every row counts at a pick that is nearest, up to rounding, or at a row of elsewhere."""
-    slots, weights = np.asarray(found.assignments), np.asarray(found.weights)
-    slack = 1e-5 * np.abs(replay.values).max()
-    apart = np.where(
-        replay.codes[:, None] == replay.own[picks][None, :], replay.values[:, picks], np.inf
-    )
-    nearest = apart.min(axis=1, initial=np.inf)
-    if replay.earlier is not None:
-        nearest = np.minimum(nearest, replay.earlier)
-    itself = np.zeros(len(slots), bool)
-    if not replay.others:
-        assert slots[picks].tolist() == list(range(len(picks)))
-        itself[picks] = True
-    taken = slots >= 0
-    own = apart[np.arange(len(slots)), slots] if len(picks) else np.full(len(slots), np.inf)
-    assert (own <= nearest + slack)[taken & ~itself].all()
-    if replay.earlier is not None:
-        assert (replay.earlier <= nearest + slack)[~taken].all()
-    else:
-        lonely = ~np.isin(replay.codes, replay.own[picks])
-        assert (lonely == ~taken).all()
-        if lonely.any():
-            return  # their weight is spread over all picks
-    expected = np.bincount(slots[taken], replay.weights[taken], minlength=len(picks))
-    np.testing.assert_allclose(weights, expected, rtol=1e-5, atol=1e-6 * replay.weights.sum())
 
 
 def solve(kind, seed, method):
     x, asked = problem(kind, seed)
     found = select_coreset(x, method=method, **asked)
-    check(x, asked, found, exact=method in EXACT)
+    check(replay_of(x, asked), asked, found, exact=method in EXACT)
     if kind == "costs":
-        best = best_by_costs((x, asked), np.asarray(asked["costs"], np.float64), asked["budget"])
+        best = best_by_costs(
+            lambda: replay_of(x, asked), np.asarray(asked["costs"], np.float64), asked["budget"]
+        )
         assert float(found.objective) >= best * (1 - 1e-5)
 
 
@@ -284,7 +157,7 @@ def test_several_problems_are_solved_one_by_one(method):
     found = select_coreset(x, 8, method=method, batched=True, **asked)
     for p in range(3):
         own = {"metric": "euclidean", "size": 8, **{name: value[p] for name, value in asked.items()}}
-        check(x[p], own, jax.tree.map(lambda leaf, p=p: leaf[p], found))
+        check(replay_of(x[p], own), own, jax.tree.map(lambda leaf, p=p: leaf[p], found))
 
 
 @pytest.mark.slow

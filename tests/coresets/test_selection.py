@@ -194,7 +194,7 @@ def spoilt(value):
         (GOOD, 2.0, {}, "size is 2.0 but must be an integer.*; pass"),
         (GOOD, True, {}, "size is True but must be an integer.*; pass"),
         (GOOD, 7, {}, "size is 7 but the pool holds 6 examples.*; ask for at most 6"),
-        (GOOD, 2, {"metric": "manhattan"}, "metric is 'manhattan' but must be one of euclid.*; choose"),
+        (GOOD, 2, {"metric": "hamming"}, "metric is 'hamming' but must be one of euclid.*; choose"),
         (GOOD, 2, {"method": "fast"}, "method is 'fast' but must be one of auto.*; choose"),
         (GOOD, 2, {"epsilon": 0.0}, r"epsilon is 0.0 but must lie in \(0, 0.999\]; choose"),
         (
@@ -210,13 +210,7 @@ def spoilt(value):
         (GOOD, 2, {"labels": LABELS, "quotas": [-1, 3]}, r"quotas have .*non-negative.*; pass"),
         (GOOD, 2, {"labels": LABELS, "quotas": [2, 1]}, "quotas sum to 3 but size is 2.*; change"),
         (GOOD, 5, {"labels": LABELS, "quotas": [4, 1]}, "4 picks of class 0 but it has 3 .*; lower"),
-        (GOOD, 2, {"metric": "precomputed"}, r"shape \(6, 2\).* similarities.*; pass"),
-        (
-            GOOD @ GOOD.T + np.eye(6)[::-1] * np.arange(6),
-            2,
-            {"metric": "precomputed"},
-            r"differ from their transpose by up to [\d.]+ but must be symmetric.*; pass",
-        ),
+        (GOOD, 3, {"metric": "precomputed"}, "size is 3 but the pool holds 2 columns.*; ask"),
         (
             GOOD @ GOOD.T,
             2,

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crest_jax import ArraySource, HostSource
+from crest_jax.baselines import top_loss_batches
 from crest_jax.data import make_strata, next_subset, open_stream
 from crest_jax.data.exclusion import importance_weights
 from crest_jax.data.permutation import scramble
@@ -382,21 +383,37 @@ def test_a_source_refuses_what_is_no_array_of_numbers(kind, inputs, message):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (np.array(list("abcabc")), r"dtype <U1 but .*; number the classes with np.unique"),
+        (np.array(list("abcabc")), r"dtype <U1 but .*; number classes with np.unique"),
         (np.array(list("abcabc"), object), "dtype object but .*; number"),
-        (np.eye(3)[TARGETS], r"shape \(6, 3\) but .*argmax"),
-        (TARGETS > 0, "dtype bool but .*; cast"),
-        (TARGETS * 2.0, "dtype float64 but .*; cast"),
-        (TARGETS * 2**33, r"span 0 to 17179869184 but .*\[0, 2147483648\); renumber"),
+        (TARGETS * 2**33, r"span 0 to 1.7.*e\+10, beyond int32.*; scale or number them anew"),
         (np.ma.array(TARGETS, mask=TARGETS == 1), "masked entries but .*; fill"),
-        (TARGETS.astype("timedelta64[s]"), "dtype timedelta64.s. but .*; cast"),
+        (TARGETS.astype("timedelta64[s]"), "dtype timedelta64.s. but .*; encode"),
     ],
 )
-def test_a_source_refuses_labels_that_are_no_class_numbers(kind, labels, message):
+def test_a_source_refuses_labels_that_are_no_numbers(kind, labels, message):
     with pytest.raises(ValueError, match=f"^labels .*{message}"):
         kind(ROWS, labels)
-    with pytest.raises(ValueError, match=r"num_classes is 2.5 but must be an integer"):
-        kind(ROWS, TARGETS, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.eye(3)[TARGETS], r"labels have shape \(6, 3\) for .*argmax"),
+        (TARGETS > 0, "labels have dtype bool but .*; cast"),
+        (TARGETS * 2.0, "labels have dtype float32 but .*; cast"),
+        (TARGETS - 1, "the lowest label is -1 but .*; renumber"),
+    ],
+)
+def test_labels_that_are_no_class_numbers_are_refused_by_the_loss_of_classes(labels, message):
+    def linear(params, model_state, inputs, *, train, rng):
+        return inputs @ params, model_state
+
+    source = ArraySource(np.ones((6, 2), np.float32), labels)
+    selector = top_loss_batches(linear, source, 2, 6)
+    params = jnp.zeros((2, 3))
+    state = selector.init(jax.random.key(0), params, {})
+    with pytest.raises(ValueError, match=message):
+        selector.refresh(state, params, {})
 
 
 @pytest.mark.parametrize("kind", [ArraySource, HostSource])

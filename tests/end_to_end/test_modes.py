@@ -139,7 +139,7 @@ def test_methods_do_the_same_in_every_mode(mode, name):
     for (rows, weights), (own, own_weights) in zip(seen, others, strict=True):
         np.testing.assert_array_equal(own, rows)
         np.testing.assert_allclose(own_weights, weights, rtol=1e-3)
-    np.testing.assert_allclose(other, found, rtol=1e-4)
+    assert other == pytest.approx(found, rel=1e-4)
 
 
 @pytest.mark.parametrize("mode", MODES)

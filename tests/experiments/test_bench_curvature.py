@@ -13,8 +13,7 @@ from experiments.harness.cli import UserError
 from experiments.harness.options import CrestOptions, NetworkConfig
 
 RUN = TrainConfig(
-    dataset="digits", model="mlp", epochs=2, batch_size=64, network=NetworkConfig(width=16),
-    crest=CrestOptions(probe_size=64),
+    dataset="digits", model="mlp", batch_size=64, network=NetworkConfig(width=16),
 )  # fmt: skip
 
 
@@ -24,7 +23,7 @@ def test_parameters_and_bytes_are_those_that_crest_holds() -> None:
     assert [line["what"] for line in lines] == ["training step", "Dense_1", "all parameters"]
     assert all(len(line["seconds"]) == 2 and min(line["seconds"]) > 0 for line in lines)
     for line, pattern in zip(lines[1:], ("Dense_1", None), strict=True):
-        crest = dataclasses.replace(RUN.crest, curvature_of=pattern)
+        crest = CrestOptions(probe_size=64, curvature_of=pattern)
         program = make_program(shared(dataclasses.replace(RUN, crest=crest)))
         params = program.init(jax.random.key(0)).params
         held = program.selection.init(jax.random.key(1), params, {})
@@ -45,6 +44,6 @@ def test_a_part_that_is_not_there_and_options_without_effect_are_refused() -> No
         curvature.CurvatureConfig(of=("(",), run=RUN)
     with pytest.raises(UserError, match=r"--rounds is 0"):
         curvature.CurvatureConfig(rounds=0)
-    run = dataclasses.replace(RUN, budget=0.5, out=Path("x"))
-    with pytest.raises(UserError, match=r"--budget has no effect here"):
-        curvature.CurvatureConfig(run=run)
+    for option, value in (("budget", 0.5), ("epochs", 7), ("crest", CrestOptions(tau=0.5))):
+        with pytest.raises(UserError, match=rf"--{option}.* has no effect here"):
+            curvature.CurvatureConfig(run=dataclasses.replace(RUN, **{option: value}))

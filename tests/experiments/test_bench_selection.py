@@ -33,6 +33,27 @@ def test_ours_is_timed_from_embeddings_to_picks():
     assert seconds > 0
 
 
+def test_ours_chooses_from_a_graph_and_from_its_own():
+    x = np.random.default_rng(2).normal(size=(300, 4)).astype(np.float32)
+    graph, _ = bench.sparse_similarities(x, "euclidean", 20)
+    picks, seconds = bench.run_ours_sparse(graph, 9)
+    assert bench.gaps(-graph.toarray().astype(float), picks, 0.0).max() <= 1e-6
+    assert seconds > 0
+    own, _ = bench.run_ours_neighbors(x, 9, 20)
+    assert len(set(own.tolist())) == 9
+
+
+@pytest.mark.slow
+def test_every_peer_reads_the_graph(tmp_path):
+    config = bench.BenchConfig(out=tmp_path, sparse_sizes=(500,), neighbours=20, repeats=1)
+    lines = list(bench.sparse(config))
+    assert [line["method"] for line in lines] == [
+        "ours", "ours, from embeddings", "apricot sparse", "submodlib sparse",
+    ]  # fmt: skip
+    values = [line["objective"] for line in lines]
+    assert values[0] >= 0.999 * max(values)
+
+
 def test_a_report_is_made_of_measurements(tmp_path):
     common = {
         "part": "pool",
@@ -50,6 +71,10 @@ def test_a_report_is_made_of_measurements(tmp_path):
         dict(common, **timed, method="ours", seconds=0.5, compile_s=4.0),
         dict(common, **timed, method="apricot", seconds=5.0),
         dict(common, method="ours", peak_mib=50.0),
+        {"part": "sparse", "n": 5_000, "size": 50, "neighbours": 50, "graph_s": 0.25, "method": "ours",
+         "seconds": 0.1, "objective": 4.0},
+        {"part": "sparse", "n": 5_000, "size": 50, "neighbours": 50, "graph_s": 0.25,
+         "method": "apricot sparse", "seconds": 0.4, "objective": 3.0},
         {"part": "large", "n": 10, "d": 2, "size": 3, "method": "random", "seconds": 0.0,
          "mean_distance": 1.5},
         {"part": "extras", "n": 2_000, "what": "costs", "method": "ours", "seconds": 0.5,
@@ -63,6 +88,8 @@ def test_a_report_is_made_of_measurements(tmp_path):
     assert "| normal | 5,000 | 10 | max - distance | apricot | 5 | 10.0 | 1.0e-09 | 1.0000000 |" in text
     assert "| 5,000 | crest_jax | 50 |" in text
     assert "| 2,000 | costs | submodlib | 2 | 4.0 | 0.7500000 |" in text
+    assert "| 5,000, 50 (0.25 s) | crest_jax | 0.1 | 1.0 | 1.0000000 |" in text
+    assert "| 5,000, 50 (0.25 s) | apricot sparse | 0.4 | 4.0 | 0.7500000 |" in text
     assert "| 10 x 2, 3 | random | 0 |  | 1.5000 |" in text
     assert (tmp_path / "selection.png").stat().st_size > 10_000
 
@@ -70,7 +97,11 @@ def test_a_report_is_made_of_measurements(tmp_path):
 @pytest.mark.slow
 def test_bad_settings_are_one_sentence(tmp_path):
     for flags, message in (
-        (["--parts", "pools"], "--parts has 'pools' but must be among batches, pool, large; drop it."),
+        (
+            ["--parts", "pools"],
+            "--parts has 'pools' but must be among batches, pool, sparse, large; drop it.",
+        ),
+        (["--neighbours", "1"], "--neighbours is 1 but must lie in [2, 5000]; 50 is usual."),
         (["--repeats", "0"], "--repeats is 0 but must be at least 1; ask for one run."),
     ):
         command = [

@@ -307,7 +307,7 @@ def test_the_cache_knows_when_its_inputs_changed(checkpoint):
 def test_batches_are_cut_to_few_lengths():
     lengths = np.array([3, 17, 40, 100, 5])
     inputs = np.arange(5 * 128 * 2).reshape(5, 128, 2).astype(np.int32)
-    source = TokenSource(Tokens(inputs, lengths, 0), np.array([0, 1, 0, 1, 0]), 2)
+    source = TokenSource(Tokens(inputs, lengths, 0), np.array([0, 1, 0, 1, 0]))
     for rows, length in (([0, 4], 16), ([1, 0], 32), ([2], 64), ([3, 1], 128)):
         found = source.take(jnp.asarray(rows))
         np.testing.assert_array_equal(found.inputs, inputs[rows][:, :length])

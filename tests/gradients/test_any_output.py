@@ -8,7 +8,7 @@ import pytest
 from helpers import numpy_cross_entropy, numpy_distances
 
 from crest_jax import ArraySource, Examples, cross_entropy, last_layer_gradients, logit_gradients
-from crest_jax.coresets.distances import squared_distances
+from crest_jax.coresets.distances import sums_of_all
 from crest_jax.gradients.embeddings import in_chunks
 from crest_jax.gradients.losses import fitting, per_example
 from crest_jax.gradients.sketches import sketched_products
@@ -96,7 +96,7 @@ def test_embeddings_are_the_gradients_of_the_last_layer(name):
     else:
         found = np.asarray(last).reshape(COUNT, OUTPUTS, FEATURES + 1).transpose(0, 2, 1)
     np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-6)
-    distances = np.asarray(squared_distances(last))
+    distances = np.asarray(sums_of_all(last, "squared"))
     expected = numpy_distances(exact.reshape(COUNT, -1)) ** 2
     np.testing.assert_allclose(distances, expected, rtol=1e-3, atol=1e-5)
 

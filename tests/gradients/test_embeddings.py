@@ -23,7 +23,7 @@ from crest_jax import (
     logit_gradients,
     sketched_gradients,
 )
-from crest_jax.coresets.distances import squared_distances
+from crest_jax.coresets.distances import sums_of_all
 from crest_jax.gradients import embed_rows, weighted_mean
 from crest_jax.gradients.embeddings import in_chunks, logit_residuals
 from crest_jax.gradients.sketches import count_sketch
@@ -123,7 +123,7 @@ def test_factored_distances_match_outer_products_even_for_nearly_equal_rows(gap)
     right = 3 * rng.normal(size=(1, 7)) + gap * rng.normal(size=(12, 7))
     factored = Factored(jnp.asarray(left, jnp.float32), jnp.asarray(right, jnp.float32))
     exact = outer_distances(factored)
-    found = np.asarray(squared_distances(factored))
+    found = np.asarray(sums_of_all(factored, "squared"))
     assert relative_errors(found, exact).max() < 2e-5
     assert (np.diag(found) == 0).all()
     if gap == 1e-4:  # the textbook expansion fails here, so this case tests something
@@ -141,14 +141,14 @@ def test_factored_distances_of_a_model_match_its_true_gradients(problem):
         for gradient in true_gradients(params, examples)
     ]
     exact = numpy_distances(np.array(flat)) ** 2
-    assert relative_errors(squared_distances(factored), exact).max() < 1e-4
+    assert relative_errors(sums_of_all(factored, "squared"), exact).max() < 1e-4
 
 
 @pytest.mark.parametrize("gap", [1.0, 1e-4])
 def test_plain_distances_match_float64(gap):
     rng = np.random.default_rng(4)
     points = np.float32(5 * rng.normal(size=(1, 6)) + gap * rng.normal(size=(12, 6)))
-    found = np.asarray(squared_distances(jnp.asarray(points)))
+    found = np.asarray(sums_of_all(jnp.asarray(points), "squared"))
     assert relative_errors(found, numpy_distances(points) ** 2).max() < 1e-6
     assert (np.diag(found) == 0).all()
     assert (found == found.T).all()
