@@ -245,6 +245,14 @@ def test_picks_of_a_size_are_the_first_of_any_larger_size(method):
     np.testing.assert_allclose(grown.gains, large.gains, rtol=1e-6)
 
 
+def test_a_given_matrix_takes_candidates_and_first_picks():
+    s = X @ X.T
+    asked = {"metric": "precomputed", "size": 10, "candidates": np.arange(20), "initial": [30, 5]}
+    found = select_coreset(s, method="lazy", **asked)
+    check(s, asked, found)
+    assert found.indices.tolist() == select_coreset(s, method="dense", **asked).indices.tolist()
+
+
 def test_proportional_quotas_make_room_for_first_picks():
     labels = np.arange(N) % 4
     found = select_coreset(X, 12, labels=labels, initial=[0, 4, 8, 12, 16, 20], method="dense")
