@@ -323,6 +323,7 @@ def test_parts_count_sample_weights():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Please import `csr_matrix`:DeprecationWarning")
 def test_peers_start_from_the_same_subset_and_pay_the_same_costs():
     apricot = pytest.importorskip("apricot")
     submodlib = pytest.importorskip("submodlib")
