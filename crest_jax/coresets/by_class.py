@@ -201,15 +201,12 @@ def choose_by_class(
         chosen, largest = one_class(jnp.int32(0), start)
     else:
         chosen, largest = jax.lax.fori_loop(np.int32(0), np.int32(count), one_class, start)
-    gains = chosen.gains
+    gains, top = chosen.gains, jnp.max(largest)
     if metric.name != "precomputed":
         # One similarity for all classes: the largest dissimilarity within any of them minus u.
-        lift = (jnp.max(largest) - largest) * client_members.counts.astype(jnp.float32)
-        slots = jnp.where(quotas > 0, firsts, gains.shape[0])
-        gains = gains.at[slots].add(lift, mode="drop")
-    return chosen._replace(
-        picks=chosen.picks[: settings.size], gains=gains[: settings.size], top=jnp.max(largest)
-    )
+        lift = (top - largest) * client_members.counts.astype(jnp.float32)
+        gains = gains.at[jnp.where(quotas > 0, firsts, gains.shape[0])].add(lift, mode="drop")
+    return chosen._replace(picks=chosen.picks[: settings.size], gains=gains[: settings.size], top=top)
 
 
 # The same, compiled, for calls from outside ``jit``.

@@ -118,6 +118,14 @@ def test_picks_of_a_size_are_the_first_of_any_larger_size(method):
     np.testing.assert_allclose(grown.gains, large.gains, rtol=1e-6)
 
 
+def test_a_given_matrix_takes_candidates_and_first_picks():
+    s = X @ X.T
+    asked = {"metric": "precomputed", "size": 10, "candidates": np.arange(20), "initial": [30, 5]}
+    found = select_coreset(s, method="lazy", **asked)
+    check(s, asked, found)
+    assert found.indices.tolist() == select_coreset(s, method="dense", **asked).indices.tolist()
+
+
 def test_proportional_quotas_make_room_for_first_picks():
     labels = np.arange(N) % 4
     found = select_coreset(X, 12, labels=labels, initial=[0, 4, 8, 12, 16, 20], method="dense")
@@ -188,6 +196,7 @@ def test_parts_count_sample_weights():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Please import `csr_matrix`:DeprecationWarning")
 def test_peers_start_from_the_same_subset_and_pay_the_same_costs():
     apricot = pytest.importorskip("apricot")
     submodlib = pytest.importorskip("submodlib")
@@ -195,7 +204,9 @@ def test_peers_start_from_the_same_subset_and_pay_the_same_costs():
     s = values.max() - values
     first = np.array([3, 9, 11])
     ours = select_coreset(s.astype(np.float32), 10, metric="precomputed", initial=first)
-    model = apricot.FacilityLocationSelection(7, metric="precomputed", initial_subset=first)
+    model = apricot.FacilityLocationSelection(
+        7, metric="precomputed", initial_subset=first, optimizer="naive"
+    )  # its lazy form breaks ties in another order
     assert model.fit(s).ranking.tolist() == ours.indices[3:].tolist()
     costs = np.random.default_rng(4).integers(1, 5, N)
     found = select_coreset(s.astype(np.float32), metric="precomputed", costs=costs, budget=20)
