@@ -227,7 +227,7 @@ def fixed_subset(
 
     Example:
       >>> from crest_jax.data.sources import ArraySource
-      >>> selection = fixed_subset(ArraySource(np.eye(6), np.arange(6) % 2), 2)
+      >>> selection = fixed_subset(ArraySource(np.eye(6), np.arange(6) % 2), 2, 4)
       >>> state, _ = selection.refresh(selection.init(jax.random.key(0), None, None), None, None)
       >>> len(set(state.strata.members.tolist()))
       4

@@ -23,24 +23,29 @@ LEARNED = {
 }
 
 
+QUICK = {"texts", "prices"}  # the first ones; the whole page takes a while
+
+
 @pytest.fixture(scope="module")
-def printed():
-    pytest.importorskip("datasets")
-    pytest.importorskip("grain")
+def printed(request):
+    every = request.config.getoption("--slow")
     names, shown = {}, io.StringIO()
     with redirect_stdout(shown), jax.numpy_rank_promotion("allow"):  # as users have it
-        for block in BLOCKS:
+        for block in BLOCKS if every else BLOCKS[: 1 + len(QUICK)]:
             exec(compile(block, str(PAGE), "exec"), names)
     return shown.getvalue()
 
 
-@pytest.mark.parametrize("task", LEARNED)
+@pytest.mark.parametrize(
+    "task", [pytest.param(t, marks=[] if t in QUICK else pytest.mark.slow) for t in LEARNED]
+)
 def test_a_task_of_the_page_is_learned(printed, task):
     line = re.search(rf"^{task} (\{{.*\}})$", printed, re.M)
     assert line is not None, printed
     assert LEARNED[task](eval(line[1])), line[0]
 
 
+@pytest.mark.slow
 def test_the_other_blocks_print_what_they_say(printed):
     assert "grain 1000 examples" in printed
     assert "host (2, 3)" in printed

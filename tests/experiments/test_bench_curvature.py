@@ -1,7 +1,6 @@
 """What the script on curvature's cost counts, against the state that CREST really holds."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import pytest
