@@ -98,7 +98,7 @@ SLOW_CASES = {  # of tests whose other cases are quick
     },
     "test_every_tensor_is_used_once_or_named": {"bert"},
     "crest_jax.diagnostics.trials.pilot": {""},
-    "test_the_anchor_outlives_steps_that_donate_the_model": {"view", "copy"},
+    "test_the_anchor_outlives_steps_that_donate_the_model": {"view"},
 }
 
 
