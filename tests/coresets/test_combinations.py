@@ -1,12 +1,13 @@
 """What ``select_coreset`` takes beside a size, with every kind of similarity, against brute force."""
 
+import jax
 import numpy as np
 import pytest
 import scipy.sparse
 from greedy_oracle import FIXED, Replay, best_by_costs, check, replay_of
 from oracles import dissimilarities
 
-from crest_jax import plan_coreset, select_coreset
+from crest_jax import plan_coreset, select_coreset, select_coreset_sharded, select_coreset_stream
 
 N, D, M, K, NEAR = 40, 3, 24, 12, 8
 POINTS = ("manhattan", "correlation", "rbf", "dot")
@@ -100,18 +101,27 @@ def solve(form, kind, seed, method):
         assert float(found.objective) >= best * (1 - 1e-5)
 
 
-@pytest.mark.parametrize("form", FORMS)
+QUICK = ("dot", "asymmetric", "rectangular", "sparse", "neighbors dot")
+
+
+def slow_unless(quick, values):
+    return [
+        value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values
+    ]
+
+
+@pytest.mark.parametrize("form", slow_unless(QUICK, FORMS))
 def test_a_problem_of_each_form(form):
     at = FORMS.index(form)
     solve(form, "all", 3 * at, ("dense", "lazy")[at % 2])
 
 
-@pytest.mark.parametrize("kind", ["stop_gain", "costs"])
+@pytest.mark.parametrize("kind", slow_unless(["costs"], ["stop_gain", "costs"]))
 def test_graphs_end_a_choice_and_count_costs(kind):
     solve("sparse", kind, 5, "lazy")
 
 
-@pytest.mark.parametrize("kind", ELSEWHERE)
+@pytest.mark.parametrize("kind", slow_unless(["both"], ELSEWHERE))
 def test_products_with_rows_of_elsewhere(kind):
     solve("dot", kind, 5, ("dense", "lazy")[ELSEWHERE.index(kind) % 2])
 
@@ -143,6 +153,29 @@ def test_stochastic_greedy_obeys_the_same_rules(form, kind):
 
 
 X = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("labels", [None, np.arange(N) % 3], ids=["whole", "by class"])
+def test_the_share_covered_of_products_wherever_all_pairs_are_compared(labels):
+    asked = {"metric": "dot", "size": 6, "labels": labels}
+    run = build(X, {name: value for name, value in asked.items() if value is not None})
+    largest = sum(own.largest for own in run.runs)
+    mesh = jax.make_mesh((1,), ("data",))
+    classes = {} if labels is None else {"num_classes": 3}
+    inside = jax.jit(lambda x: select_coreset(x, method="lazy", **asked, **classes))
+    for found in (
+        inside(X), select_coreset(X, **asked), select_coreset_sharded(X, mesh=mesh, **asked)
+    ):  # fmt: skip
+        assert float(found.coverage) == pytest.approx(float(found.objective) / largest, rel=1e-5)
+        assert float(found.objective) < 0.999 * largest
+    if labels is None:
+        parts = select_coreset(X, method="partitioned", **asked)
+        stream = select_coreset_stream(X, 6, metric="dot")
+        assert parts.coverage is None
+        assert stream.coverage is None
+
+
 WIDE = np.abs(X @ X[:M].T)
 SPARSE = scipy.sparse.csr_array(np.maximum(X @ X.T, 0))
 REFUSED = [
