@@ -123,25 +123,17 @@ def rules_of(extras: Extras, parts: Partition, exponents: np.ndarray, earlier: A
 
 
 def apart(
-    extras: Extras,
-    parts: Partition,
-    rules: Rules,
-    points: Points,
-    others: Points | None,
-    p: int,
-    *,
-    matrix: bool,
+    extras: Extras, parts: Partition, rules: Rules, points: Points, others: Points | None, p: int
 ) -> tuple[Rules, Candidates | None]:
     """Return the rules of one problem and its candidates, where these are not all rows.
 
-    ``points`` are those of the problem, or similarities if ``matrix``, and ``others`` the candidates of
-    elsewhere.
+    ``points`` are those of the problem, ``others`` the candidates of elsewhere.
     """
     rules = rules.of_problem(p)
     if others is not None:
         return rules, Candidates(others, np.zeros(others.rows, np.int32), None)
     pickable = extras.pickable
-    if pickable is None or matrix:  # a matrix is read as a whole, with a mask
+    if pickable is None:
         return rules, None
     positions = np.flatnonzero(pickable[p])
     assert rules.allowed is not None

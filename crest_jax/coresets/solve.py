@@ -184,8 +184,7 @@ def _each(problem: Problem, given: _Given, rules: Rules, choose: Callable[..., C
         one = jax.tree.map(lambda x, p=p: x[p], given.points) if problem.batched else given.points
         more: dict[str, Any] = {}
         if problem.extras is not None:
-            asked, parts, matrix = problem.extras, problem.parts, problem.shape.matrix
-            own, candidates = apart(asked, parts, rules, one, given.others, p, matrix=matrix)
+            own, candidates = apart(problem.extras, problem.parts, rules, one, given.others, p)
             more = {"rules": own, "candidates": candidates}
         found.append(choose(one, *(each[p] for each in problem.parts[:3]), **more))
     if not problem.batched:
