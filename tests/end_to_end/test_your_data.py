@@ -23,22 +23,17 @@ LEARNED = {
 }
 
 
-QUICK = {"texts", "prices"}  # the first ones; the whole page takes a while
-
-
 @pytest.fixture(scope="module")
-def printed(request):
-    every = request.config.getoption("--slow")
+def printed():
     names, shown = {}, io.StringIO()
     with redirect_stdout(shown), jax.numpy_rank_promotion("allow"):  # as users have it
-        for block in BLOCKS if every else BLOCKS[: 1 + len(QUICK)]:
+        for block in BLOCKS:
             exec(compile(block, str(PAGE), "exec"), names)
     return shown.getvalue()
 
 
-@pytest.mark.parametrize(
-    "task", [pytest.param(t, marks=[] if t in QUICK else pytest.mark.slow) for t in LEARNED]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("task", LEARNED)
 def test_a_task_of_the_page_is_learned(printed, task):
     line = re.search(rf"^{task} (\{{.*\}})$", printed, re.M)
     assert line is not None, printed
