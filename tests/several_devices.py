@@ -74,6 +74,8 @@ def choose_from_streams():
 
     def keep(name, coreset):
         for field, values in coreset._asdict().items():
+            if values is None:  # streams do not say who stands for whom
+                continue
             found[f"{name}_{field}"] = np.stack(gather(np.asarray(values)[None]))[:, 0]
 
     keep("array", select_coreset_stream(points, labels=labels, across_processes=True, **STREAM))

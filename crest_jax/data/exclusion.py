@@ -234,7 +234,8 @@ def observe(
     size, turn = noted.observations.shape[0], jnp.arange(indices.shape[0])
     number = indices.shape[0] if number is None else number
     counts = turn < number
-    mean = jnp.sum(jnp.where(counts, losses, 0.0)) / jnp.maximum(number, 1)
+    total = jnp.sum(jnp.where(counts, losses, 0.0))
+    mean = total / jnp.maximum(number, 1).astype(jnp.float32)
     unit = jnp.where((noted.unit < 0) & (mean >= 0), mean, noted.unit)
     low = losses < jnp.float32(threshold) * unit
     places = jnp.where(counts, (noted.num_observations + turn) % size, size)

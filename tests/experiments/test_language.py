@@ -435,7 +435,7 @@ def test_fine_tuning_and_prediction_end_to_end(run_options, tmp_path):
     assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-3) for row in rows)
     for arguments, message in (
         (["--text", " "], "text 1 is empty"),
-        ([], "there is no text to classify"),
+        ([], "there is nothing to classify"),
         (["--text", "a", "--second", "b", "c"], "there are 1 texts and 2 second ones"),
     ):
         said = command("predict", str(out), *arguments)
