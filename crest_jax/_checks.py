@@ -109,6 +109,31 @@ def one_of(name: str, value: Any, known: Sequence[str]) -> None:
     )
 
 
+def one_each(
+    what: str,
+    values: Any,
+    count: int,
+    remedy: str = "average over an example's positions, not over examples",
+) -> None:
+    """Require values of shape [count].
+
+    Args:
+      what: begins the sentence, up to the shape that was found.
+      values: an array.
+      count: examples.
+      remedy: ends it.
+
+    Example:
+      >>> one_each("loss_fn returned losses of shape", np.zeros(2), 2)
+    """
+    shape = np.shape(values)
+    require(
+        shape == (count,),
+        f"{what} {shape} for {count} examples but must return one number for each, shape ({count},); "
+        f"{remedy}.",
+    )
+
+
 def host_array(value: Any, name: str, remedy: str) -> np.ndarray:
     """Return what NumPy makes of a value, in the machine's byte order; its type is not checked.
 

@@ -175,7 +175,8 @@ def make_evaluate(
         logits = logits_of(params, model_state, examples.inputs)
         values = {"loss": per_example(loss_fn, logits, examples.labels)}
         for name, metric in wanted.items():
-            values[name] = _one_each(name, metric(logits, examples.labels), len(mask))
+            values[name] = metric(logits, examples.labels)
+            _checks.one_each(f"the metric {name!r} returned shape", values[name], len(mask))
         return {name: jnp.sum(jnp.where(mask, each, 0.0)) for name, each in values.items()}
 
     def evaluate(params: Params, model_state: ModelState, source: Source) -> dict[str, float]:
@@ -196,13 +197,3 @@ def make_evaluate(
         return dict(zip(names, (totals / count).tolist(), strict=True))
 
     return evaluate
-
-
-def _one_each(name: str, values: Array, count: int) -> Array:
-    shape = np.shape(values)
-    _checks.require(
-        shape == (count,),
-        f"the metric {name!r} returned shape {shape} for {count} examples but must return one number "
-        f"for each, shape ({count},); average over an example's positions, not over examples.",
-    )
-    return values

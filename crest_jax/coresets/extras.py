@@ -84,18 +84,24 @@ def weight_exponents(extras: Extras, problems: int) -> np.ndarray:
     return -np.frexp(extras.weights.max(axis=1))[1]
 
 
-def rules_of(extras: Extras, parts: Partition, exponents: np.ndarray, earlier: Array | None) -> Rules:
+def rules_of(
+    extras: Extras,
+    parts: Partition,
+    exponents: np.ndarray,
+    shift: np.ndarray,
+    earlier: Array | None = None,
+) -> Rules:
     """Return the rules for all problems, leaves [p, ...], whose candidates are all rows.
 
     Args:
       extras: checked.
       parts: the classes.
       exponents: [p], gains are multiplied by two to this power.
+      shift: [p], weights are; see ``weight_exponents``.
       earlier: [n], dissimilarities to the rows of elsewhere.
     """
     weights, first = None, None
     if extras.weights is not None:
-        shift = weight_exponents(extras, len(exponents))
         weights = jnp.asarray(np.ldexp(extras.weights, shift[:, None]), jnp.float32)
     if extras.first is not None:
         first = _wide([_places(parts, rows, None, p) for p, rows in enumerate(extras.first)])

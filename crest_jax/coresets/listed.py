@@ -89,7 +89,7 @@ def solve_on_graph(
     if extras is not None:
         shift = weight_exponents(extras, 1)
         pool = pool._replace(exponents=pool.exponents + shift)
-        rules = rules_of(extras, parts, pool.exponents, None).of_problem(0)
+        rules = rules_of(extras, parts, pool.exponents, shift).of_problem(0)
         each = None if rules.weights is None else np.asarray(rules.weights, np.float64)
     pickable = None if extras is None or extras.pickable is None else extras.pickable[0]
     floors = _floors(graph, parts, each, pickable)

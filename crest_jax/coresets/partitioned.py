@@ -39,7 +39,6 @@ def choose_in_parts(
     spread: bool,
     key: Array,
     rules: Rules = NO_RULES,
-    candidates: None = None,
 ) -> Coreset:
     """Select from arrays in memory; rows are assigned to parts at random, each class evenly.
 
@@ -54,12 +53,10 @@ def choose_in_parts(
       spread: see ``Partition``.
       key: PRNG key.
       rules: only weights.
-      candidates: None, the rows.
 
     Returns:
       See ``select_coreset``; the gains are estimates from the sample, scaled to ``n``.
     """
-    del candidates
     each = np.ones(len(labels)) if rules.weights is None else np.asarray(rules.weights, np.float64)
 
     def masses(rows: np.ndarray) -> np.ndarray | None:

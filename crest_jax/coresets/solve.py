@@ -148,7 +148,7 @@ def solve(
             none = jnp.zeros(problem.shape.rows, jnp.int32)
             heads = given.earlier
             earlier = nearest_picks(given.points, none, heads, none[: heads.rows], pool.metric)[1]
-        rules = rules_of(extras, problem.parts, pool.exponents, earlier)
+        rules = rules_of(extras, problem.parts, pool.exponents, shift, earlier)
     if plan.method == "dense" and not problem.rectangular:
         found = _dense(problem, given, rules, pool.metric)
     else:
@@ -185,7 +185,7 @@ def _each(problem: Problem, given: _Given, rules: Rules, choose: Callable[..., C
         more: dict[str, Any] = {}
         if problem.extras is not None:
             own, candidates = apart(problem.extras, problem.parts, rules, one, given.others, p)
-            more = {"rules": own, "candidates": candidates}
+            more = {"rules": own} if candidates is None else {"rules": own, "candidates": candidates}
         found.append(choose(one, *(each[p] for each in problem.parts[:3]), **more))
     if not problem.batched:
         return found[0]

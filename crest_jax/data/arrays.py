@@ -142,13 +142,13 @@ def labels_for(labels: Any, count: int) -> PyTree:
     """
 
     def one(value: Any, name: str) -> np.ndarray | Array:
-        kind = np.asarray(value).dtype if isinstance(value, (list, tuple)) else None
-        kind = getattr(value, "dtype", kind)
-        _checks.require(
-            getattr(kind, "kind", "") not in "USO" or isinstance(value, jax.Array),
-            f"{name} have dtype {kind} but must be numbers; number classes with "
-            "np.unique(labels, return_inverse=True)[1].",
-        )
+        if not isinstance(value, jax.Array):
+            value = _checks.host_array(value, name, "give every example a label of the same shape")
+            _checks.require(
+                value.dtype.kind not in "USO",
+                f"{name} have dtype {value.dtype} but must be numbers; number classes with "
+                "np.unique(labels, return_inverse=True)[1].",
+            )
         found = as_numbers(value, name)
         _checks.require(
             found.ndim > 0 and found.shape[0] == count,

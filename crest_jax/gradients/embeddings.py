@@ -246,11 +246,8 @@ def embedded(
         f"embed_fn returned embeddings of shape {_checks.brief(shapes)} for {count} examples but every "
         f"leaf must have shape ({count}, ...), one row for each; take no mean over the examples.",
     )
-    _checks.require(
-        np.shape(losses) == (count,),
-        f"embed_fn returned losses of shape {np.shape(losses)} for {count} examples but must return "
-        f"one for each, shape ({count},); leave out the mean and any axis of length 1.",
-    )
+    remedy = "leave out the mean and any axis of length 1"
+    _checks.one_each("embed_fn returned losses of shape", losses, count, remedy)
     return embeddings, losses
 
 

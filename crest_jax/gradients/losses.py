@@ -156,12 +156,8 @@ def per_example(loss_fn: LossFn, logits: PyTree, labels: PyTree) -> Array:
       [0.6931471824645996]
     """
     losses = loss_fn(logits, labels)
-    shape, wanted = np.shape(losses), np.shape(jax.tree.leaves((labels, logits))[0])[:1]
-    _checks.require(
-        shape == wanted,
-        f"loss_fn returned losses of shape {shape} for {wanted[0]} examples but must return one for "
-        f"each, shape {wanted}; average over an example's positions, not over examples.",
-    )
+    count = np.shape(jax.tree.leaves((labels, logits))[0])[0]
+    _checks.one_each("loss_fn returned losses of shape", losses, count)
     return losses
 
 

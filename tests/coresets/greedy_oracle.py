@@ -97,6 +97,22 @@ def replay_of(x, asked):
     return Replay(own, FIXED.get(metric), asked, earlier, inside=not others)
 
 
+def draw_positions_and_weights(rng, kind, rows, width, asked):
+    """Add to a random problem what its kind asks for of rows [n] and of the columns [k] of the pool."""
+    if kind in ("weights", "all") or rng.random() < 0.3:
+        asked["sample_weights"] = np.where(
+            rng.random(rows) < 0.2, 0, rng.random(rows)
+        ) * 10.0 ** rng.integers(-5, 6)
+    if kind in ("initial", "all"):
+        asked["initial"] = rng.permutation(width)[:4]
+    if kind in ("candidates", "all"):
+        mask = np.zeros(width, bool)
+        mask[rng.permutation(width)[: 5 * width // 8]] = True
+        asked["candidates"] = mask if rng.random() < 0.5 else np.flatnonzero(mask)
+        if "labels" in asked:  # enough of each class for any quota
+            asked["labels"] = np.where(mask, np.cumsum(mask), np.cumsum(~mask)) % 3
+
+
 def best_by_costs(build, costs, budget):
     """The better objective of greedy by gain and greedy by gain over cost, within the budget."""
     found = []

@@ -4,7 +4,14 @@ import jax
 import numpy as np
 import pytest
 import scipy.sparse
-from greedy_oracle import FIXED, Replay, best_by_costs, check, replay_of
+from greedy_oracle import (
+    FIXED,
+    Replay,
+    best_by_costs,
+    check,
+    draw_positions_and_weights,
+    replay_of,
+)
 from oracles import dissimilarities
 
 from crest_jax import plan_coreset, select_coreset, select_coreset_sharded, select_coreset_stream
@@ -61,18 +68,7 @@ def problem(form, kind, seed):
     asked["size"] = 10
     if width == N and kind not in ("costs", *ELSEWHERE) and rng.random() < 0.5:
         asked["labels"] = rng.permutation(np.arange(N) % 3)
-    if kind in ("weights", "all") or rng.random() < 0.3:
-        asked["sample_weights"] = np.where(
-            rng.random(N) < 0.2, 0, rng.random(N)
-        ) * 10.0 ** rng.integers(-5, 6)
-    if kind in ("initial", "all"):
-        asked["initial"] = rng.permutation(width)[:4]
-    if kind in ("candidates", "all"):
-        mask = np.zeros(width, bool)
-        mask[rng.permutation(width)[: 5 * width // 8]] = True
-        asked["candidates"] = mask if rng.random() < 0.5 else np.flatnonzero(mask)
-        if "labels" in asked:  # enough of each class for any quota
-            asked["labels"] = np.where(mask, np.cumsum(mask), np.cumsum(~mask)) % 3
+    draw_positions_and_weights(rng, kind, N, width, asked)
     if kind in ("earlier", "both"):
         asked["initial"] = rng.normal(size=(5, D)).astype(np.float32)
     if kind in ("others", "both"):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from greedy_oracle import best_by_costs, check, replay_of
+from greedy_oracle import best_by_costs, check, draw_positions_and_weights, replay_of
 from oracles import dissimilarities
 
 from crest_jax import Factored, select_coreset
@@ -37,18 +37,7 @@ def problem(kind, seed):
     asked = {"metric": metric, "size": 10}
     if kind not in ("earlier", "others", "costs") and rng.random() < 0.5:
         asked["labels"] = rng.permutation(np.arange(N) % 3)
-    if kind in ("weights", "all") or rng.random() < 0.3:
-        asked["sample_weights"] = np.where(
-            rng.random(N) < 0.2, 0, rng.random(N)
-        ) * 10.0 ** rng.integers(-5, 6)
-    if kind in ("initial", "all"):
-        asked["initial"] = rng.permutation(N)[:4]
-    if kind in ("candidates", "all"):
-        mask = np.zeros(N, bool)
-        mask[rng.permutation(N)[:25]] = True
-        asked["candidates"] = mask if rng.random() < 0.5 else np.flatnonzero(mask)
-        if "labels" in asked:  # enough of each class for any quota
-            asked["labels"] = np.where(mask, np.cumsum(mask), np.cumsum(~mask)) % 3
+    draw_positions_and_weights(rng, kind, N, N, asked)
     if kind == "earlier":
         asked["initial"] = rng.normal(size=(5, D)) * 2
     if kind == "others":

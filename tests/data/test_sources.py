@@ -19,6 +19,7 @@ BAD_DATA = {
     "too few in a part": (
         (THREE, {"mask": np.zeros((2, 4))}), {}, r"labels\['mask'\] have shape \(2, 4\).*\(3, ...\)",
     ),
+    "ragged labels": ((THREE, [[0], [1, 2], [0]]), {}, r"labels are .* but must make one array"),
     "no number": ((THREE, ["a", "b", "a"]), {}, r"labels have dtype <U1.*np.unique"),
     "beyond 32 bits": ((THREE, np.array([0, 1, 2**32 - 1], np.uint32)), {}, r"labels reach 4294967295"),
     "too few classes": ((THREE,), {"classes": [0, 1]}, r"classes have shape \(2,\).*\(3,\).*pass"),
