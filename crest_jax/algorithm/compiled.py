@@ -99,7 +99,9 @@ def _choose(
 ) -> tuple[Array, Array, Array, Array]:
     """Score a subset; return its coreset (picks, weights [m]), losses [r], if all is finite."""
     config, on_cpu = problem.config, jax.default_backend() == "cpu"
-    chunk = CPU_CHUNK if on_cpu else config.subset_size
+    # Backward passes of convolutions take 11 times as long inside a loop on a CPU: they cut themselves.
+    forward_only = not getattr(problem.embed_fn, "backward_passes", 0)
+    chunk = CPU_CHUNK if on_cpu and forward_only else config.subset_size
     embeddings, losses = in_chunks(problem.embed_fn, params, model_state, examples, chunk)
     finite = jnp.ones((), bool)
     for leaf in jax.tree.leaves((embeddings, losses)):

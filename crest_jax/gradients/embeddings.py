@@ -32,6 +32,8 @@ from crest_jax.types import (
     Source,
 )
 
+MOST_VALUES = 2**28  # of per-example gradients at a time: 1 GiB
+
 
 def logit_residuals(logits: Array, labels: Array) -> Array:
     """Return the gradients of the cross-entropy with respect to the logits, float32, in their shape.
@@ -185,9 +187,12 @@ def sketched_gradients(
     """Embed each example by a random projection of its gradient in all parameters, [b, dimension].
 
     A count sketch (Charikar, Chen and Farach-Colton, ICALP 2002; Weinberger et al., ICML 2009):
-    coordinate ``i`` is added with sign ``s(i)`` to entry ``h(i)``. Inner products and squared
-    distances are kept in expectation, with a standard deviation of at most
+    coordinate ``i`` is added with sign ``s(i)`` to entry ``h(i)`` (see ``count_sketch``). Inner
+    products and squared distances are kept in expectation, with a standard deviation of at most
     ``sqrt(2 / dimension) * |x| |y|``.
+
+    Each example needs a backward pass of its own: several times the cost of ``logit_gradients``, most
+    of it in convolutions. Gradients of 1 GiB at most are held at a time.
 
     Args:
       key: PRNG key; the same key gives the same projection.
@@ -209,7 +214,7 @@ def sketched_gradients(
     _checks.positive_int("dimension", dimension)
     key = _checks.prng_key("key", key)
 
-    def embed(params: Params, model_state: ModelState, examples: Examples) -> tuple[Array, Array]:
+    def sketches(params: Params, model_state: ModelState, examples: Examples) -> tuple[Array, Array]:
         def loss(params: Params, one: Examples) -> Array:
             inputs, labels = jax.tree.map(lambda leaf: leaf[None], one)
             logits, _ = apply_fn(params, model_state, inputs, train=False, rng=None)
@@ -220,6 +225,11 @@ def sketched_gradients(
             return count_sketch(key, gradient, dimension), value
 
         return jax.vmap(sketch)(examples)
+
+    def embed(params: Params, model_state: ModelState, examples: Examples) -> tuple[PyTree, Array]:
+        values = sum(leaf.size for leaf in jax.tree.leaves(params))
+        at_once = max(1, MOST_VALUES // max(1, values))
+        return in_chunks(sketches, params, model_state, examples, at_once)
 
     embed.backward_passes = 1  # type: ignore[attr-defined]  # counted by ``crest``, for each example
     return embed

@@ -24,7 +24,7 @@ from crest_jax import (
     sketched_gradients,
 )
 from crest_jax.coresets.distances import sums_of_all
-from crest_jax.gradients import embed_rows, weighted_mean
+from crest_jax.gradients import embed_rows, embeddings, sketches, weighted_mean
 from crest_jax.gradients.embeddings import in_chunks, logit_residuals
 from crest_jax.gradients.sketches import count_sketch
 
@@ -154,21 +154,56 @@ def test_plain_distances_match_float64(gap):
     assert (found == found.T).all()
 
 
-def test_sketched_gradients_are_the_sketch_of_the_true_gradients(problem):
+def rolled_by_hand(key, tree, dimension):
+    """The count sketch of a tree of arrays, value by value in float64."""
+    flat = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)]
+    large = [leaf for leaf in flat if leaf.size >= sketches.LARGE]
+    found = np.zeros(dimension)
+    small = [leaf for leaf in flat if leaf.size < sketches.LARGE]
+    for index, values in enumerate([*large, np.concatenate(small)]):
+        count = -(-len(values) // dimension)
+        offset_key, sign_key = jax.random.split(jax.random.fold_in(key, index))
+        offsets = np.asarray(jax.random.randint(offset_key, (count,), 0, dimension))
+        signs = np.asarray(jax.random.rademacher(sign_key, (count, dimension)), np.float64).ravel()
+        for place, (value, sign) in enumerate(zip(values, signs, strict=False)):
+            block, within = divmod(place, dimension)
+            found[(within + offsets[block]) % dimension] += sign * value
+    return found
+
+
+@pytest.mark.parametrize("large", [2**16, 6])
+def test_sketched_gradients_are_the_sketch_of_the_true_gradients(problem, large, monkeypatch):
+    monkeypatch.setattr(sketches, "LARGE", large)
     params, examples = problem
     key, dimension = jax.random.key(5), 8
-    sketches, losses = jax.jit(sketched_gradients(key, mlp, dimension))(params, {}, examples)
-    expected = np.zeros((11, dimension))
-    for i, gradient in enumerate(true_gradients(params, examples)):
-        for index, leaf in enumerate(jax.tree.leaves(gradient)):
-            values = np.asarray(leaf, np.float64).ravel()
-            bucket_key, sign_key = jax.random.split(jax.random.fold_in(key, index))
-            buckets = np.asarray(jax.random.randint(bucket_key, values.shape, 0, dimension))
-            signs = np.asarray(jax.random.rademacher(sign_key, values.shape), np.float64)
-            np.add.at(expected[i], buckets, signs * values)
-    np.testing.assert_allclose(sketches, expected, rtol=1e-4, atol=1e-6)
+    found, losses = jax.jit(sketched_gradients(key, mlp, dimension))(params, {}, examples)
+    expected = [rolled_by_hand(key, g, dimension) for g in true_gradients(params, examples)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
     logits = numpy_mlp(params, examples.inputs)
     np.testing.assert_allclose(losses, numpy_cross_entropy(logits, examples.labels), rtol=1e-5)
+
+
+def test_a_sketch_is_the_same_on_an_accelerator_and_cut_to_its_memory(problem, monkeypatch):
+    params, examples = problem
+    embed = sketched_gradients(jax.random.key(5), mlp, 8)
+    whole, _ = embed(params, {}, examples)
+    values = sum(leaf.size for leaf in jax.tree.leaves(params))
+    monkeypatch.setattr(embeddings, "MOST_VALUES", 3 * values + 1)
+    held = [
+        eqn.params for eqn in jax.make_jaxpr(embed)(params, {}, examples).eqns if "length" in eqn.params
+    ]
+    assert [loop["length"] for loop in held] == [len(examples.labels) // 3]
+    np.testing.assert_allclose(embed(params, {}, examples)[0], whole, rtol=1e-5, atol=1e-6)
+
+    rng = np.random.default_rng(3)
+    blocks, signs = rng.normal(size=(7, 5)), rng.choice([-1.0, 1.0], (7, 5))
+    both = [
+        add(jnp.float32(blocks), jnp.float32(signs), jnp.arange(7, dtype=jnp.int32) % 5)
+        for add in (sketches._sum_rolled, sketches._sum_rolled_in_turn)
+    ]
+    by_hand = sum(np.roll(row, i % 5) for i, row in enumerate(blocks * signs))
+    for found in both:
+        np.testing.assert_allclose(found, by_hand, rtol=1e-5, atol=1e-6)
 
 
 def test_count_sketch_keeps_products_and_distances_within_the_stated_deviation():
