@@ -69,12 +69,18 @@ def coverage_counts(
 def scaled_up(weights: Array, total: Array | float) -> Array:
     """Return weights [m] scaled to a total [], as they are where they reach it.
 
+    Where all are 0, since only rows weigh that no pick stands for, the picks share it alike.
+
     Example:
       >>> scaled_up(jnp.array([1.0, 3.0]), 8.0).tolist()
       [2.0, 6.0]
+      >>> scaled_up(jnp.zeros(2), 8.0).tolist()
+      [4.0, 4.0]
     """
     found = jnp.sum(weights)
-    return jnp.where(found == total, weights, weights * (total / found))
+    alike = jnp.full(weights.shape, total / max(1, weights.size), weights.dtype)
+    scaled = jnp.where(found > 0, weights * (total / jnp.where(found > 0, found, 1.0)), alike)
+    return jnp.where(found == total, weights, scaled)
 
 
 def covered_share(

@@ -18,7 +18,7 @@ from crest_jax.coresets.nearest import nearest_counts_compiled
 from crest_jax.coresets.neighbors import neighbor_graph, plan_neighbors
 from crest_jax.coresets.oracles import padded
 from crest_jax.coresets.partition import Partition
-from crest_jax.coresets.partitioned import coreset_of
+from crest_jax.coresets.partitioned import coreset_of, counts_at
 from crest_jax.coresets.plan import Plan
 from crest_jax.coresets.rules import NO_RULES, Rules
 from crest_jax.coresets.solve import Problem, unscaled
@@ -151,11 +151,8 @@ def _counted(
     if graph.num_rows == len(graph.starts) - 1:  # a pick stands for itself
         nearest[chosen.picks] = np.arange(size)
     known = nearest >= 0
-    weights = np.bincount(nearest[known], None if each is None else each[known], minlength=size)
-    total = weights.sum()
-    if total == 0:  # rows that count are similar to no pick
-        return np.full(size, mass / size), nearest
-    return weights * (mass / total), nearest
+    counted = np.ones(known.sum()) if each is None else each[known]
+    return counts_at(nearest[known], counted, size, mass), nearest
 
 
 def _most_similar(graph: Graph, parts: Partition, chosen: _Listed) -> np.ndarray:

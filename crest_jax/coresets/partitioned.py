@@ -103,12 +103,14 @@ def choose_in_parts(
 def counts_at(slots: np.ndarray, counted: np.ndarray, size: int, total: float) -> np.ndarray:
     """Count rows at their picks ``slots`` [n], each ``counted`` [n] times, scaled to a total.
 
+    Where no row that counts has a pick the picks share the total alike.
+
     Example:
       >>> counts_at(np.array([0, 1, 1]), np.array([True, True, False]), 2, 3).tolist()
       [1.5, 1.5]
     """
     found = np.bincount(slots, counted.astype(np.float64), minlength=size)
-    return found * (total / found.sum())
+    return found * (total / found.sum()) if found.any() else np.full(size, total / size)
 
 
 def generator(key: Array, process: int = 0) -> np.random.Generator:

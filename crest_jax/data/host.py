@@ -172,24 +172,29 @@ class HostSource:
 
 def _count_of(labels: Any, classes: Any, count: int | None) -> int:
     """Number of examples of a function of rows, by what is known of them."""
-    leaves = jax.tree.leaves(map_parts(lambda leaf, _: np.shape(leaf)[:1], labels, "labels"))
-    known: list[tuple[int, ...]] = [(length,) for length in leaves]
+    # Parts of different lengths get their sentence later.
+    known = jax.tree.leaves(map_parts(lambda leaf, _: _length(leaf), labels, "labels"))
     if not known and classes is not None and not isinstance(classes, str):
-        known = [np.shape(classes)[:1]]
+        known = jax.tree.leaves(_length(classes))
     if count is not None:
         _checks.positive_int("count", count)
-        known = [(count,)]
+        known = [count]
     _checks.require(
-        bool(known) and len(known[0]) > 0,
+        bool(known),
         "inputs are a function of rows but nothing says how many rows there are; pass labels, classes "
         "or count.",
     )
-    found = int(known[0][0])
+    found = int(known[0])
     _checks.require(
         found > 0,
         "the data hold 0 examples but must hold at least one; pass data [n, ...], n >= 1.",
     )
     return found
+
+
+def _length(part: Any) -> int | None:
+    """Number of rows of an array or a list; None of one number."""
+    return len(part) if isinstance(part, list) or np.ndim(part) > 0 else None
 
 
 def _readable(inputs: Any, name: str) -> Any:

@@ -115,6 +115,21 @@ def test_a_given_matrix_takes_candidates_and_first_picks():
     assert found.indices.tolist() == select_coreset(s, method="dense", **asked).indices.tolist()
 
 
+@pytest.mark.parametrize("method", ["dense", "lazy", "stochastic", "partitioned", "graph"])
+def test_picks_of_classes_that_weigh_nothing_share_the_total_alike(method):
+    points = np.random.default_rng(0).normal(size=(10, 3))
+    labels, own = np.repeat([0, 1], [7, 3]), np.repeat([0.0, 2.0], [7, 3])
+    form = {"neighbors": 3} if method == "graph" else {"method": method}
+    for size in (1, 3):
+        found = select_coreset(
+            points, size, labels=labels, sample_weights=own, quotas=[size, 0], **form
+        )
+        assert (labels[found.indices] == 0).all()
+        assert float(found.weights.sum()) == pytest.approx(6)
+    alone = select_coreset(points, 1, labels=labels, sample_weights=own, **form)
+    assert alone.weights.tolist() == [6.0]
+
+
 def test_proportional_quotas_make_room_for_first_picks():
     labels = np.arange(N) % 4
     found = select_coreset(X, 12, labels=labels, initial=[0, 4, 8, 12, 16, 20], method="dense")

@@ -102,6 +102,11 @@ def test_a_function_may_read_inputs_and_labels_together():
         ({"count": 0}, "count is 0 but must be an integer of at least 1"),
         ({"labels": np.arange(4)}, "labels are given but the function returns Examples"),
         ({"labels": np.zeros((0, 2))}, "the data hold 0 examples"),
+        ({"labels": 5}, "nothing says how many rows there are"),
+        ({"labels": [[0], [1, 2]]}, r"labels are .* but must make one array"),
+        ({"labels": {"a": [[0], [1, 2]]}}, r"labels\['a'\] are .* but must make one array"),
+        ({"labels": [0, 1], "classes": [[0], [1, 2]]}, "classes have shape of different"),
+        ({"classes": [[0], [1, 2]]}, "classes have shape of different"),
     ],
 )
 def test_a_function_needs_to_know_its_number_of_rows(options, message):
