@@ -27,7 +27,7 @@ from experiments.config import TrainConfig
 from experiments.harness.build import Training, load_data, make_training
 from experiments.harness.cli import UserError, named_setting, one_sentence, parse
 from experiments.harness.options import MachineConfig, RunConfig, changed
-from experiments.harness.run_folder import commit, held_file, write_json
+from experiments.harness.run_folder import COMMIT, held_file, write_json
 from experiments.presets import SETTINGS, Setting, with_rate
 
 
@@ -187,7 +187,7 @@ def main() -> None:
                 "run": setting.run.as_json(),
                 "seconds": config.seconds,
                 "seed": config.run.seed,
-                "commit": commit(),
+                "commit": COMMIT,
                 "device": jax.devices()[0].device_kind,
             }
             write_json(config.run.out, values)

@@ -38,7 +38,7 @@ from experiments.harness.distributed import TIMEOUT, leads, partners, start, wai
 from experiments.harness.interrupts import Stopped, Watchdog, asked_by_any, listening
 from experiments.harness.records import append_line, record
 from experiments.harness.run_folder import (
-    commit,
+    COMMIT,
     drop_events_after,
     finished_run,
     open_folder,
@@ -329,7 +329,7 @@ def _metrics(
         "params_sha256": sha256(state.params),
         "seed": config.seed,
         "method": config.method,
-        "commit": commit(),
+        "commit": COMMIT,
         "versions": {"crest_jax": version("crest_jax"), "jax": jax.__version__},
         "device": jax.devices()[0].device_kind,
     }

@@ -39,7 +39,7 @@ from experiments.config import TrainConfig
 from experiments.harness.build import Training, load_data, load_sources, make_training
 from experiments.harness.cli import UserError, one_sentence, parse
 from experiments.harness.records import append_line, table
-from experiments.harness.run_folder import commit, held_new_folder
+from experiments.harness.run_folder import COMMIT, held_new_folder
 from experiments.models import build as build_network
 from experiments.sweep import command_line
 
@@ -288,7 +288,7 @@ def main() -> None:
                      f"{middle / step:.2f}"]
                 )  # fmt: skip
             text = (
-                f"`{command_line(__file__)}` at commit {commit()}, "
+                f"`{command_line(__file__)}` at commit {COMMIT}, "
                 f"on {jax.devices()[0].device_kind}\n\n"
                 + table(["what", "median ms", "quartiles", "steps"], rows)
                 + "\n\nVariance of a coreset's mean embedding, over that of a stratified batch of m:"

@@ -30,7 +30,7 @@ from experiments.config import TrainConfig
 from experiments.harness.build import load_sources, make_training
 from experiments.harness.cli import UserError, one_sentence, parse
 from experiments.harness.records import append_line, table
-from experiments.harness.run_folder import commit, held_new_folder
+from experiments.harness.run_folder import COMMIT, held_new_folder
 from experiments.sweep import made_by
 
 MIB = 2**20
@@ -137,7 +137,7 @@ def measure(config: CurvatureConfig) -> list[dict[str, Any]]:
             jax.block_until_ready(call())
             line["seconds"].append(time.perf_counter() - start)
     shape = list(np.shape(batch.inputs))
-    made = {"commit": commit(), "device": jax.devices()[0].device_kind, "inputs": shape}
+    made = {"commit": COMMIT, "device": jax.devices()[0].device_kind, "inputs": shape}
     return [line | made for line in lines]
 
 

@@ -39,7 +39,7 @@ from crest_jax.data.pool import end_window
 from crest_jax.gradients import weighted_mean
 from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.records import append_line, table
-from experiments.harness.run_folder import LOCK, Lock, commit, held_new_folder
+from experiments.harness.run_folder import COMMIT, LOCK, Lock, held_new_folder
 from experiments.sweep import made_by
 
 READS = 200
@@ -207,7 +207,7 @@ def measure(
         "state_bytes_each": bytes_each(whole, count),
         "private_mib": private / 1024,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "commit": commit(),
+        "commit": COMMIT,
         "device": jax.devices()[0].device_kind,
     }
 

@@ -30,7 +30,7 @@ from experiments.harness.cli import UserError, one_sentence, parse
 from experiments.harness.distributed import start
 from experiments.harness.options import CrestOptions, MachineConfig
 from experiments.harness.records import append_line, table
-from experiments.harness.run_folder import commit, held_new_folder
+from experiments.harness.run_folder import COMMIT, held_new_folder
 from experiments.harness.timing import TRAINING
 from experiments.sweep import made_by
 
@@ -148,7 +148,7 @@ def run_case(
         **found.pop("line"),
         "bytes_measured": held,
         "bytes_predicted": predicted_bytes(program, run, case.devices * case.processes, state),
-        "commit": commit(),
+        "commit": COMMIT,
         "device": jax.devices()[0].device_kind,
     }
     if case.processes > 1:

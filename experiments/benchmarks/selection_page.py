@@ -5,7 +5,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from experiments.harness.run_folder import commit
+from experiments.harness.run_folder import COMMIT
 
 BATCHES_HEAD = """## Mini-batches
 
@@ -154,7 +154,7 @@ def versions() -> str:
     found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names if name in there)
     return (
         f"{found}; Python {platform.python_version()}; one core, {platform.machine()}; commit "
-        f"{commit()}; command: `python -m experiments.benchmarks.selection`."
+        f"{COMMIT}; command: `python -m experiments.benchmarks.selection`."
     )
 
 

@@ -29,19 +29,22 @@ NETWORK = "network.msgpack"
 INPUTS = "inputs.json"
 
 
-def commit() -> str | None:
-    """Return the checked-out commit, with a plus sign if the tree differs from it, or None."""
-    here = Path(__file__).parent
+def commit_of(root: Path) -> str | None:
+    """Return the commit checked out at ``root``, with a plus sign if code differs from it, or None."""
+    code = ("--", "crest_jax", "experiments", ":!experiments/results")
     try:
         found = [
             subprocess.run(
-                ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
+                ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
             ).stdout.strip()
-            for arguments in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "."))
+            for arguments in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", *code))
         ]
     except (OSError, subprocess.CalledProcessError):
         return None
     return found[0] + ("+" if found[1] else "")
+
+
+COMMIT = commit_of(Path(__file__).parents[2])  # of the code that runs, whatever is committed later
 
 
 LOCK = ".lock"

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from crest_jax.data import make_strata, next_subset, open_stream
 from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.records import append_line, read_lines
-from experiments.harness.run_folder import commit, held_folder, new_folder
+from experiments.harness.run_folder import COMMIT, held_folder, new_folder
 from experiments.studies.few_picks_data import (
     SETTINGS,
     Backward,
@@ -155,7 +155,7 @@ def measure(config: FewPicksConfig, lines: list[dict[str, Any]]) -> Iterator[dic
     """Measure what is not among ``lines``; yield a line for each point and pair of sizes."""
     sources: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     fine: dict[tuple[str, int], np.ndarray] = {}
-    made = {"command": command_line(__file__), "commit": commit(), **machine()}
+    made = {"command": command_line(__file__), "commit": COMMIT, **machine()}
     there = {(line["setting"], line["seed"], line["epochs"]) for line in lines}
     wanted = [
         (name, seed)

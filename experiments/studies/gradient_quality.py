@@ -36,7 +36,7 @@ from experiments.config import TrainConfig
 from experiments.harness.build import Program, make_program, shared
 from experiments.harness.cli import UserError, one_sentence, parse
 from experiments.harness.records import append_line, table
-from experiments.harness.run_folder import commit, held_new_folder
+from experiments.harness.run_folder import COMMIT, held_new_folder
 from experiments.sweep import command_line
 
 Kind = Literal["random", "stratified", "coreset"]
@@ -227,7 +227,7 @@ def main() -> None:
             for row in results:
                 append_line(config.run.out / "gradient_quality.jsonl", row)
             text = summarise(results)
-            made = f"`{command_line(__file__)}` at commit {commit()}"
+            made = f"`{command_line(__file__)}` at commit {COMMIT}"
             (config.run.out / "gradient_quality.md").write_text(f"{made}\n\n{text}\n", encoding="utf-8")
             print(text)
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.records import append_line, read_lines, table
-from experiments.harness.run_folder import commit, held_folder
+from experiments.harness.run_folder import COMMIT, held_folder
 from experiments.harness.stats import interval, with_interval
 from experiments.pilot import as_values, ask, check_seconds
 from experiments.presets import SETTINGS
@@ -140,7 +140,7 @@ def main() -> None:
                 [name for name in leads if name not in there], desc="pilots", unit="setting"
             ):
                 found = ask(SETTINGS[name], config.seconds, config.seed)
-                append_line(lines, as_values(found) | {"setting": name, "commit": commit()})
+                append_line(lines, as_values(found) | {"setting": name, "commit": COMMIT})
             pilots = [line for line in read_lines(lines) if line["setting"] in leads]
             text = summarise(pilots, leads)
             commits = ", ".join(sorted({str(line["commit"]) for line in pilots}))

@@ -2,11 +2,14 @@
 
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from experiments.harness.run_folder import commit_of
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(
@@ -29,6 +32,32 @@ def test_runs_on_images_need_nothing_of_the_extra_for_texts() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_results_name_the_commit_of_their_code(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        own = ("-c", "user.name=a", "-c", "user.email=a@b")
+        found = subprocess.run(
+            ["git", *own, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return found.stdout.strip()
+
+    assert commit_of(tmp_path) is None
+    for name in ("crest_jax/a.py", "experiments/b.py", "experiments/results/c.md", "docs/d.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("one")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    clean = git("rev-parse", "--short", "HEAD")
+    for name in ("experiments/results/c.md", "docs/d.md"):
+        (tmp_path / name).write_text("two")
+    assert commit_of(tmp_path) == clean
+    for name in ("crest_jax/a.py", "experiments/new.py"):
+        (tmp_path / name).write_text("two")
+        assert commit_of(tmp_path) == clean + "+"
+        git("stash", "-qu")
 
 
 def named_modules(text: str) -> set[str]:
