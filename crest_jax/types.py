@@ -136,8 +136,9 @@ class EmbedFn(Protocol):
     depends on example ``i`` only, and distances between rows say how differently two examples would
     move the parameters. Leaves are one array [b, d], or a ``Factored`` pair for outer products; they
     are compared in float32. It is called in evaluation mode, on chunks of a subset, in one program with
-    the choice. An attribute ``backward_passes`` says how many gradients it takes for each example, for
-    the count of work; without one it counts as none.
+    the choice. An attribute ``backward_passes`` says how many gradients it takes for each example;
+    without one it counts as none. With one it is given whole subsets, since backward passes of
+    convolutions in a loop are slow on a CPU, and keeps to the memory itself.
     """
 
     def __call__(

@@ -48,7 +48,7 @@ def select(name):
     own = points[share * jax.process_index() :][:share]
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
     found = select_coreset_sharded(own, size, mesh=mesh, labels=labels, **options)
-    return {name: np.asarray(values) for name, values in found._asdict().items()}
+    return {name: np.asarray(values) for name, values in found._asdict().items() if values is not None}
 
 
 STREAM = {"size": 24, "part": 150, "num_classes": 3}

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,16 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+def _but_closed_loops(told: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a hook for uncaught errors that drops those of writes after one that failed."""
+
+    def tell(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            told(kind, error, trace)
+
+    return tell
+
+
 def newest_checkpoint(folder: Path) -> int | None:
     """Return the step of the newest checkpoint that is whole in a run folder, or None."""
     found = (folder / FOLDER).glob("*")  # Orbax gives those half-written other names
@@ -54,10 +65,12 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._logger = logging.getLogger("absl")
         self._level = self._logger.level
+        self._hook = sys.excepthook
 
     def __enter__(self) -> "Checkpoints":
         """Keep back what Orbax's threads log about errors: they are told in one sentence."""
         self._logger.setLevel(logging.CRITICAL)
+        sys.excepthook = _but_closed_loops(self._hook)
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -68,6 +81,8 @@ class Checkpoints:
         finally:
             self._manager.close()
             self._logger.setLevel(self._level)
+            if error is None:  # else its threads may speak until the end
+                sys.excepthook = self._hook
 
     @property
     def newest(self) -> int | None:

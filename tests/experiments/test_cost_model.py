@@ -24,7 +24,7 @@ RUN = dataclasses.replace(
 @pytest.fixture(scope="module")
 def trained():
     build.make_program.cache_clear()
-    build._image_sources.cache_clear()
+    build._array_sources.cache_clear()
     gc.collect()
     before = scaling.on_first_device()
     made = build.make_program(build.shared(RUN))

@@ -609,7 +609,7 @@ def test_full_and_read_only_disks_are_one_sentence_and_nothing_is_lost(tmp_path,
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)],
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(small)],
         capture_output=True,
         check=False,
     )
