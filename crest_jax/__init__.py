@@ -1,4 +1,9 @@
-"""CREST: coresets for data-efficient training of deep networks, in JAX."""
+"""CREST: coresets for data-efficient training of deep networks, in JAX.
+
+``crest_jax.flax`` (Linen, NNX), ``crest_jax.sklearn``, ``crest_jax.baselines``,
+``crest_jax.diagnostics`` and ``crest_jax.gradients`` are imported by themselves:
+``from crest_jax.flax import from_linen``.
+"""
 
 from crest_jax.algorithm.config import CrestConfig
 from crest_jax.algorithm.selector import crest

@@ -130,17 +130,18 @@ def make_evaluate(
     Args:
       apply_fn: the model; called in evaluation mode.
       loss_fn: per-example losses.
-      metrics: name -> function (logits, labels) -> one number for each example, as ``accuracy``. None:
-        the accuracy where the loss is ``cross_entropy``, else none.
+      metrics: name -> function (logits, labels) -> one number for each example, as
+        ``crest_jax.gradients.losses.accuracy``. None: the accuracy where the loss is
+        ``cross_entropy``, else none.
       chunk_size: rows per call.
 
     Returns:
       A function ``(params, model_state, source) -> {"loss": its mean, name: mean of the metric, ...}``.
 
     Raises:
-      ValueError: when ``chunk_size`` is below 1, a metric is called "loss" or, on the call, when the
-        source is empty, ``loss_fn`` or a metric returns not one number for each example, or a label has
-        no logit.
+      ValueError: when ``chunk_size`` is below 1, metrics are no dictionary, one is called
+        "loss" or, on the call, when the source is empty, ``loss_fn`` or a metric
+        returns not one number for each example, or a label has no logit.
 
     Example:
       >>> from crest_jax.data.sources import ArraySource
@@ -159,6 +160,11 @@ def make_evaluate(
     _checks.positive_int("chunk_size", chunk_size)
     if metrics is None:
         metrics = {"accuracy": accuracy} if loss_fn is cross_entropy else {}
+    _checks.require(
+        isinstance(metrics, Mapping),
+        f"metrics are {_checks.brief(metrics)} but must be a dictionary of functions; pass "
+        "{name: function}.",
+    )
     _checks.require(
         "loss" not in metrics,
         'metrics hold a metric called "loss", which is what the loss is called; rename it.',

@@ -19,7 +19,10 @@ from crest_jax.coresets.select import select_coreset
 
 
 class CoresetSelector(BaseEstimator):
-    """Choose weighted medoids of a pool by facility location; see ``select_coreset``.
+    """Choose weighted medoids of a pool by facility location; ``select_coreset`` can do more.
+
+    It keeps some rows only, so it is the last step of a pipeline: train what follows on
+    ``X[indices_]``, ``y[indices_]`` with ``sample_weight=weights_``.
 
     Args:
       n_select: number of picks.

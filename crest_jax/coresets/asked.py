@@ -335,6 +335,6 @@ def check_size(asked: Asked, size: Any) -> None:
         return
     _checks.require(
         asked.ends,
-        "size is None but nothing else ends the choice; pass size, costs with a budget, stop_gain or "
-        "coverage.",
+        "size is None but nothing else ends the choice; pass size, costs together with a budget, "
+        "stop_gain or coverage.",
     )

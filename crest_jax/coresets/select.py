@@ -93,7 +93,7 @@ def select_coreset(
     a sparse matrix of SciPy what is absent is 0, nothing is made dense, and rows to which no pick is
     similar count at all picks in proportion. With ``neighbors=k`` a row is similar to its k nearest
     rows only (exactly these, of its class). Gains are then those in this graph, where the largest
-    distance is similarity 0; weights are by the nearest of all picks.
+    distance between such neighbors is similarity 0; weights are by the nearest of all picks.
 
     Args:
       embeddings: [n, d], or ``Factored`` last-layer gradients (not with "manhattan", "correlation"), or

@@ -195,7 +195,7 @@ def from_frame(
       label: the column of the labels. Strings and other categories are numbered in their sorted order,
         that of ``sorted(set(frame[label]))``; numbers stay, so that a column of floats is one to
         predict.
-      classes: see ``ArraySource``.
+      classes: see ``ArraySource``: an array, not the name of a column.
       mesh: see ``ArraySource``.
 
     Raises:

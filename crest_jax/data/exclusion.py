@@ -54,7 +54,8 @@ class ExclusionConfig:
         rest once the learning rate has dropped. None: exclusion to the end.
       relative: whether the threshold is in units of the loss at the start, the mean of the first losses
         observed, which suits losses of any scale: the threshold of 0.02 of the cross-entropy of ten
-        classes is about 0.01 of its loss at the start.
+        classes is about 0.01 of its loss at the start. Set both: ``dataclasses.replace(config,
+        relative=True, threshold=0.01)``.
 
     Raises:
       ValueError: at construction, when a value breaks its rule.

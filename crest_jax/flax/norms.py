@@ -40,7 +40,7 @@ class WeightedBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, use_running_average: bool, weights: Array | None = None) -> Array:
-        """Normalise ``x`` [b, ..., c] over all axes but the last; ``weights`` [b] are positive."""
+        """Normalise ``x`` [b, ..., c] over all axes but the last; ``weights`` [b] are at least 0."""
         shape, dtype = x.shape[-1:], self.dtype or x.dtype
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
@@ -80,11 +80,13 @@ class NNXWeightedBatchNorm(nnx.BatchNorm):
         weights: Array | None = None,
         mask: Array | None = None,
     ) -> Array:
-        """Normalise ``x`` [b, ..., c]; ``weights`` [b] are positive and count in training only.
+        """Normalise ``x`` [b, ..., c]; ``weights`` [b] count in training only.
+
+        Weights are at least 0 and not all 0, which is checked outside ``jit`` only.
 
         Raises:
           ValueError: when weights come with a mask, an ``axis_name`` or another axis than the last, or
-            are not one for each example.
+            are not one for each example, at least 0 and not all 0.
         """
         running = self.use_running_average if use_running_average is None else use_running_average
         if weights is None or running:
@@ -117,6 +119,13 @@ def _weighted_moments(x: Array, weights: Array | None) -> tuple[Array, Array]:
         f"weights have shape {getattr(weights, 'shape', ())} but must have shape {x.shape[:1]}, one "
         "per example; pass batch.weights.",
     )
+    if weights is not None and _checks.is_concrete(weights):
+        least, total = float(jnp.min(weights)), float(jnp.sum(weights))
+        _checks.require(
+            least >= 0 and total > 0,
+            f"weights are {least:g} at least and sum to {total:g} but must be at least 0 and not all "
+            "0; pass batch.weights.",
+        )
     inner = tuple(range(1, x.ndim - 1))
     first, second = jnp.mean(x, inner), jnp.mean(jnp.square(x), inner)
     if weights is None:

@@ -428,6 +428,7 @@ def test_evaluation_takes_metrics_of_any_name_and_none():
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
+        ([accuracy], "metrics are .* but must be a dictionary of functions"),
         ({"loss": accuracy}, 'metrics hold a metric called "loss"'),
         ({"mean": lambda z, y: jnp.mean(z)}, r"the metric 'mean' returned shape \(\) for 4 examples"),
         ({"each": lambda z, y: z}, r"the metric 'each' returned shape \(4, 3\) for 4 examples"),

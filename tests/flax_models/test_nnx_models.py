@@ -417,6 +417,10 @@ WRONG = {
     "weights come with mask=.* but need mask=None": lambda: weighted(mask=jnp.ones((6, 1), bool)),
     "weights come with .*axis=0 but need": lambda: weighted(axis=0),
     "weights have shape .* but must have shape": lambda: weighted(weights=jnp.ones(5)),
+    "weights are -1 at least and sum to 4 but must be": lambda: weighted(
+        weights=jnp.ones(6).at[0].set(-1.0)
+    ),
+    "weights are 0 at least and sum to 0 but must be": lambda: weighted(weights=jnp.zeros(6)),
 }
 
 
