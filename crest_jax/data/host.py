@@ -38,10 +38,9 @@ class HostSource:
     Args:
       inputs: an array-like [n, ...] that integer arrays index (``numpy.memmap``, ``h5py`` after a
         sort, ...), a dictionary or tuple of such, or a function that returns the inputs [b, ...] of
-        rows [b], or ``Examples`` with the labels of those rows as well (a plain
-        pair is inputs of two parts); see ``from_records`` for
-        records that come one by one. It is called from one thread at a time, and what it returns is
-        copied. Lists and data frames become one array.
+        rows [b], or ``Examples`` with the labels of those rows as well (a plain pair is inputs of
+        two parts); see ``from_records`` for records that come one by one. It is called from one
+        thread at a time, and what it returns is copied. Lists and data frames become one array.
       labels: as in ``ArraySource``; they stay in memory, or where a ``numpy.memmap`` lies. None where
         the function returns ``Examples``, or the loss needs none.
       classes: as in ``ArraySource``; labels that the function returns are not collected for it.
