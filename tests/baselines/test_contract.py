@@ -203,9 +203,7 @@ def donated(state):
     """The same state in other memory; the old one's is gone."""
     leaves, structure = jax.tree.flatten(state)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
-    moved = jax.jit(lambda *arrays: copied(arrays), donate_argnums=tuple(range(len(places))))(
-        *(data_of(leaves[i]) for i in places)
-    )
+    moved = copied([data_of(leaves[i]) for i in places])
     for i, new in zip(places, moved, strict=True):
         if jax.dtypes.issubdtype(leaves[i].dtype, jax.dtypes.prng_key):
             new = jax.random.wrap_key_data(new)
