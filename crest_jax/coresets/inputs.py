@@ -67,6 +67,12 @@ def rows_of(embeddings: Any, metric: str) -> Any:
     if metric == "precomputed" and is_sparse(embeddings):
         check_sparse(embeddings)
         return embeddings
+    _checks.require(
+        not is_sparse(embeddings),
+        f"embeddings are a sparse matrix ({type(embeddings).__name__}) but must be dense; pass "
+        '.toarray(), or metric="precomputed" if its entries are similarities, or reduce the columns '
+        "first (sklearn.decomposition.TruncatedSVD).",
+    )
     if isinstance(embeddings, tuple) and len(embeddings) == 2 and np.ndim(_first(embeddings)) == 2:
         raise ValueError(
             "embeddings are a tuple of two arrays, which may be batches or the factors of outer "

@@ -46,6 +46,10 @@ def from_linen(
         keyword_inputs: call the module with the entries of the inputs, a dict, as arguments by name
             (``module(**inputs)``), as Hugging Face models are called.
 
+    Returns:
+        A function ``(params, model_state, inputs, *, train, rng, weights=None)`` that returns the
+        logits and the new state.
+
     Raises:
         ValueError: if it is no Linen module, or how to call or to switch it cannot be known; on a
             call, if it draws random numbers without a key, or in evaluation, or changes state that is

@@ -47,8 +47,9 @@ def from_nnx(model: nnx.Module, *, wrt: Any = nnx.Param, keyword_inputs: bool = 
         keyword_inputs: call the model with the entries of the inputs, a dict, as arguments by name.
 
     Returns:
-        The function. On a call it raises ValueError if params or state are not those of the model, or
-        if ``train=True`` comes with ``rng=None`` and the model holds a random stream.
+        The function ``(params, model_state, inputs, *, train, rng, weights=None)``, which returns the
+        logits and the new state. On a call it raises ValueError if params or state are not those of
+        the model, or if ``train=True`` comes with ``rng=None`` and the model holds a random stream.
 
     Raises:
         ValueError: if it is no NNX model, or it has no such parameters, or cannot be called with

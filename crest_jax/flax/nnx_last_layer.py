@@ -124,11 +124,11 @@ class _NNXFeatures:
         ) -> tuple[Array, Array, Array]:
             copy, calls = copied(params, model_state), list[tuple[Any, Array, Array]]()
             names = {id(module): "/".join(map(str, path)) for path, module in nnx.iter_modules(copy)}
-            for _, module in nnx.iter_modules(copy) if self.layer is None else ():
-                if isinstance(module, (*LINEAR, nnx.Embed)):
+            kinds = (*LINEAR, nnx.Embed)
+            wanted = None if self.layer is None else _at(copy, self.layer)
+            for _, module in nnx.iter_modules(copy):
+                if module is wanted or isinstance(module, kinds):
                     _record(module)
-            if self.layer is not None:
-                _record(_at(copy, self.layer))
             token = _CALLS.set(calls)
             try:
                 logits = copy(*args, **named, **switched(call.switches, train=False))
@@ -136,7 +136,8 @@ class _NNXFeatures:
                 _CALLS.reset(token)
             # Inside a transformation (nnx.remat) another copy is called, on values that end with it.
             calls = [noted for noted in calls if id(noted[0]) in names]
-            linear[:] = [names[id(module)] for module, _, _ in calls]
+            linear[:] = [names[id(module)] for module, *_ in calls if isinstance(module, kinds)]
+            calls = [noted for noted in calls if wanted is None or noted[0] is wanted]
             _checks.require(
                 bool(calls),
                 f"layer is {self.layer!r} but {call.name} calls no such layer with an array; name one "

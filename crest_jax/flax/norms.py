@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import nnx
 
@@ -41,6 +42,7 @@ class WeightedBatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, use_running_average: bool, weights: Array | None = None) -> Array:
         """Normalise ``x`` [b, ..., c] over all axes but the last; ``weights`` [b] are at least 0."""
+        _switch(use_running_average)
         shape, dtype = x.shape[-1:], self.dtype or x.dtype
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
@@ -89,6 +91,7 @@ class NNXWeightedBatchNorm(nnx.BatchNorm):
             are not one for each example, at least 0 and not all 0.
         """
         running = self.use_running_average if use_running_average is None else use_running_average
+        _switch(running)
         if weights is None or running:
             return super().__call__(x, use_running_average, mask=mask)
         _checks.require(
@@ -110,6 +113,15 @@ class NNXWeightedBatchNorm(nnx.BatchNorm):
         if self.bias is not None:
             y = y + self.bias[...][wide]
         return y.astype(dtype)
+
+
+def _switch(value: Any) -> None:
+    """Check that the switch is one: weights by position would be taken for it."""
+    _checks.require(
+        isinstance(value, (bool, np.bool_)),
+        f"use_running_average is {_checks.brief(value)} but must be True or False; pass weights by "
+        "name: weights=batch.weights.",
+    )
 
 
 def _weighted_moments(x: Array, weights: Array | None) -> tuple[Array, Array]:

@@ -124,7 +124,9 @@ def logit_gradients(apply_fn: ApplyFn, loss_fn: LossFn = cross_entropy) -> Embed
     """Embed each example by the gradient of its loss with respect to its logits, [b, c].
 
     Of sequences and images, logits [b, ..., c], it is the sum over the positions: the gradient for the
-    bias of the last layer. Several outputs, a pytree of logits, lie beside each other.
+    bias of the last layer. The loss of an example is what ``loss_fn`` returns, so the default
+    ``cross_entropy``, a mean over the positions, gives the mean of the gradients of the positions.
+    Several outputs, a pytree of logits, lie beside each other.
 
     Args:
       apply_fn: the model; called in evaluation mode.

@@ -46,7 +46,7 @@ REFUSED = [
     (X, {**GIVEN, "method": "partitioned"}, "is read as a whole; choose"),
     (X, {**GIVEN, "size": 5}, "size is 5 but the pool holds 4 columns and no column is chosen twice"),
     (X * np.nan, GIVEN, "20 of 20 examples are NaN or infinite.*; check"),
-    (S, {}, "embeddings are a sparse matrix .* but must be dense; pass .toarray"),
+    (S, {}, "embeddings are a sparse matrix .* but must be dense; pass .toarray.*metric=.precomputed"),
     (S, {"metric": "dot"}, "embeddings are a sparse matrix .* but must be dense; pass"),
     ([S, S], GIVEN, "similarities are a sparse matrix.*; pass"),
     (S, {**GIVEN, "method": "dense"}, "method is 'dense' but a sparse matrix is.*; choose"),

@@ -44,6 +44,7 @@ def test_ours_chooses_from_a_graph_and_from_its_own():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Please import `csr_matrix`")  # apricot names it as SciPy once did
 def test_every_peer_reads_the_graph(tmp_path):
     config = bench.BenchConfig(out=tmp_path, sparse_sizes=(500,), neighbours=20, repeats=1)
     lines = list(bench.sparse(config))

@@ -410,12 +410,17 @@ WRONG = {
         features("hidden")
     ),
     "layer is 'blocks/7' but": lambda: features("blocks/7"),
-    "layer 'hidden' returns shape .* but the model": lambda: features("hidden", Full),
+    "layer 'hidden' returns shape .* but the model .*in call order: hidden, head": lambda: features(
+        "hidden", Full
+    ),
     "layer 'None' returns other values than the model but": lambda: features(kind=Reversed),
     "Plain has no method 'last' but": lambda: features(method="last"),
     "layer is 'a' and method 'b' but only one": lambda: features("a", method="b"),
     "weights come with mask=.* but need mask=None": lambda: weighted(mask=jnp.ones((6, 1), bool)),
     "weights come with .*axis=0 but need": lambda: weighted(axis=0),
+    "use_running_average is a float32 array .* but must be True or False; pass weights by": lambda: (
+        NNXWeightedBatchNorm(4, rngs=nnx.Rngs(0))(X, jnp.ones(6))
+    ),
     "weights have shape .* but must have shape": lambda: weighted(weights=jnp.ones(5)),
     "weights are -1 at least and sum to 4 but must be": lambda: weighted(
         weights=jnp.ones(6).at[0].set(-1.0)
