@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from operator import itemgetter
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
+from crest_jax.data.devices import copied
 from crest_jax.data.sources import padded_chunks
 from crest_jax.gradients.losses import cross_entropy, label_span, labels_fit, per_example
 from crest_jax.types import (
@@ -50,8 +53,13 @@ def fit(
     losses: Callable[[Any], Array] | None = None,
     on_event: Callable[[Any], None] | None = None,
     on_step: Callable[[int, Any], None] | None = None,
+    scan: int | Literal["auto"] = "auto",
 ) -> Any:
     """Train for ``steps`` mini-batches; nothing here that your own loop cannot do.
+
+    On a GPU or TPU, the steps between two checks of the selection run as one program each 1, 2, 4, ...
+    or 32 steps, so that the device does not wait for the host at every step. The numbers are those of
+    single steps, up to how XLA orders float32 sums.
 
     Args:
       selection: how mini-batches are chosen: ``crest(...)``, ``random_batches(...)`` and so on.
@@ -64,13 +72,16 @@ def fit(
       losses: ``metrics -> losses`` [m] of the mini-batch, which the step computed anyway, for methods
         that exclude what is learned (``crest``, ``dynamic_pruning``); None hands nothing back.
       on_event: called with every event of the selection.
-      on_step: called with the step's number, from 0, and its metrics (still on the device).
+      on_step: called with the step's number, from 0, and its metrics (still on the device); after the
+        program that ran the step.
+      scan: most steps in one program, for which ``jit`` must be able to trace the step; 1 calls it as
+        it is. "auto": 1 on a CPU, where convolutions in a loop are several times slower, else 32.
 
     Returns:
       The trained state.
 
     Raises:
-      ValueError: when ``steps`` is below 1 or the key is none.
+      ValueError: when ``steps`` or ``scan`` is below 1 or the key is none.
 
     Example:
       >>> from crest_jax.data.sources import ArraySource
@@ -83,18 +94,65 @@ def fit(
       6.0
     """
     _checks.positive_int("steps", steps)
+    most = _most_steps(scan, train_state)
     state = selection.init(_checks.prng_key("key", key), *view(train_state))
-    for step in range(steps):
+    if most > 1:
+        train_state = copied(train_state)  # each program takes over the memory of the one before
+    step = 0
+    while step < steps:
         state, event = selection.refresh(state, *view(train_state))
         if event is not None and on_event is not None:
             on_event(event)
-        state, batch = selection.next_batch(state)
-        train_state, metrics = train_step(train_state, batch)
+        k = chunk_length(min(selection.quiet(state), steps - step, most)) if most > 1 else 1
+        if k > 1:
+            assert selection.next_batches is not None
+            state, batch = selection.next_batches(state, k)
+            train_state, metrics, found = _several_steps(train_step, losses, train_state, batch)
+        else:
+            state, batch = selection.next_batch(state)
+            train_state, metrics = train_step(train_state, batch)
+            found = None if losses is None else losses(metrics)
         if losses is not None:
-            state = selection.observe(state, batch, losses(metrics))
+            state = selection.observe(state, batch, found)
         if on_step is not None:
-            on_step(step, metrics)
+            for i in range(k):
+                on_step(step + i, jax.tree.map(itemgetter(i), metrics) if k > 1 else metrics)
+        step += k
     return train_state
+
+
+def chunk_length(most: int) -> int:
+    """Return the largest power of two that is at most ``most``, so that few programs are compiled.
+
+    Example:
+      >>> chunk_length(1), chunk_length(31), chunk_length(32)
+      (1, 16, 32)
+    """
+    return 1 << (most.bit_length() - 1)
+
+
+def _most_steps(scan: int | Literal["auto"], train_state: Any) -> int:
+    """Return the most steps of a program; by default as suits the device of the training state."""
+    if scan != "auto":
+        _checks.positive_int("scan", scan)
+        return scan
+    arrays = [leaf for leaf in jax.tree.leaves(train_state) if isinstance(leaf, jax.Array)]
+    on_cpu = not arrays or next(iter(arrays[0].devices())).platform == "cpu"
+    return 1 if on_cpu else 32
+
+
+@partial(jax.jit, static_argnames=("train_step", "losses"), donate_argnames="train_state")
+def _several_steps(
+    train_step: TrainStep, losses: Callable[[Any], Array] | None, train_state: Any, batches: Batch
+) -> tuple[Any, Any, Any]:
+    """Take a step with each of the mini-batches, leaves [k, m, ...]; metrics and losses [k, ...]."""
+
+    def one(train_state: Any, batch: Batch) -> tuple[Any, tuple[Any, Any]]:
+        train_state, metrics = train_step(train_state, batch)
+        return train_state, (metrics, None if losses is None else losses(metrics))
+
+    train_state, (metrics, found) = jax.lax.scan(one, train_state, batches)
+    return train_state, metrics, found
 
 
 def accuracy(logits: Array, labels: Array) -> Array:

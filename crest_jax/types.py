@@ -153,8 +153,14 @@ def ignore_losses(state: Any, batch: Batch, losses: Array) -> Any:
     return state
 
 
+def one_step(state: Any) -> int:
+    """Return 1: the ``quiet`` of methods that must be asked before every step."""
+    del state
+    return 1
+
+
 class BatchSelector(NamedTuple):
-    """A way of choosing mini-batches, as pure functions of a state; every method has these four.
+    """A way of choosing mini-batches, as pure functions of a state.
 
     * ``init(key, params, model_state) -> state``
     * ``refresh(state, params, model_state) -> (state, event or None)``, called before every step;
@@ -162,12 +168,22 @@ class BatchSelector(NamedTuple):
     * ``next_batch(state) -> (state, batch)``
     * ``observe(state, batch, losses) -> state``, called after every step with the losses [m] that the
       step computed anyway; most methods ignore them.
+
+    Steps can also run many at a time, as one program:
+
+    * ``quiet(state) -> k``, asked after ``refresh``: how many steps from here on need no ``refresh``,
+      at least 1.
+    * ``next_batches(state, k) -> (state, batches)`` gives the mini-batches of ``k`` steps, at most the
+      quiet ones, as ``next_batch`` gives them one by one; leaves [k, m, ...]. ``observe`` takes them
+      and losses [k, m]. None where only one step is ever quiet.
     """
 
     init: Callable[[Array, Params, ModelState], Any]
     refresh: Callable[[Any, Params, ModelState], tuple[Any, Any]]
     next_batch: Callable[[Any], tuple[Any, Batch]]
     observe: Callable[[Any, Batch, Array], Any] = ignore_losses
+    quiet: Callable[[Any], int] = one_step
+    next_batches: Callable[[Any, int], tuple[Any, Batch]] | None = None
 
 
 class Work(NamedTuple):

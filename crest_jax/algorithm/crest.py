@@ -22,13 +22,13 @@ from crest_jax.algorithm.state import (
     CrestState,
     Event,
     Reason,
-    copied,
     count_work,
     empty_buffer,
     event_of,
 )
 from crest_jax.data import pool
-from crest_jax.data.devices import place
+from crest_jax.data.chunks import ALWAYS, steps_in, take_several, waits_for_host
+from crest_jax.data.devices import copied, place
 from crest_jax.data.exclusion import handed_back
 from crest_jax.gradients.curvature import covered, init_moments, restrict
 from crest_jax.types import Array, Batch, ModelState, Params, Work
@@ -207,10 +207,36 @@ def next_batch(parts: Parts, state: CrestState) -> tuple[CrestState, Batch]:
     return state._replace(step=state.step + 1), batch
 
 
+def quiet(parts: Parts, state: CrestState) -> int:
+    """Return the steps before the next check, window's end or choice, or the end of the span."""
+    config, step = parts.config, state.step
+    if waits_for_host(parts.source):
+        return 1
+    if config.selects(step):
+        held = state.buffer.num_coresets - state.buffer.num_used
+        left = (config.select_until or ALWAYS) - step
+        return max(1, min(state.next_check - step, held, left))
+    ahead = (config.select_from or 0) - step
+    steps = pool.quiet(parts.rules, state.pool, step)
+    return min(steps, ahead) if ahead > 0 else steps
+
+
+def next_batches(parts: Parts, state: CrestState, k: int) -> tuple[CrestState, Batch]:
+    """Hand out the next ``k`` coresets, or random mini-batches outside the span."""
+    if parts.config.selects(state.step):
+        buffer, indices, weights = state.buffer.take_several(k)
+        state = state._replace(buffer=buffer)
+    else:
+        own, indices, weights = pool.draw_many(parts.rules, state.pool, parts.config.batch_size, k)
+        state = state._replace(pool=own)
+    return state._replace(step=state.step + k), take_several(parts.source, indices, weights)
+
+
 def observe(parts: Parts, state: CrestState, batch: Batch, losses: Any) -> CrestState:
     """Note the losses of a random mini-batch; those of subsets are noted when they are scored."""
     losses = handed_back(losses, batch.indices)  # checked at every step, also where not needed
-    if not parts.rules.excludes(state.step) or parts.config.selects(state.step - 1):
+    first = state.step - steps_in(batch) + 1
+    if not parts.rules.excludes(first) or parts.config.selects(state.step - 1):
         return state
     return state._replace(pool=pool.observe(parts.rules, state.pool, batch.indices, losses))
 

@@ -3,7 +3,7 @@
 from functools import partial
 
 from crest_jax.algorithm.config import CrestConfig
-from crest_jax.algorithm.crest import init, next_batch, observe, refresh
+from crest_jax.algorithm.crest import init, next_batch, next_batches, observe, quiet, refresh
 from crest_jax.algorithm.parts import make_parts
 from crest_jax.gradients.losses import cross_entropy
 from crest_jax.types import ApplyFn, BatchSelector, EmbedFn, LossFn, PhaseFn, Source, untimed
@@ -68,4 +68,6 @@ def crest(
         partial(refresh, parts),
         partial(next_batch, parts),
         partial(observe, parts),
+        partial(quiet, parts),
+        partial(next_batches, parts),
     )

@@ -2,11 +2,12 @@
 
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 
 from crest_jax import _checks
 from crest_jax.algorithm.regions import Region
+from crest_jax.data.chunks import rows_from
 from crest_jax.data.pool import Pool
 from crest_jax.data.prefetch import Lookahead
 from crest_jax.gradients.curvature import Moments
@@ -50,14 +51,29 @@ class CoresetBuffer(NamedTuple):
         Raises:
           ValueError: when all were handed out.
         """
-        _checks.require(
-            not self.empty,
-            f"next_batch was called with {self.num_used} of {self.num_coresets} coresets used but "
-            "needs an unused one; call refresh before every next_batch.",
-        )
+        self._holds(1)
         last = self.num_coresets - 1
         indices, weights = ahead.nth_coreset(self.indices, self.weights, self.num_used, last)
         return self._replace(num_used=self.num_used + 1), indices, weights
+
+    def take_several(self, number: int) -> tuple["CoresetBuffer", Array, Array]:
+        """Return the buffer after more coresets were handed out, indices and weights [number, m].
+
+        Raises:
+          ValueError: when fewer are left.
+        """
+        self._holds(number)
+        indices, weights = rows_from(self.indices, self.weights, np.int32(self.num_used), number)
+        return self._replace(num_used=self.num_used + number), indices, weights
+
+    def _holds(self, number: int) -> None:
+        left = self.num_coresets - self.num_used
+        _checks.require(
+            number <= left,
+            f"{number} of the next mini-batches were asked for with {self.num_used} of "
+            f"{self.num_coresets} coresets used, which leaves {left}; call refresh before, and ask for "
+            "no more than quiet(state).",
+        )
 
 
 def empty_buffer(max_coresets: int, batch_size: int) -> CoresetBuffer:
@@ -187,14 +203,3 @@ def count_work(state: Any, **passes: int) -> Any:
     """
     counts = {name: getattr(state.work, name) + more for name, more in passes.items()}
     return state._replace(work=state.work._replace(**counts))
-
-
-@jax.jit
-def copied(tree: Any) -> Any:
-    """Copy arrays, so that a train step that donates its buffers cannot delete the anchor.
-
-    Example:
-      >>> copied(jnp.ones(2)).tolist()
-      [1.0, 1.0]
-    """
-    return jax.tree.map(jnp.copy, tree)

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 from crest_jax import _checks
 from crest_jax.baselines.random import check_batch
 from crest_jax.data import pool
+from crest_jax.data.chunks import steps_in, take_several, waits_for_host
 from crest_jax.data.classes import classes_in, one_class
 from crest_jax.data.exclusion import ExclusionConfig
 from crest_jax.data.pool import Pool, PoolRules
@@ -98,6 +99,8 @@ def dynamic_pruning(
         partial(_refresh, parts),
         partial(_next_batch, parts),
         partial(_observe, parts),
+        partial(_quiet, parts),
+        partial(_next_batches, parts),
     )
 
 
@@ -126,8 +129,20 @@ def _next_batch(parts: _Parts, state: DynamicPruningState) -> tuple[DynamicPruni
     return state._replace(step=state.step + 1, pool=own), batch
 
 
+def _quiet(parts: _Parts, state: DynamicPruningState) -> int:
+    return 1 if waits_for_host(parts.source) else pool.quiet(parts.rules, state.pool, state.step)
+
+
+def _next_batches(
+    parts: _Parts, state: DynamicPruningState, k: int
+) -> tuple[DynamicPruningState, Batch]:
+    own, indices, weights = pool.draw_many(parts.rules, state.pool, parts.batch_size, k)
+    batches = take_several(parts.source, indices, weights)
+    return state._replace(step=state.step + k, pool=own), batches
+
+
 def _observe(
     parts: _Parts, state: DynamicPruningState, batch: Batch, losses: Any
 ) -> DynamicPruningState:
     seen = pool.observe(parts.rules, state.pool, batch.indices, losses)
-    return state._replace(pool=seen, num_observed=state.num_observed + 1)
+    return state._replace(pool=seen, num_observed=state.num_observed + steps_in(batch))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -39,13 +40,20 @@ def whole(mesh: Mesh) -> NamedSharding:
     return NamedSharding(automatic(mesh), PartitionSpec())
 
 
-def split(mesh: Mesh, rows: int) -> NamedSharding:
-    """Return the sharding of arrays [rows, ...] split over all devices, or whole where it is uneven."""
-    return _over_all(mesh) if rows % num_devices(mesh) == 0 else whole(mesh)
+def split(mesh: Mesh, rows: int, axis: int = 0) -> NamedSharding:
+    """Return the sharding of arrays with ``rows`` along an axis, split over all devices.
+
+    Where that is uneven, every device holds them whole.
+
+    Example:
+      >>> split(jax.make_mesh((1,), ("data",)), 4, axis=1).spec
+      PartitionSpec(None, ('data',))
+    """
+    return _over_all(mesh, axis) if rows % num_devices(mesh) == 0 else whole(mesh)
 
 
-def _over_all(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(automatic(mesh), PartitionSpec(mesh.axis_names))
+def _over_all(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    return NamedSharding(automatic(mesh), PartitionSpec(*[None] * axis, mesh.axis_names))
 
 
 def place(tree: T, mesh: Mesh | None) -> T:
@@ -72,6 +80,17 @@ def _placed(x: Any, sharding: NamedSharding) -> Any:
         return jax.device_put(x, sharding)
     host = to_host(x)  # device_put would send all of it around to compare it
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+@jax.jit
+def copied(tree: Any) -> Any:
+    """Copy arrays, so that a train step that donates its buffers cannot delete the anchor.
+
+    Example:
+      >>> copied(jnp.ones(2)).tolist()
+      [1.0, 1.0]
+    """
+    return jax.tree.map(jnp.copy, tree)
 
 
 def to_host(x: jax.Array) -> np.ndarray:

@@ -347,12 +347,19 @@ def importance_weights(left_at: Array, indices: Array, keep: float) -> Array:
 def _observe(
     exclusion: Exclusion, indices: Array, losses: Array, threshold: float
 ) -> tuple[Noted, Array]:
-    noted = observe(noted_in(exclusion), indices, losses, threshold)
+    noted = noted_in(exclusion)
+    if indices.ndim == 1:
+        noted = observe(noted, indices, losses, threshold)
+    else:
+        steps = indices, losses
+        noted, _ = jax.lax.scan(lambda n, step: (observe(n, *step, threshold), None), noted, steps)
     return noted, exclusion.all_finite & jnp.all(jnp.isfinite(losses))
 
 
 def observe_losses(exclusion: Exclusion, indices: Array, losses: Any, threshold: float) -> Exclusion:
     """Note the losses [b] observed at ``indices`` [b], compiled; see ``observe``.
+
+    Of several steps, losses and indices [k, b], they are noted one step after the other.
 
     A loss that is NaN or infinite counts as high, and is told by ``pool.close``: here nothing is read.
 

@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from crest_jax import _checks
+from crest_jax.data.chunks import ALWAYS, draw_several
 from crest_jax.data.classes import Classes
 from crest_jax.data.devices import place
 from crest_jax.data.exclusion import (
@@ -176,8 +177,24 @@ def draw(
     return pool._replace(stream=stream), indices, weights
 
 
+def draw_many(rules: PoolRules, pool: Pool, size: int, number: int) -> tuple[Pool, Array, Array]:
+    """Draw as many times as asked, as ``draw``: indices and weights [number, size].
+
+    Example:
+      >>> from crest_jax.data.classes import classes_of
+      >>> rules = make_rules(classes_of([0, 1]), largest_draw=1, exclusion=None, capacity=1)
+      >>> sorted(draw_many(rules, open_pool(rules, jax.random.key(0)), 1, 2)[1].ravel().tolist())
+      [0, 1]
+    """
+    inactive, settings = pool.exclusion.inactive, (size, share_drawn(rules.exclusion))
+    stream, indices, weights = draw_several(
+        weighted_subset, number, settings, pool.stream, rules.strata, inactive.left_at, inactive.counts
+    )
+    return pool._replace(stream=stream), indices, weights
+
+
 def observe(rules: PoolRules, pool: Pool, indices: Array, losses: Any) -> Pool:
-    """Note the losses [b] of a training step; see ``exclusion.observe_losses``.
+    """Note the losses [b] of a training step, or [k, b] of several; see ``exclusion.observe_losses``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -203,6 +220,22 @@ def due(rules: PoolRules, pool: Pool, step: int) -> bool:
       False
     """
     return step >= pool.window_end if rules.excludes(step) else pool.excluded > 0
+
+
+def quiet(rules: PoolRules, pool: Pool, step: int) -> int:
+    """Return the steps from ``step`` on before ``close`` has something to do again.
+
+    Example:
+      >>> from crest_jax.data.classes import classes_of
+      >>> own = ExclusionConfig.recommended(window=4)
+      >>> rules = make_rules(classes_of([0, 1]), largest_draw=1, exclusion=own, capacity=2)
+      >>> quiet(rules, open_pool(rules, jax.random.key(0)), 1)
+      3
+    """
+    if rules.exclusion is None or not rules.excludes(step):
+        return ALWAYS
+    until = rules.exclusion.until
+    return (pool.window_end if until is None else min(pool.window_end, until)) - step
 
 
 def close(rules: PoolRules, pool: Pool, step: int) -> Pool:

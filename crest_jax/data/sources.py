@@ -92,13 +92,14 @@ class ArraySource:
         return self._count
 
     def take(self, indices: Array) -> Examples:
-        """Return the examples at ``indices`` [b], gathered on the device.
+        """Return the examples at ``indices`` [b], or [k, b] of k mini-batches, gathered on the device.
 
         Those on the host are checked; the values of those on the device are not read.
         """
         if not isinstance(indices, jax.Array):
             indices = jnp.asarray(rows_valid(indices, len(self)))
-        sharding = None if self.mesh is None else split(self.mesh, len(indices))
+        rows, axis = indices.shape[-1], indices.ndim - 1
+        sharding = None if self.mesh is None else split(self.mesh, rows, axis)
         return _take(self._examples, indices, self._share, self._filled, sharding)
 
 

@@ -12,6 +12,7 @@ from small_settings import exclusion, settings
 
 import crest_jax as cj
 from crest_jax import ArraySource, baselines
+from crest_jax.gradients.losses import weighted_mean
 
 N, BATCH, SUBSET, CLASSES = 60, 6, 12, 3
 
@@ -181,6 +182,79 @@ def test_keys_of_both_forms_draw_alike_and_a_plain_number_is_none(name):
 
 def arrays_of(tree):
     return [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_many_steps_in_one_program_are_the_steps_one_by_one(name):
+    @jax.jit
+    def step(params, batch):
+        def loss(params):
+            losses = cj.cross_entropy(mlp_features(params, {}, batch.inputs)[1], batch.labels)
+            return weighted_mean(losses, batch.weights), losses
+
+        gradients, losses = jax.grad(loss, has_aux=True)(params)
+        params = jax.tree.map(lambda p, g: p - 0.05 * g, params, gradients)
+        return params, (losses, batch.indices, batch.weights)
+
+    def train(scan):
+        seen, events = [], []
+        params = cj.fit(
+            selection_of(name),
+            step,
+            params_at(0),
+            key=jax.random.key(4),
+            steps=23,
+            view=lambda params: (params, {}),
+            losses=lambda metrics: metrics[0],
+            on_event=events.append,
+            on_step=lambda number, metrics: seen.append((number, *map(np.asarray, metrics))),
+            scan=scan,
+        )
+        return params, seen, events
+
+    (one, seen, told), (many, seen_many, told_many) = train(1), train(8)
+    assert [number for number, *_ in seen_many] == list(range(23))
+    for (_, losses, rows, weights), (_, losses_many, rows_many, weights_many) in zip(
+        seen, seen_many, strict=True
+    ):
+        np.testing.assert_array_equal(rows_many, rows)
+        np.testing.assert_array_equal(weights_many, weights)
+        np.testing.assert_allclose(losses_many, losses, rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, many)
+    assert len(told_many) == len(told)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_several_mini_batches_are_those_that_come_one_by_one(name):
+    selection, rest = selection_of(name), 14
+    state, _ = selection.refresh(selection.init(jax.random.key(5), params_at(0), {}), params_at(0), {})
+    lengths = set()
+    while rest > 0:
+        k = min(selection.quiet(state), 5, rest)
+        lengths.add(k)
+        assert k >= 1
+        losses = np.linspace(0.1, 0.9, BATCH, dtype=np.float32)
+        alone, batches = state, []
+        for step in range(k):
+            if step > 0:
+                asked, event = selection.refresh(alone, params_at(step), {})
+                assert asked is alone or event is None
+            alone, batch = selection.next_batch(alone)
+            alone = selection.observe(alone, batch, losses)
+            batches.append(batch)
+        if k > 1:
+            together, found = selection.next_batches(state, k)
+            together = selection.observe(together, found, np.tile(losses, (k, 1)))
+            for i, batch in enumerate(batches):
+                for one, many in zip(jax.tree.leaves(batch), jax.tree.leaves(found), strict=True):
+                    np.testing.assert_array_equal(many[i], one)
+            pairs = zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True)
+            for one, many in pairs:
+                same = (data_of(x) if isinstance(x, jax.Array) else x for x in (one, many))
+                np.testing.assert_array_equal(*same)
+        rest -= k
+        state, _ = selection.refresh(alone, params_at(14 - rest), {})
+    assert (max(lengths) > 1) == (name != "top_loss")
 
 
 def data_of(array):

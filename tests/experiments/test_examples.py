@@ -9,9 +9,9 @@ import pytest
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 
 
-def test_there_are_four_examples() -> None:
+def test_there_are_five_examples() -> None:
     names = {path.stem for path in EXAMPLES}
-    assert names == {"plain_jax_loop", "linen_loop", "nnx_loop", "equinox_loop"}
+    assert names == {"plain_jax_loop", "linen_loop", "nnx_loop", "equinox_loop", "scanned_loop"}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
