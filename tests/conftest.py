@@ -160,7 +160,6 @@ SLOW_CASES = {  # of tests whose other cases are quick
     },
     "test_learned_examples_kept_fall_short_by_what_is_documented": {"16-0.3"},
     "test_narrow_floats_are_computed_in_float32": {"lazy"},
-    "test_missing_misshapen_and_truncated_weights_are_named": {"roberta"},
     "test_a_sketch_is_the_same_on_an_accelerator_and_cut_to_its_memory": {""},
     "test_a_given_matrix_takes_candidates_and_first_picks": {""},
     "test_the_share_covered_is_1_only_with_every_row": {""},

@@ -126,6 +126,7 @@ def main():
     parser.add_argument("--x64", action="store_true")
     parser.add_argument("--source", choices=["whole", "shard", "host"], default="whole")
     parser.add_argument("--no-mesh", action="store_true")
+    parser.add_argument("--scan", type=int, default=1, help="most steps in one program")
     parser.add_argument("--select", choices=[*SELECTIONS], help="choose a coreset instead of training")
     parser.add_argument("--stream", action="store_true", help="choose from streams of two processes")
     parser.add_argument("--out", required=True)
@@ -188,21 +189,29 @@ def train(options, folder):
     selected = selection.init(jax.random.key(1), params, {})
     compiled = Compilations()
     rows, weights, losses_seen, events, late = [], [], [], [], []
-    for number in range(STEPS):
+    several = jax.jit(lambda state, batches: jax.lax.scan(step, state, batches))
+    number = 0
+    while number < STEPS:
         before = compiled.count
         selected, event = selection.refresh(selected, state[0], {})
-        selected, batch = selection.next_batch(selected)
-        state, losses = step(state, batch)
+        k = min(selection.quiet(selected), STEPS - number, options.scan)
+        if options.scan == 1:
+            selected, batch = selection.next_batch(selected)
+            state, losses = step(state, batch)
+        else:
+            selected, batch = selection.next_batches(selected, k)
+            state, losses = several(state, batch)
         selected = selection.observe(selected, batch, losses)
-        rows.append(np.asarray(batch.indices))
-        weights.append(np.asarray(batch.weights))
+        rows.append(np.asarray(batch.indices).reshape(k, -1))
+        weights.append(np.asarray(batch.weights).reshape(k, -1))
         if event is not None:
             events.append([number, event.num_regions, event.coresets, event.excluded])
             losses_seen.append([event.loss or 0.0, event.rho or 0.0])
         late.append(compiled.count - before)
+        number += k
     flat = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(state[0])])
     return {
-        "rows": np.array(rows), "weights": np.array(weights), "events": np.array(events),
+        "rows": np.concatenate(rows), "weights": np.concatenate(weights), "events": np.array(events),
         "losses": np.array(losses_seen), "params": flat, "late": np.array(late),
         "devices": len(batch.inputs.sharding.device_set),
     }  # fmt: skip

@@ -27,7 +27,7 @@ def draw_several(
       *arrays: its arguments in between.
 
     Example:
-      >>> import numpy as np
+      >>> import jax.numpy as jnp, numpy as np
       >>> from crest_jax.data.sampler import next_subset, open_stream
       >>> from crest_jax.data.strata import make_strata
       >>> strata, stream = make_strata(np.zeros(6, int), 1), open_stream(jax.random.key(0), 1)
@@ -51,6 +51,7 @@ def rows_from(rows: Array, weights: Array, first: Array, number: int) -> tuple[A
     """Return ``number`` rows of each of two arrays [p, m], from the one at ``first``.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> rows_from(jnp.eye(3), jnp.ones((3, 3)), jnp.int32(1), 2)[0].tolist()
       [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
@@ -62,7 +63,7 @@ def take_several(source: Source, rows: Array, weights: Array) -> Batch:
     """Return the mini-batches of rows [k, m], leaves [k, m, ...].
 
     Example:
-      >>> import numpy as np
+      >>> import jax.numpy as jnp, numpy as np
       >>> from crest_jax.data.sources import ArraySource
       >>> rows = jnp.array([[0, 2], [1, 0]])
       >>> take_several(ArraySource(np.eye(3)), rows, jnp.ones((2, 2))).inputs.shape
@@ -91,6 +92,7 @@ def steps_in(batch: Batch) -> int:
     """Return the number of mini-batches, 1 for one that is not in a chunk.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> steps_in(Batch(None, None, jnp.ones((5, 2)), jnp.ones((5, 2))))
       5
     """

@@ -97,6 +97,13 @@ def test_several_devices_take_the_steps_of_one(tmp_path, alone, source, devices)
     assert not found["late"][20:40].any(), found["late"]
 
 
+def test_several_devices_take_many_steps_in_one_program(tmp_path, alone):
+    options = "--x64", "--source", "shard", "--scan", 8
+    found = run(tmp_path / "found.npz", *options, devices=4)
+    assert found["devices"] == 4  # each holds its part of every mini-batch
+    same(found, alone)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("source", [slow("whole"), "shard", slow("host")])
 def test_two_processes_of_four_devices_take_the_steps_of_one(tmp_path, alone, source):

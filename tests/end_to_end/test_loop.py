@@ -13,10 +13,12 @@ from small_settings import exclusion, settings
 
 from crest_jax import (
     ArraySource,
+    HostSource,
     crest,
     cross_entropy,
     dynamic_pruning,
     fit,
+    loop,
     make_evaluate,
     random_batches,
     stratified_batches,
@@ -69,6 +71,10 @@ SELECTIONS = {
 }
 
 
+def assert_close(tree, other):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), tree, other)
+
+
 def assert_same(tree, other):
     leaves, others = jax.tree.leaves(tree), jax.tree.leaves(other)
     assert len(leaves) == len(others) > 0
@@ -105,6 +111,67 @@ def test_fit_equals_a_loop_written_by_hand(name):
     assert (len(events) > 1) == (name == "crest")
     other = fit(selection, train_step, start(), key=jax.random.key(2), steps=steps)
     assert np.asarray(other.params[0][0]).tolist() != np.asarray(fitted.params[0][0]).tolist()
+
+
+class Plain:
+    """A source of one's own, with no more than a source must have."""
+
+    def __init__(self, source):
+        self.held, self.classes = source, source.classes
+
+    def __len__(self):
+        return len(self.held)
+
+    def take(self, indices):
+        assert indices.ndim == 1
+        return self.held.take(indices)
+
+
+def counting(monkeypatch):
+    """Count the programs of several steps."""
+    lengths, several = [], loop._several_steps
+
+    def counted(step, losses, state, batches):
+        lengths.append(len(batches.indices))
+        return several(step, losses, state, batches)
+
+    monkeypatch.setattr(loop, "_several_steps", counted)
+    return lengths
+
+
+@pytest.mark.parametrize("kind", ["arrays", "own", "reads ahead"])
+def test_many_steps_are_one_program_where_no_row_is_read_on_the_host(kind, monkeypatch):
+    source = make_source()
+    if kind == "own":
+        source = Plain(source)
+    elif kind == "reads ahead":
+        rows = source.take(np.arange(N))
+        source = HostSource(np.asarray(rows.inputs), np.asarray(rows.labels))
+    lengths = counting(monkeypatch)
+    first = start()
+    options = {"key": jax.random.key(2), "steps": 79}
+    selection = stratified_batches(source, BATCH)
+    many = fit(selection, train_step, first, scan=32, **options)
+    assert lengths == ([] if kind == "reads ahead" else [32, 32, 8, 4, 2])  # and a single one
+    assert_close(many, fit(selection, train_step, first, **options))  # the state given is not donated
+    assert len(lengths) in (0, 5)  # on a CPU a step is a program
+
+
+@pytest.mark.parametrize(
+    ("scan", "message"),
+    [(0, "scan is 0 but must be an integer of at least 1"), ("all", "scan is 'all' but must be")],
+)
+def test_fit_refuses_a_bad_number_of_steps_in_a_program(scan, message):
+    selection = stratified_batches(make_source(), BATCH)
+    with pytest.raises(ValueError, match=message):
+        fit(selection, train_step, start(), key=jax.random.key(0), steps=3, scan=scan)
+
+
+def test_more_mini_batches_than_there_are_coresets_are_refused():
+    selection, (params, _) = crest_selection(make_source()), start()
+    state, _ = selection.refresh(selection.init(jax.random.key(0), params, {}), params, {})
+    with pytest.raises(ValueError, match=r"9 of the next mini-batches .* call refresh before, and"):
+        selection.next_batches(state, 9)
 
 
 def test_fit_hands_the_losses_of_every_step_back():
