@@ -6,7 +6,7 @@ import numpy as np
 
 from crest_jax import _checks
 from crest_jax.coresets.inputs import Pool
-from crest_jax.coresets.metrics import ROOM, Metric, Points, exponential_scale, rbf_scale
+from crest_jax.coresets.metrics import ROOM, Metric, Points, bounded_share, exponential_scale, rbf_scale
 from crest_jax.coresets.numbers import (
     exponents_of,
     far_middle,
@@ -57,7 +57,9 @@ class Frame:
 
     def pool(self) -> Pool:
         """Return a pool without points, for ``restored``."""
-        return Pool(Points(()), self.metric, np.array([self._power * (self._exponent or 0)]), False)
+        exponent = self._exponent or 0
+        share = bounded_share(self._name, self._gamma, self._columns, exponent)
+        return Pool(Points(()), self.metric, np.array([self._power * exponent]), False, share)
 
     def points(self, rows: np.ndarray, first: int) -> Points:
         """Return rows [b, d], of which ``first`` came before, as points (NumPy arrays).

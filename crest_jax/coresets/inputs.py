@@ -10,6 +10,7 @@ from crest_jax import _checks
 from crest_jax.coresets.metrics import (
     Metric,
     Points,
+    bounded_share,
     check_form,
     dimensions,
     exponential_scale,
@@ -41,12 +42,14 @@ class Pool(NamedTuple):
       metric: what dissimilarities are measured by.
       exponents: [p]: dissimilarities were multiplied by two to this power.
       batched: whether the points are of several problems.
+      share: what differences of dissimilarities near 0 are of those computed; see ``bounded_share``.
     """
 
     points: Points
     metric: Metric
     exponents: np.ndarray
     batched: bool
+    share: float = 1.0
 
 
 def rows_of(embeddings: Any, metric: str) -> Any:
@@ -161,18 +164,19 @@ def make_pool(embeddings: Any, metric: str, *, batched: bool, gamma: float | Non
         largest = np.broadcast_to(largest.max(axis=1, keepdims=True), largest.shape)
     exponents = exponents_of(largest)
     scaled = tuple(scaled_by(part, own, batched) for part, own in zip(parts, exponents, strict=True))
-    total, scale, symmetric = exponents.sum(axis=0), 1.0, True
+    total, scale, symmetric, share = exponents.sum(axis=0), 1.0, True, 1.0
     if metric in ("exponential", "rbf"):
         factor, width = 2.0 ** min(int(total[0]), 127), dimensions(parts)
         scale = exponential_scale(width, factor) if metric == "exponential" else 1.0
         scale = rbf_scale(gamma, width, factor) if metric == "rbf" else scale
+        share = bounded_share(metric, gamma, width, total[0])
         total = np.zeros_like(total)
     elif metric in ("sqeuclidean", "dot"):
         total = 2 * total
     elif metric == "precomputed":
         symmetric = check_similarities(scaled[0] if batched else scaled[0][None], total)
         scaled = scaled if symmetric else (jnp.swapaxes(scaled[0], -1, -2),)
-    return Pool(Points(scaled), Metric(metric, scale, symmetric), total, batched)
+    return Pool(Points(scaled), Metric(metric, scale, symmetric), total, batched, share)
 
 
 def restored(coreset: Coreset, pool: Pool) -> Coreset:
@@ -181,6 +185,9 @@ def restored(coreset: Coreset, pool: Pool) -> Coreset:
     Raises:
       ValueError: when they do not fit float32.
     """
+    if pool.share < 1:  # once a class has a pick, gains are sums of such differences
+        near = coreset.gains < 2.0**-40 * jnp.asarray(coreset.objective)[..., None]
+        coreset = coreset._replace(gains=jnp.where(near, coreset.gains * pool.share, coreset.gains))
     if not pool.exponents.any():
         return coreset
     back = -pool.exponents if pool.batched else -pool.exponents[0]

@@ -195,6 +195,32 @@ def rbf_scale(gamma: float | None, count: int, factor: Any) -> Any:
     return high(low(factor * min(max(unit, 2.0**-120), 2.0**120), 2.0**-120), 2.0**60)
 
 
+def bounded_share(name: str, gamma: float | None, count: int, exponent: int) -> float:
+    """Return by how much dissimilarities so near 0 that a scale was bounded are smaller than computed.
+
+    There ``1 - exp(-t)`` is ``t`` to all digits, so true differences of them are in proportion.
+
+    Args:
+      name: the metric.
+      gamma: of "rbf".
+      count: entries of an embedding.
+      exponent: rows were multiplied by two to this power.
+
+    Example:
+      >>> bounded_share("rbf", 1.0, 1, 50), bounded_share("rbf", 1.0, 1, 61)
+      (1.0, 0.25)
+    """
+    factor, power = 2.0 ** min(int(exponent), 127), 2 if name == "rbf" else 1
+    if name == "rbf":
+        scale, unit = rbf_scale(gamma, count, factor), math.sqrt(count if gamma is None else 1 / gamma)
+    elif name == "exponential":
+        scale, unit = exponential_scale(count, factor), float(count)
+    else:
+        return 1.0
+    wanted = unit * 2.0 ** int(exponent)
+    return float(min(1.0, scale / wanted) ** power)
+
+
 def check_gamma(name: str, gamma: Any) -> None:
     """Require None, or a positive number with the metric "rbf".
 

@@ -128,7 +128,7 @@ def _lanes(counts: Array, total: int) -> tuple[Array, Array]:
     """Return the class [total] of each of ``counts[c]`` lanes, class by class, and its turn there."""
     ends = jnp.cumsum(counts)
     lanes = jnp.arange(total, dtype=jnp.int32)
-    group = jnp.searchsorted(ends, lanes, side="right").astype(jnp.int32)
+    group = jnp.searchsorted(ends, lanes, side="right", method="compare_all").astype(jnp.int32)
     return group, lanes - (ends - counts)[group]
 
 

@@ -10,7 +10,7 @@ from helpers import numpy_distances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crest_jax import Factored
+from crest_jax import Factored, select_coreset, select_coreset_sharded
 from crest_jax.coresets import metrics, sums
 
 NAMES = [name for name in metrics.METRICS if name != "precomputed"]
@@ -145,3 +145,20 @@ def test_scales_neither_vanish_nor_overflow(name, scale):
     expected = numpy_values(points, name) * (scale if name in ("euclidean", "manhattan") else 1.0)
     np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6 * expected.max())
     assert (np.asarray(lower) <= np.asarray(direct)).all()
+
+
+@pytest.mark.parametrize("form", ["dense", "lazy", "sharded", "initial"])
+@pytest.mark.parametrize(("metric", "scale"), [("rbf", 2.0**-34), ("exponential", 2.0**-75)])
+def test_gains_are_right_where_all_similarities_are_1(metric, scale, form):
+    points = np.random.default_rng(0).normal(size=(24, 2))
+    near = np.float32(scale * points)
+    asked = {"metric": metric, "initial": [3]} if form == "initial" else {"metric": metric}
+    if form == "sharded":
+        found = select_coreset_sharded(near, 6, mesh=jax.make_mesh((1,), ("data",)), **asked)
+    else:
+        found = select_coreset(near, 6, method="lazy" if form == "initial" else form, **asked)
+    picks = np.asarray(found.indices)
+    distances = np.linalg.norm(near[:, None].astype(float) - near[None], axis=-1) / 2
+    values = 2 * np.square(distances) if metric == "rbf" else distances  # gamma is 1 / 2
+    cover = np.minimum.accumulate(values[:, picks], axis=1).sum(axis=0)
+    np.testing.assert_allclose(found.gains[1:], -np.diff(cover), rtol=1e-5)
