@@ -479,7 +479,7 @@ def test_bad_examples_are_skipped_by_beginning_anew_where_that_is_asked_for() ->
     config = dataclasses.replace(CONFIG, probe_size=8, nonfinite="skip")
     selector = crest(linear, spoilt, config)
     params = make_params()
-    state = selector.init(jax.random.key(0), params, STATE)
+    state = selector.init(jax.random.key(3), params, STATE)
     reasons = []
     for _ in range(60):
         state, event = selector.refresh(state, params, STATE)
