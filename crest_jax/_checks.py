@@ -109,6 +109,26 @@ def one_of(name: str, value: Any, known: Sequence[str]) -> None:
     )
 
 
+def handed_back(losses: Any, rows: Any) -> Any:
+    """Return the losses [m] that a training step hands back for the rows [m] of its mini-batch.
+
+    Raises:
+      ValueError: when they have another shape or are no floating-point numbers.
+
+    Example:
+      >>> handed_back([0.5], jnp.array([3])).tolist()
+      [0.5]
+    """
+    found = losses if isinstance(losses, jax.Array) else np.asarray(losses)
+    require(
+        found.shape == rows.shape and jnp.issubdtype(found.dtype, jnp.floating),
+        f"losses handed to observe are {found.dtype} of shape {tuple(found.shape)} but must be "
+        f"floating-point numbers of shape {tuple(rows.shape)}, one for each example; pass the step's "
+        "losses before their mean is taken.",
+    )
+    return found
+
+
 def one_each(
     what: str,
     values: Any,

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from crest_jax import _checks
 from crest_jax.algorithm.compiled import new_probes
 from crest_jax.algorithm.nonfinite import begin_finite, stop_if_not_finite
 from crest_jax.algorithm.parts import Model, Parts
@@ -29,7 +30,6 @@ from crest_jax.algorithm.state import (
 from crest_jax.data import pool
 from crest_jax.data.chunks import ALWAYS, steps_in, take_several, waits_for_host
 from crest_jax.data.devices import copied, place
-from crest_jax.data.exclusion import handed_back
 from crest_jax.gradients.curvature import covered, init_moments, restrict
 from crest_jax.types import Array, Batch, ModelState, Params, Work
 
@@ -213,12 +213,10 @@ def quiet(parts: Parts, state: CrestState) -> int:
     if waits_for_host(parts.source):
         return 1
     if config.selects(step):
-        held = state.buffer.num_coresets - state.buffer.num_used
-        left = (config.select_until or ALWAYS) - step
-        return max(1, min(state.next_check - step, held, left))
-    ahead = (config.select_from or 0) - step
-    steps = pool.quiet(parts.rules, state.pool, step)
-    return min(steps, ahead) if ahead > 0 else steps
+        left = min(state.next_check, config.select_until or ALWAYS) - step
+        return max(1, min(left, state.buffer.num_coresets - state.buffer.num_used))
+    begins = max(0, (config.select_from or 0) - step) or ALWAYS
+    return min(begins, pool.quiet(parts.rules, state.pool, step))
 
 
 def next_batches(parts: Parts, state: CrestState, k: int) -> tuple[CrestState, Batch]:
@@ -234,7 +232,7 @@ def next_batches(parts: Parts, state: CrestState, k: int) -> tuple[CrestState, B
 
 def observe(parts: Parts, state: CrestState, batch: Batch, losses: Any) -> CrestState:
     """Note the losses of a random mini-batch; those of subsets are noted when they are scored."""
-    losses = handed_back(losses, batch.indices)  # checked at every step, also where not needed
+    losses = _checks.handed_back(losses, batch.indices)  # checked at every step, also where not needed
     first = state.step - steps_in(batch) + 1
     if not parts.rules.excludes(first) or parts.config.selects(state.step - 1):
         return state

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from crest_jax import _checks
-from crest_jax.data.chunks import ALWAYS, draw_several, take_several, waits_for_host
+from crest_jax.data.chunks import ALWAYS, drawn_by, waits_for_host
 from crest_jax.data.classes import Classes, classes_in, one_class
 from crest_jax.data.devices import place
 from crest_jax.data.prefetch import Lookahead
@@ -113,8 +113,5 @@ def _batches(source: Source, batch_size: int, groups: Classes) -> BatchSelector:
         del state
         return 1 if waits_for_host(source) else ALWAYS
 
-    def next_batches(state: SamplingState, k: int) -> tuple[SamplingState, Batch]:
-        stream, rows, weights = draw_several(_evenly, k, (batch_size,), state.stream, strata)
-        return SamplingState(state.step + k, stream), take_several(source, rows, weights)
-
-    return BatchSelector(init, refresh, next_batch, quiet=quiet, next_batches=next_batches)
+    several = drawn_by(source, _evenly, batch_size, lambda state: (strata,))
+    return BatchSelector(init, refresh, next_batch, quiet=quiet, next_batches=several)

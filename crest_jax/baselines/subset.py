@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
-from crest_jax.data.chunks import draw_several, take_several, waits_for_host
+from crest_jax.data.chunks import drawn_by, waits_for_host
 from crest_jax.data.classes import classes_in
 from crest_jax.data.devices import place
 from crest_jax.data.prefetch import Lookahead
@@ -187,17 +187,16 @@ def subset_batches(
         batch = Batch(*source.take(rows), weights, rows)
         return state._replace(step=state.step + 1, stream=stream), batch
 
-    def quiet(state: SubsetState) -> int:
-        return 1 if waits_for_host(source) else state.next_selection - state.step
+    several = drawn_by(source, _weighted, batch_size, _arrays)
+    return BatchSelector(init, refresh, next_batch, quiet=partial(_quiet, source), next_batches=several)
 
-    def next_batches(state: SubsetState, k: int) -> tuple[SubsetState, Batch]:
-        stream, rows, weights = draw_several(
-            _weighted, k, (batch_size,), state.stream, state.strata, state.weights
-        )
-        state = state._replace(step=state.step + k, stream=stream)
-        return state, take_several(source, rows, weights)
 
-    return BatchSelector(init, refresh, next_batch, quiet=quiet, next_batches=next_batches)
+def _quiet(source: Source, state: SubsetState) -> int:
+    return 1 if waits_for_host(source) else state.next_selection - state.step
+
+
+def _arrays(state: SubsetState) -> tuple[Strata, Array]:
+    return state.strata, state.weights
 
 
 @partial(jax.jit, static_argnames="size")

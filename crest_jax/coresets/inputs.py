@@ -185,14 +185,13 @@ def restored(coreset: Coreset, pool: Pool) -> Coreset:
     Raises:
       ValueError: when they do not fit float32.
     """
-    if pool.share < 1:  # once a class has a pick, gains are sums of such differences
-        near = coreset.gains < 2.0**-40 * jnp.asarray(coreset.objective)[..., None]
-        coreset = coreset._replace(gains=jnp.where(near, coreset.gains * pool.share, coreset.gains))
-    if not pool.exponents.any():
+    if not pool.exponents.any() and pool.share == 1:
         return coreset
     back = -pool.exponents if pool.batched else -pool.exponents[0]
-    objective = np.asarray(coreset.objective, np.float64)
-    gains = np.ldexp(np.asarray(coreset.gains, np.float64), back[:, None] if pool.batched else back)
+    gains, objective = (np.asarray(x, np.float64) for x in (coreset.gains, coreset.objective))
+    # Once a class has a pick, gains are sums of such differences.
+    gains = np.where(gains < 2.0**-40 * objective[..., None], pool.share * gains, gains)
+    gains = np.ldexp(gains, back[:, None] if pool.batched else back)
     found = np.ldexp(objective, back)
     limits = np.finfo(np.float32)
     _checks.require(

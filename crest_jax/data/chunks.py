@@ -1,5 +1,6 @@
 """Several mini-batches at once, for steps that run as one program."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -74,6 +75,32 @@ def take_several(source: Source, rows: Array, weights: Array) -> Batch:
     flat = source.take(rows.reshape(-1))
     found: Examples = jax.tree.map(lambda leaf: leaf.reshape(*rows.shape, *leaf.shape[1:]), flat)
     return Batch(*found, weights, rows)
+
+
+def drawn_by(
+    source: Source, draw: Draw, size: int, read: Callable[[Any], tuple[Any, ...]]
+) -> Callable[[Any, int], tuple[Any, Batch]]:
+    """Return the ``next_batches`` of a method whose state has a ``step`` and a ``stream``.
+
+    Args:
+      source: the data.
+      draw: draws a mini-batch, ``(stream, *arrays, size)``.
+      size: examples in a mini-batch.
+      read: the arrays of a state that it draws by.
+
+    Example:
+      >>> import numpy as np
+      >>> from crest_jax import ArraySource, random_batches
+      >>> selector = random_batches(ArraySource(np.eye(4)), 2)
+      >>> selector.next_batches(selector.init(jax.random.key(0), None, None), 3)[1].inputs.shape
+      (3, 2, 4)
+    """
+
+    def next_batches(state: Any, k: int) -> tuple[Any, Batch]:
+        stream, rows, weights = draw_several(draw, k, (size,), state.stream, *read(state))
+        return state._replace(step=state.step + k, stream=stream), take_several(source, rows, weights)
+
+    return next_batches
 
 
 def waits_for_host(source: Source) -> bool:

@@ -12,27 +12,6 @@ from crest_jax import _checks
 from crest_jax.data.sampler import Inactive
 from crest_jax.types import Array
 
-
-def handed_back(losses: Any, rows: Array) -> Array | np.ndarray:
-    """Return the losses [m] that a training step hands back for the rows [m] of its mini-batch.
-
-    Raises:
-      ValueError: when they have another shape or are no floating-point numbers.
-
-    Example:
-      >>> handed_back([0.5], jnp.array([3])).tolist()
-      [0.5]
-    """
-    found = losses if isinstance(losses, jax.Array) else np.asarray(losses)
-    _checks.require(
-        found.shape == rows.shape and jnp.issubdtype(found.dtype, jnp.floating),
-        f"losses handed to observe are {found.dtype} of shape {tuple(found.shape)} but must be "
-        f"floating-point numbers of shape {tuple(rows.shape)}, one for each example; pass the step's "
-        "losses before their mean is taken.",
-    )
-    return found
-
-
 _EMPTY = np.uint32(2**32 - 1)
 
 
@@ -371,7 +350,7 @@ def observe_losses(exclusion: Exclusion, indices: Array, losses: Any, threshold:
       >>> int(observe_losses(state, jnp.array([1]), jnp.array([0.5]), 0.1).num_observations)
       1
     """
-    noted, finite = _observe(exclusion, indices, handed_back(losses, indices), threshold)
+    noted, finite = _observe(exclusion, indices, _checks.handed_back(losses, indices), threshold)
     return exclusion._replace(**noted._asdict(), all_finite=finite)
 
 
