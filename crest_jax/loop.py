@@ -75,7 +75,8 @@ def fit(
       on_step: called with the step's number, from 0, and its metrics (still on the device); after the
         program that ran the step.
       scan: most steps in one program, for which ``jit`` must be able to trace the step; 1 calls it as
-        it is. "auto": 1 on a CPU, where convolutions in a loop are several times slower, else 32.
+        it is. "auto": 32 where the step comes from ``jax.jit`` and the state lies on a GPU or TPU, else
+        1; on a CPU convolutions in a loop are several times slower.
 
     Returns:
       The trained state.
@@ -94,7 +95,7 @@ def fit(
       6.0
     """
     _checks.positive_int("steps", steps)
-    most = _most_steps(scan, train_state)
+    most = _most_steps(scan, train_step, train_state)
     state = selection.init(_checks.prng_key("key", key), *view(train_state))
     if most > 1:
         train_state = copied(train_state)  # each program takes over the memory of the one before
@@ -131,14 +132,19 @@ def chunk_length(most: int) -> int:
     return 1 << (most.bit_length() - 1)
 
 
-def _most_steps(scan: int | Literal["auto"], train_state: Any) -> int:
-    """Return the most steps of a program; by default as suits the device of the training state."""
+def _most_steps(scan: int | Literal["auto"], train_step: TrainStep, train_state: Any) -> int:
+    """Return the most steps of a program."""
     if scan != "auto":
         _checks.positive_int("scan", scan)
         return scan
-    arrays = [leaf for leaf in jax.tree.leaves(train_state) if isinstance(leaf, jax.Array)]
-    on_cpu = not arrays or next(iter(arrays[0].devices())).platform == "cpu"
-    return 1 if on_cpu else 32
+    jitted = isinstance(train_step, type(jax.jit(len)))  # others may do what no trace keeps
+    return 32 if jitted and _on_accelerator(train_state) else 1
+
+
+def _on_accelerator(tree: Any) -> bool:
+    """Return whether the first array of a tree lies on another device than a CPU."""
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    return bool(arrays) and next(iter(arrays[0].devices())).platform != "cpu"
 
 
 @partial(jax.jit, static_argnames=("train_step", "losses"), donate_argnames="train_state")

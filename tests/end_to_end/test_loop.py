@@ -157,6 +157,23 @@ def test_many_steps_are_one_program_where_no_row_is_read_on_the_host(kind, monke
     assert len(lengths) in (0, 5)  # on a CPU a step is a program
 
 
+def test_steps_are_put_together_by_themselves_on_accelerators_where_jit_traces_them(monkeypatch):
+    monkeypatch.setattr(loop, "_on_accelerator", lambda tree: len(jax.tree.leaves(tree)) > 0)
+    lengths = counting(monkeypatch)
+    options = {"key": jax.random.key(2), "steps": 40}
+    fit(stratified_batches(make_source(), BATCH), train_step, start(), **options)
+    assert lengths == [32, 8]
+    seen = []
+
+    def own(state, batch):  # what it does besides would be lost
+        seen.append(float(batch.weights.sum()))
+        return train_step(state, batch)
+
+    fit(stratified_batches(make_source(), BATCH), own, start(), **options)
+    assert lengths == [32, 8]
+    assert len(seen) == 40
+
+
 @pytest.mark.parametrize(
     ("scan", "message"),
     [(0, "scan is 0 but must be an integer of at least 1"), ("all", "scan is 'all' but must be")],
