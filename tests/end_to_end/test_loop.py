@@ -184,6 +184,19 @@ def test_fit_refuses_a_bad_number_of_steps_in_a_program(scan, message):
         fit(selection, train_step, start(), key=jax.random.key(0), steps=3, scan=scan)
 
 
+def test_quiet_steps_end_at_the_check_where_more_coresets_are_held():
+    config = settings(
+        batch_size=BATCH, subset_size=12, probe_size=12, max_coresets=12, max_interval=3,
+        interval_multiplier=9.0, coresets_per_interval=2,
+    )  # fmt: skip
+    selection, (params, _) = crest(mlp, make_source(), config), start()
+    state, event = selection.refresh(selection.init(jax.random.key(0), params, {}), params, {})
+    assert event.coresets == 2 * event.interval == 6
+    assert selection.quiet(state) == state.next_check - state.step == 3
+    state, _ = selection.next_batches(state, 2)
+    assert selection.quiet(state) == 1
+
+
 def test_more_mini_batches_than_there_are_coresets_are_refused():
     selection, (params, _) = crest_selection(make_source()), start()
     state, _ = selection.refresh(selection.init(jax.random.key(0), params, {}), params, {})
