@@ -57,8 +57,8 @@ def fit(
 ) -> Any:
     """Train for ``steps`` mini-batches; nothing here that your own loop cannot do.
 
-    On a GPU or TPU, the steps between two checks of the selection run as one program each 1, 2, 4, ...
-    or 32 steps, so that the device does not wait for the host at every step. The numbers are those of
+    On a GPU or TPU, jitted steps between two checks of the selection run 2, 4, ... or 32 in one
+    program, so that the device does not wait for the host at every step. The numbers are those of
     single steps, up to how XLA orders float32 sums.
 
     Args:

@@ -57,9 +57,9 @@ class Frame:
 
     def pool(self) -> Pool:
         """Return a pool without points, for ``restored``."""
-        exponent = self._exponent or 0
-        share = bounded_share(self._name, self._gamma, self._columns, exponent)
-        return Pool(Points(()), self.metric, np.array([self._power * exponent]), False, share)
+        exponent, metric = self._exponent or 0, self.metric
+        share = bounded_share(metric, self._gamma, self._columns, exponent)
+        return Pool(Points(()), metric, np.array([self._power * exponent]), False, share)
 
     def points(self, rows: np.ndarray, first: int) -> Points:
         """Return rows [b, d], of which ``first`` came before, as points (NumPy arrays).

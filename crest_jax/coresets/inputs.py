@@ -169,7 +169,7 @@ def make_pool(embeddings: Any, metric: str, *, batched: bool, gamma: float | Non
         factor, width = 2.0 ** min(int(total[0]), 127), dimensions(parts)
         scale = exponential_scale(width, factor) if metric == "exponential" else 1.0
         scale = rbf_scale(gamma, width, factor) if metric == "rbf" else scale
-        share = bounded_share(metric, gamma, width, total[0])
+        share = bounded_share(Metric(metric, scale), gamma, width, total[0])
         total = np.zeros_like(total)
     elif metric in ("sqeuclidean", "dot"):
         total = 2 * total

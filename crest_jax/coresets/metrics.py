@@ -191,34 +191,34 @@ def rbf_scale(gamma: float | None, count: int, factor: Any) -> Any:
       4.0
     """
     low, high = (jnp.maximum, jnp.minimum) if isinstance(factor, jax.Array) else (max, min)
-    unit = 1 / math.sqrt(1 / count if gamma is None else gamma)
-    return high(low(factor * min(max(unit, 2.0**-120), 2.0**120), 2.0**-120), 2.0**60)
+    unit = min(max(_rbf_unit(gamma, count), 2.0**-120), 2.0**120)
+    return high(low(factor * unit, 2.0**-120), 2.0**60)
 
 
-def bounded_share(name: str, gamma: float | None, count: int, exponent: int) -> float:
-    """Return by how much dissimilarities so near 0 that a scale was bounded are smaller than computed.
+def _rbf_unit(gamma: float | None, count: int) -> float:
+    return 1 / math.sqrt(1 / count if gamma is None else gamma)
+
+
+def bounded_share(metric: Metric, gamma: float | None, count: int, exponent: int) -> float:
+    """Return what tiny dissimilarities are of those computed, where the scale was bounded; else 1.
 
     There ``1 - exp(-t)`` is ``t`` to all digits, so true differences of them are in proportion.
 
     Args:
-      name: the metric.
+      metric: the metric of the scaled rows.
       gamma: of "rbf".
       count: entries of an embedding.
       exponent: rows were multiplied by two to this power.
 
     Example:
-      >>> bounded_share("rbf", 1.0, 1, 50), bounded_share("rbf", 1.0, 1, 61)
-      (1.0, 0.25)
+      >>> [bounded_share(Metric("rbf", rbf_scale(1.0, 1, 2.0**e)), 1.0, 1, e) for e in (50, 61)]
+      [1.0, 0.25]
     """
-    factor, power = 2.0 ** min(int(exponent), 127), 2 if name == "rbf" else 1
-    if name == "rbf":
-        scale, unit = rbf_scale(gamma, count, factor), math.sqrt(count if gamma is None else 1 / gamma)
-    elif name == "exponential":
-        scale, unit = exponential_scale(count, factor), float(count)
-    else:
+    if metric.name not in ("exponential", "rbf"):
         return 1.0
-    wanted = unit * 2.0 ** int(exponent)
-    return float(min(1.0, scale / wanted) ** power)
+    unit = _rbf_unit(gamma, count) if metric.name == "rbf" else count
+    share = min(1.0, float(metric.scale) / (unit * 2.0 ** int(exponent)))
+    return share**2 if metric.name == "rbf" else share
 
 
 def check_gamma(name: str, gamma: Any) -> None:

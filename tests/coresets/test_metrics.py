@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from crest_jax import Factored, select_coreset, select_coreset_sharded
 from crest_jax.coresets import metrics, sums
+from crest_jax.coresets.inputs import make_pool
 
 NAMES = [name for name in metrics.METRICS if name != "precomputed"]
 
@@ -162,3 +163,9 @@ def test_gains_are_right_where_all_similarities_are_1(metric, scale, form):
     values = 2 * np.square(distances) if metric == "rbf" else distances  # gamma is 1 / 2
     cover = np.minimum.accumulate(values[:, picks], axis=1).sum(axis=0)
     np.testing.assert_allclose(found.gains[1:], -np.diff(cover), rtol=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["rbf", "exponential"])
+def test_usual_gains_are_left_as_they_are(metric):
+    pools = (make_pool(np.eye(2, d, dtype=np.float32), metric, batched=False) for d in range(1, 99))
+    assert {pool.share for pool in pools} == {1.0}  # to the last digit
