@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
-from crest_jax.data.devices import copied
+from crest_jax.data.chunks import chunk_length
+from crest_jax.data.devices import copied, on_accelerator
 from crest_jax.data.sources import padded_chunks
 from crest_jax.gradients.losses import cross_entropy, label_span, labels_fit, per_example
 from crest_jax.types import (
@@ -122,29 +123,13 @@ def fit(
     return train_state
 
 
-def chunk_length(most: int) -> int:
-    """Return the largest power of two that is at most ``most``, so that few programs are compiled.
-
-    Example:
-      >>> chunk_length(1), chunk_length(31), chunk_length(32)
-      (1, 16, 32)
-    """
-    return 1 << (most.bit_length() - 1)
-
-
 def _most_steps(scan: int | Literal["auto"], train_step: TrainStep, train_state: Any) -> int:
     """Return the most steps of a program."""
     if scan != "auto":
         _checks.positive_int("scan", scan)
         return scan
     jitted = isinstance(train_step, type(jax.jit(len)))  # others may do what no trace keeps
-    return 32 if jitted and _on_accelerator(train_state) else 1
-
-
-def _on_accelerator(tree: Any) -> bool:
-    """Return whether the first array of a tree lies on another device than a CPU."""
-    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
-    return bool(arrays) and next(iter(arrays[0].devices())).platform != "cpu"
+    return 32 if jitted and on_accelerator(train_state) else 1
 
 
 @partial(jax.jit, static_argnames=("train_step", "losses"), donate_argnames="train_state")

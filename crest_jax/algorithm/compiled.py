@@ -10,7 +10,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from crest_jax.algorithm.config import CrestConfig
 from crest_jax.algorithm.regions import relative_error
-from crest_jax.coresets.mini_batch import class_side, medoids
+from crest_jax.coresets.mini_batch import medoids
+from crest_jax.data.chunks import chunk_length
 from crest_jax.data.devices import whole
 from crest_jax.data.exclusion import (
     Exclusion,
@@ -20,10 +21,10 @@ from crest_jax.data.exclusion import (
     observe,
     share_drawn,
 )
+from crest_jax.gradients.chunked import bytes_needed, in_chunks
 from crest_jax.gradients.curvature import DECAYS, Moments, draw_probes, gradient_and_diagonal, smooth
-from crest_jax.gradients.embeddings import in_chunks
 from crest_jax.gradients.losses import per_example, weighted_mean
-from crest_jax.types import ApplyFn, Array, EmbedFn, Examples, LossFn, ModelState, Params
+from crest_jax.types import ApplyFn, Array, EmbedFn, Examples, LossFn, ModelState, Params, PyTree
 
 CPU_CHUNK = 128  # examples scored at once on a CPU, where they fit its caches
 
@@ -36,7 +37,6 @@ class Problem(NamedTuple):
       apply_fn: the model.
       loss_fn: per-example losses.
       embed_fn: gradient embeddings.
-      largest_share: share of the largest class among the examples.
       mesh: the devices; over several each scores a subset of its own. None: one.
     """
 
@@ -44,7 +44,6 @@ class Problem(NamedTuple):
     apply_fn: ApplyFn
     loss_fn: LossFn
     embed_fn: EmbedFn
-    largest_share: float
     mesh: Mesh | None
 
 
@@ -79,16 +78,32 @@ def _shared(problem: Problem) -> Compiled:
 
 def _compiled(problem: Problem) -> Compiled:
     return Compiled(
-        jax.jit(partial(score_and_select, problem), static_argnames="num_classes"),
+        jax.jit(partial(score_and_select, problem), static_argnames="form"),
         jax.jit(partial(probe_loss, problem)),
         jax.jit(relative_error),
         jax.jit(partial(curvature, problem)),
     )
 
 
+class Form(NamedTuple):
+    """How subsets are scored, which depends on the device: all of it is static.
+
+    Attributes:
+      num_classes: c, classes that occur.
+      memory: bytes for scoring; 0 on a CPU.
+      side: of ``medoids``, where each device has one subset.
+      rounds: of ``medoids``.
+    """
+
+    num_classes: int
+    memory: int
+    side: int | None
+    rounds: int | None
+
+
 def _choose(
     problem: Problem,
-    num_classes: int,
+    form: Form,
     params: Params,
     model_state: ModelState,
     examples: Examples,
@@ -97,29 +112,53 @@ def _choose(
     indices: Array,
     key: Array | None,
 ) -> tuple[Array, Array, Array, Array]:
-    """Score a subset; return its coreset (picks, weights [m]), losses [r], if all is finite."""
-    config, on_cpu = problem.config, jax.default_backend() == "cpu"
-    # Backward passes of convolutions take 11 times as long inside a loop on a CPU: they cut themselves.
-    forward_only = not getattr(problem.embed_fn, "backward_passes", 0)
-    chunk = CPU_CHUNK if on_cpu and forward_only else config.subset_size
-    embeddings, losses = in_chunks(problem.embed_fn, params, model_state, examples, chunk)
+    """Score k subsets, [k, r]; return picks, weights [k, m], losses [k * r], if all is finite [1]."""
+    config, number = problem.config, indices.shape[0]
+    chunk = _at_once(problem, form, params, model_state, examples, indices.shape[1])
+    found = in_chunks(problem.embed_fn, params, model_state, examples, chunk)
+    embeddings, losses = found
     finite = jnp.ones((), bool)
-    for leaf in jax.tree.leaves((embeddings, losses)):
+    for leaf in jax.tree.leaves(found):
         finite &= jnp.all(jnp.isfinite(leaf))
     if config.nonfinite == "skip":  # what is chosen until this is noticed must be a coreset
         embeddings = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0.0), embeddings)
-    coreset = medoids(
-        embeddings,
-        strata,
-        size=config.batch_size,
-        num_classes=num_classes,
-        # On an H100, with its many small kernels, classes apart take three times as long as all pairs.
-        side=class_side(problem.largest_share, config.subset_size) if on_cpu else None,
-        sample_weights=sample_weights,
-        # Another draw of classes for every subset, on whichever device it is scored.
-        key=None if key is None else jax.random.fold_in(key, jnp.sum(indices.astype(jnp.uint32))),
-    )
-    return coreset.indices, coreset.weights, losses, finite[None]
+    embeddings = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), embeddings)
+
+    def one(
+        embeddings: PyTree, strata: Array, sample_weights: Array | None, indices: Array
+    ) -> tuple[Array, Array]:
+        coreset = medoids(
+            embeddings,
+            strata,
+            size=config.batch_size,
+            num_classes=form.num_classes,
+            side=form.side,
+            rounds=form.rounds,
+            sample_weights=sample_weights,
+            # Another draw of classes for every subset, on whichever device it is scored.
+            key=None if key is None else jax.random.fold_in(key, jnp.sum(indices.astype(jnp.uint32))),
+        )
+        return coreset.indices, coreset.weights
+
+    each = embeddings, strata, sample_weights, indices
+    if number > 1:
+        picks, weights = jax.vmap(one)(*each)
+    else:
+        picks, weights = jax.tree.map(lambda x: x[None], one(*jax.tree.map(lambda x: x[0], each)))
+    return picks, weights, losses, finite[None]
+
+
+def _at_once(
+    problem: Problem, form: Form, params: Params, model_state: ModelState, examples: Examples, size: int
+) -> int:
+    """Return how many examples are scored at once; ``size`` in a subset."""
+    # Backward passes of convolutions take 11 times as long inside a loop on a CPU: they cut themselves.
+    forward_only = not getattr(problem.embed_fn, "backward_passes", 0)
+    if not form.memory:
+        return CPU_CHUNK if forward_only else size
+    some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), examples)
+    needed = bytes_needed(problem.embed_fn, params, model_state, some, keeps=not forward_only)
+    return size * chunk_length(max(1, form.memory // needed))
 
 
 def score_and_select(
@@ -134,36 +173,32 @@ def score_and_select(
     exclusion: Exclusion,
     finite: Array,
     key: Array | None,
-    num_classes: int,
+    form: Form,
 ) -> tuple[tuple[Array, Array], Noted, Array]:
-    """Score subsets, indices [g, r], one on each device, and put their coresets at ``slots`` [g].
+    """Score subsets, indices [g, r], equally many on each device; put their coresets at ``slots`` [g].
 
-    ``key`` is for mini-batches smaller than the number of classes. Returns the coresets held, the
-    observations, and whether all was finite.
+    ``examples`` are [g * r]; ``key`` is for mini-batches of fewer examples than classes. Returns the
+    coresets held, the observations, and whether all was finite.
     """
     mesh, own = problem.mesh, problem.config.exclusion
     strata = classes[indices].astype(jnp.int32)
     left_at = exclusion.inactive.left_at
     keep = share_drawn(own)
     sample_weights = importance_weights(left_at, indices, keep) if keep > 0 else None
-    chosen = partial(_choose, problem, num_classes)
-    if mesh is None:
-        own_weights = None if sample_weights is None else sample_weights[0]
-        found = chosen(params, model_state, examples, strata[0], own_weights, indices[0], key)
-    else:
-        all_strata, all_weights, all_rows = jax.tree.map(jnp.ravel, (strata, sample_weights, indices))
+    chosen: Any = partial(_choose, problem, form)
+    if mesh is not None:
         apart, shared = PartitionSpec(mesh.axis_names), PartitionSpec()
-        spread = jax.shard_map(
+        chosen = jax.shard_map(
             chosen,
             mesh=mesh,
             in_specs=(shared, shared, apart, apart, apart, apart, shared),
             out_specs=apart,
             check_vma=False,
         )
-        found = spread(params, model_state, examples, all_strata, all_weights, all_rows, key)
+    found = chosen(params, model_state, examples, strata, sample_weights, indices, key)
+    if mesh is not None:
         found = jax.lax.with_sharding_constraint(found, whole(mesh))
     picks, weights, losses, all_finite = found
-    picks, weights = (x.reshape(indices.shape[0], -1) for x in (picks, weights))
     picked = jnp.take_along_axis(indices, picks, axis=1)
     held = held[0].at[slots].set(picked, mode="drop"), held[1].at[slots].set(weights, mode="drop")
     noted = noted_in(exclusion)
@@ -204,14 +239,3 @@ def curvature(
 
 
 new_probes = jax.jit(draw_probes, static_argnames="num_probes")
-
-
-@jax.jit
-def stacked(indices: list[Array]) -> Array:
-    """Stack indices [r] to [g, r].
-
-    Example:
-      >>> stacked([jnp.zeros(3), jnp.ones(3)]).shape
-      (2, 3)
-    """
-    return jnp.stack(indices)

@@ -12,24 +12,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from crest_jax import _checks
 from crest_jax.algorithm.compiled import new_probes
 from crest_jax.algorithm.nonfinite import begin_finite, stop_if_not_finite
 from crest_jax.algorithm.parts import Model, Parts
 from crest_jax.algorithm.regions import check_interval, empty_region
-from crest_jax.algorithm.scoring import score
-from crest_jax.algorithm.state import (
-    CrestState,
-    Event,
-    Reason,
-    count_work,
-    empty_buffer,
-    event_of,
-)
+from crest_jax.algorithm.scoring import add_coresets
+from crest_jax.algorithm.state import CrestState, Event, Reason, count_work, empty_buffer, event_of
 from crest_jax.data import pool
 from crest_jax.data.chunks import ALWAYS, steps_in, take_several, waits_for_host
-from crest_jax.data.devices import copied, place
+from crest_jax.data.devices import copied, place, read_numbers
+from crest_jax.data.prefetch import nth_row
 from crest_jax.gradients.curvature import covered, init_moments, restrict
 from crest_jax.types import Array, Batch, ModelState, Params, Work
 
@@ -71,34 +66,34 @@ def refresh(
     due, empty = state.step >= state.next_check, state.buffer.empty
     if not (due or empty):
         return state, None
-    model, before = Model(params, model_state), state.num_selected
+    model, before, finite = Model(params, model_state), state.num_selected, True
     reason: Reason = "kept" if state.num_regions else "start"
     rho = loss = None
     if due:
         state = close_window(parts, state)
     if due and reason == "kept":
-        state, loss, rho = parts.phase("check", check_model, parts, state, model)
-        if parts.rules.skip_nonfinite and not (state.all_finite and math.isfinite(loss)):
+        state, loss, rho, finite = parts.phase("check", check_model, parts, state, model)
+        if parts.rules.skip_nonfinite and not (finite and math.isfinite(loss)):
             reason = "nonfinite"
         elif not rho <= parts.config.tau:
             reason = "error"
         else:
             state = state._replace(next_check=state.step + state.interval)
     if reason != "kept":
-        begin = partial(begin_region, parts, model=model)
-        skips, mesh = parts.rules.skip_nonfinite, parts.rules.mesh
-        state, loss = begin_finite(begin, state, mesh) if skips else begin(state)
+        begin, mesh = partial(begin_region, parts, model=model), parts.rules.mesh
+        state, loss, finite = (
+            begin_finite(begin, state, mesh) if parts.rules.skip_nonfinite else begin(state)
+        )
     elif empty:
         state = parts.phase("selection", extend, parts, state, model)
-    stop_if_not_finite(state, loss, scores=due and not parts.rules.skip_nonfinite)
+    stop_if_not_finite(state, loss, scores=finite or parts.rules.skip_nonfinite)
     added = state.num_selected - before
     return state, event_of(state, reason, rho=rho, loss=loss, coresets=added)
 
 
-def begin_region(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState, float]:
-    """Begin a region: anchor, loss, first coreset, quadratic model, P coresets."""
+def begin_region(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState, float, bool]:
+    """Take an anchor, its loss, the first coreset, a quadratic model, P coresets; see ``fit_model``."""
     config, buffer = parts.config, state.buffer
-    unused = buffer.num_coresets - buffer.num_used
     own, indices, weights = pool.draw(parts.rules, state.pool, config.probe_size)
     region = state.region._replace(
         anchor=copied(model.params),
@@ -107,12 +102,15 @@ def begin_region(parts: Parts, state: CrestState, model: Model) -> tuple[CrestSt
         probe_weights=weights,
     )
     state = state._replace(
-        num_unused=state.num_unused + unused, buffer=buffer.discard(), pool=own, region=region
+        num_unused=state.num_unused + buffer.num_coresets - buffer.num_used,
+        buffer=buffer.discard(),
+        pool=own,
+        region=region,
     )
-    state, loss, array = parts.phase("check", measure_loss, parts, state, model)
-    state = state._replace(region=state.region._replace(loss=array))
+    state, measured = parts.phase("check", measure_loss, parts, state, model)
+    state = state._replace(region=state.region._replace(loss=measured))
     state = parts.phase("selection", add_coresets, parts, state, model, 1)
-    state = parts.phase("curvature", fit_model, parts, state, model)
+    state, loss, finite = parts.phase("curvature", fit_model, parts, state, model)
     interval = check_interval(
         state.reference_norm,
         state.curvature_norm,
@@ -122,9 +120,13 @@ def begin_region(parts: Parts, state: CrestState, model: Model) -> tuple[CrestSt
     more = num_coresets(parts, state.step, interval) - 1
     if more > 0:
         state = parts.phase("selection", add_coresets, parts, state, model, more)
-    return state._replace(
-        interval=interval, next_check=state.step + interval, num_regions=state.num_regions + 1
-    ), loss
+    return (
+        state._replace(
+            interval=interval, next_check=state.step + interval, num_regions=state.num_regions + 1
+        ),
+        loss,
+        finite,
+    )
 
 
 def num_coresets(parts: Parts, step: int, interval: int) -> int:
@@ -135,16 +137,6 @@ def num_coresets(parts: Parts, step: int, interval: int) -> int:
     return min(config.max_coresets, math.ceil(wanted))
 
 
-def add_coresets(parts: Parts, state: CrestState, model: Model, number: int) -> CrestState:
-    """Draw random subsets V_p and select a mini-batch coreset S_p from each."""
-    drawn: list[Array] = []
-    for _ in range(number):
-        own, indices, _ = pool.draw(parts.rules, state.pool, parts.config.subset_size)
-        state = state._replace(pool=own)
-        drawn.append(indices)
-    return score(parts, state, model, drawn)
-
-
 def extend(parts: Parts, state: CrestState, model: Model) -> CrestState:
     """Add the coresets of another interval to a region that outlived its own, at the parameters now."""
     left = max(1, state.next_check - state.step)
@@ -152,38 +144,40 @@ def extend(parts: Parts, state: CrestState, model: Model) -> CrestState:
     return add_coresets(parts, state._replace(buffer=state.buffer.discard()), model, number)
 
 
-def fit_model(parts: Parts, state: CrestState, model: Model) -> CrestState:
-    """Take g and h, the smoothed gradient and Hessian diagonal, on the first coreset."""
+def fit_model(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState, float, bool]:
+    """Take g and h, the smoothed gradient and Hessian diagonal, on the first coreset.
+
+    Returns the state, the anchor's loss, and whether all scores so far were finite.
+    """
     key, probe_key = jax.random.split(state.key)
-    indices, weights = state.buffer.indices[:1].ravel(), state.buffer.weights[:1].ravel()
+    indices, weights = nth_row(state.buffer.indices, state.buffer.weights, np.int32(0))
     probes = new_probes(probe_key, restrict(model.params, state.region.curvature), 1)
-    examples = parts.source.take(indices)
-    moments, gradient, curvature, norm = parts.compiled.curvature(
-        probes, *model, examples, weights, state.moments
-    )
+    given = probes, *model, parts.source.take(indices), weights, state.moments
+    moments, gradient, curvature, norm = parts.compiled.curvature(*given)
     passes = 2 * len(indices)
     state = count_work(state, curvature_forward=passes, curvature_backward=passes)
     region = state.region._replace(gradient=gradient, curvature=curvature)
-    found = float(norm)
+    loss, found, finite = read_numbers(region.loss, norm, state.all_finite)
     state = state._replace(key=key, moments=moments, region=region, curvature_norm=found)
-    taken = not math.isnan(state.reference_norm) or not math.isfinite(found)
-    if not taken and state.step >= (parts.config.reference_step or 0):
+    due = state.step >= (parts.config.reference_step or 0)
+    if due and math.isnan(state.reference_norm) and math.isfinite(found):
         state = state._replace(reference_norm=found)
-    return state
+    return state, loss, finite
 
 
-def measure_loss(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState, float, Array]:
-    """Return the loss of the probe examples V_r, on the host and on the device."""
+def measure_loss(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState, Array]:
+    """Return the loss [] of the probe examples V_r."""
     region = state.region
     examples = parts.source.take(region.probe_indices)
     loss = parts.compiled.probe_loss(*model, examples, region.probe_weights)
-    return count_work(state, check_forward=parts.config.probe_size), float(loss), loss
+    return count_work(state, check_forward=parts.config.probe_size), loss
 
 
-def check_model(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState, float, float]:
-    """Return the loss and its relative error ``rho = |F(delta) - L(w)| / L(w)``."""
-    state, loss, array = measure_loss(parts, state, model)
-    return state, loss, float(parts.compiled.error(state.region, model.params, array))
+def check_model(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState, float, float, bool]:
+    """Return loss, its relative error ``rho = |F(delta) - L(w)| / L(w)``, and if scores were finite."""
+    state, loss = measure_loss(parts, state, model)
+    error = parts.compiled.error(state.region, model.params, loss)
+    return state, *read_numbers(loss, error, state.all_finite)
 
 
 def close_window(parts: Parts, state: CrestState) -> CrestState:

@@ -13,28 +13,28 @@ TRIES = 3  # anchors that are tried before bad numbers stop the run
 
 
 def begin_finite(
-    begin: Callable[[CrestState], tuple[CrestState, float]], state: CrestState, mesh: Mesh | None
-) -> tuple[CrestState, float]:
+    begin: Callable[[CrestState], tuple[CrestState, float, bool]], state: CrestState, mesh: Mesh | None
+) -> tuple[CrestState, float, bool]:
     """Begin a region, on other examples where loss or curvature of those drawn first is bad.
 
     Args:
-      begin: begins a region and returns the loss at its anchor.
+      begin: begins a region and returns the loss at its anchor, and whether all scores were finite.
       state: state of CREST.
       mesh: the devices that the state lies on.
     """
     state = state._replace(all_finite=place(jnp.ones((), bool), mesh))
-    found, loss = begin(state)
+    found, loss, finite = begin(state)
     names = ("moments", "reference_norm", "num_regions", "all_finite")
     for _ in range(TRIES - 1):
         if math.isfinite(loss) and math.isfinite(found.curvature_norm):
             break
         kept = {name: getattr(state, name) for name in names}
-        found, loss = begin(found._replace(**kept))
-    return found, loss
+        found, loss, finite = begin(found._replace(**kept))
+    return found, loss, finite
 
 
 def stop_if_not_finite(state: CrestState, loss: float | None, *, scores: bool) -> None:
-    """Raise ``FloatingPointError`` for a bad loss or curvature; with ``scores`` for bad scores too."""
+    """Raise ``FloatingPointError`` for a bad loss or curvature, or where ``scores`` is false."""
     where = f"(region {state.num_regions})"
     for name, value in (("loss on the probe rows", loss), ("curvature's norm", state.curvature_norm)):
         if value is not None and not math.isfinite(value):
@@ -42,7 +42,7 @@ def stop_if_not_finite(state: CrestState, loss: float | None, *, scores: bool) -
                 f"the {name} is {value} at step {state.step} {where} but must be finite; lower the "
                 "learning rate or look for bad inputs."
             )
-    if scores and not state.all_finite:
+    if not scores:
         raise FloatingPointError(
             "a loss or an embedding of the scored examples was NaN or infinite before step "
             f"{state.step} {where} but all must be finite; lower the learning rate or look for bad "

@@ -3,8 +3,6 @@
 import math
 from typing import NamedTuple
 
-import numpy as np
-
 from crest_jax import _checks
 from crest_jax.algorithm.compiled import Compiled, Problem, compile_for
 from crest_jax.algorithm.config import CrestConfig
@@ -82,7 +80,6 @@ def make_parts(
         )
     embed_fn = embed_fn or logit_gradients(apply_fn, loss_fn)
     mesh = getattr(source, "mesh", None)
-    largest_share = float(np.bincount(classes.codes).max() / count)
     loss_fn = fitting(loss_fn, source)
     rules = make_rules(
         classes,
@@ -92,7 +89,7 @@ def make_parts(
         skip_nonfinite=config.nonfinite == "skip",
         mesh=mesh,
     )
-    compiled = compile_for(Problem(config, apply_fn, loss_fn, embed_fn, largest_share, mesh))
+    compiled = compile_for(Problem(config, apply_fn, loss_fn, embed_fn, mesh))
     passes = getattr(embed_fn, "backward_passes", 0)
     return Parts(config, source, rules, compiled, Lookahead(source), phase, passes)
 

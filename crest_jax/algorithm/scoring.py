@@ -1,33 +1,44 @@
-"""Scoring random subsets and selecting a mini-batch coreset from each, on one device or several."""
+"""Random subsets, scored, and a mini-batch coreset from each: on one device or several."""
 
+from functools import partial
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from crest_jax.algorithm.compiled import stacked
+from crest_jax.algorithm.compiled import Form
 from crest_jax.algorithm.parts import Model, Parts
 from crest_jax.algorithm.state import CrestState, count_work
+from crest_jax.coresets.mini_batch import class_side, most_rounds
+from crest_jax.data import pool
+from crest_jax.data.chunks import chunk_length
+from crest_jax.data.devices import on_accelerator, share_of_memory
 from crest_jax.types import Array
 
+MEMORY = 2**31  # bytes for scoring on an accelerator that does not tell its memory
 
-def score(parts: Parts, state: CrestState, model: Model, drawn: list[Array]) -> CrestState:
-    """Select a coreset from each of the subsets drawn, indices [r] each, and append it to the buffer.
 
-    Each device scores a subset of its own; the first subset fills the last turn of all of them.
+def add_coresets(parts: Parts, state: CrestState, model: Model, number: int) -> CrestState:
+    """Draw random subsets V_p and append a mini-batch coreset S_p of each to the buffer.
+
+    On an accelerator many subsets are one program; on a CPU each is, for classes apart from each other
+    take less time there, but not several subsets at once. Several devices score equally many each; the
+    first subset fills the last turn of all of them.
     """
-    config, rules, group, number = parts.config, parts.rules, parts.devices, len(drawn)
-    starts = range(0, number, group)
-    turns = [stacked((drawn[i : i + group] + drawn[:1] * group)[:group]) for i in starts]
-    flat = [indices.ravel() for indices in turns]
-    parts.ahead.fetch(flat[0])
+    config, rules = parts.config, parts.rules
+    turns, state = _drawn(parts, state, number)
+    form = _form(parts, state)
+    parts.ahead.fetch(turns[0][1])
     first = state.buffer.num_coresets
-    for turn, indices in enumerate(turns):
+    for turn, (indices, flat, real) in enumerate(turns):
         if turn + 1 < len(turns):
-            parts.ahead.fetch(flat[turn + 1])
+            parts.ahead.fetch(turns[turn + 1][1])
         buffer, exclusion = state.buffer, state.pool.exclusion
-        slots = first + turn * group + np.arange(group, dtype=np.int32)
-        slots = np.where(slots < first + number, slots, config.max_coresets).astype(np.int32)
+        places = np.arange(indices.shape[0], dtype=np.int32)
+        slots = np.where(places < real, first + places, config.max_coresets).astype(np.int32)
         held, noted, finite = parts.compiled.score_and_select(
             *model,
-            parts.source.take(flat[turn]),
+            parts.source.take(flat),
             indices,
             rules.strata.classes,
             (buffer.indices, buffer.weights),
@@ -35,8 +46,9 @@ def score(parts: Parts, state: CrestState, model: Model, drawn: list[Array]) -> 
             exclusion,
             state.all_finite,
             state.key if config.batch_size < parts.num_classes else None,
-            num_classes=parts.num_classes,
+            form=form,
         )
+        first += real
         seen = exclusion._replace(**noted._asdict())
         state = state._replace(
             buffer=buffer._replace(indices=held[0], weights=held[1]),
@@ -46,6 +58,41 @@ def score(parts: Parts, state: CrestState, model: Model, drawn: list[Array]) -> 
     scored, passes = number * config.subset_size, parts.backward_passes
     state = count_work(state, selection_forward=scored, selection_backward=scored * passes)
     return state._replace(
-        buffer=state.buffer._replace(num_coresets=first + number),
-        num_selected=state.num_selected + number,
+        buffer=state.buffer._replace(num_coresets=first), num_selected=state.num_selected + number
     )
+
+
+def _drawn(
+    parts: Parts, state: CrestState, number: int
+) -> tuple[list[tuple[Array, Array, int]], CrestState]:
+    """Draw subsets for each turn: indices [g, r], the same [g * r], and how many do not just fill."""
+    size, devices = parts.config.subset_size, parts.devices
+    most = parts.config.max_coresets if on_accelerator(state.key) else 1
+    turns: list[tuple[Array, Array, int]] = []
+    while number:
+        each = chunk_length(max(1, min(most, number // devices)))
+        real = min(number, each * devices)
+        own, drawn, _ = pool.draw_many(parts.rules, state.pool, size, real)
+        state, number = state._replace(pool=own), number - real
+        filler = turns[0][0] if turns else drawn
+        turns.append((*_filled(drawn, filler[0], each * devices), real))
+    return turns, state
+
+
+def _form(parts: Parts, state: CrestState) -> Form:
+    """Return how subsets are scored where the state lies."""
+    config, rules, classes = parts.config, parts.rules, parts.num_classes
+    if not on_accelerator(state.key):
+        return Form(classes, 0, class_side(rules.largest_share, config.subset_size), None)
+    sizes = config.subset_size, config.batch_size, classes
+    # On an H100, with its many small kernels, classes apart take three times as long as all pairs.
+    rounds = most_rounds(state.pool.largest_share, *sizes)
+    return Form(classes, share_of_memory(state.key) or MEMORY, None, rounds)
+
+
+@partial(jax.jit, static_argnames="number")
+def _filled(drawn: Array, filler: Array, number: int) -> tuple[Array, Array]:
+    """Append ``filler`` [r] to indices [g, r] until they are [number, r]; return them flat, too."""
+    more = jnp.broadcast_to(filler, (number - drawn.shape[0], filler.shape[0]))
+    found = jnp.concatenate([drawn, more])
+    return found, found.reshape(-1)

@@ -12,7 +12,8 @@ from crest_jax.baselines.subset import Subset, subset_batches
 from crest_jax.coresets.greedy import first_largest
 from crest_jax.data.classes import classes_in
 from crest_jax.data.quotas import quotas_for
-from crest_jax.gradients.embeddings import checked_embedding, embed_rows, last_layer_gradients
+from crest_jax.gradients.chunked import embed_rows
+from crest_jax.gradients.embeddings import checked_embedding, last_layer_gradients
 from crest_jax.gradients.losses import cross_entropy
 from crest_jax.types import (
     Array,

@@ -6,7 +6,8 @@ import numpy as np
 from crest_jax.baselines.subset import Subset, subset_batches
 from crest_jax.coresets.select import select_coreset
 from crest_jax.data.classes import classes_in
-from crest_jax.gradients.embeddings import checked_embedding, embed_rows, logit_gradients
+from crest_jax.gradients.chunked import embed_rows
+from crest_jax.gradients.embeddings import checked_embedding, logit_gradients
 from crest_jax.gradients.losses import cross_entropy
 from crest_jax.types import (
     ApplyFn,

@@ -14,9 +14,9 @@ from crest_jax.data.classes import classes_in
 from crest_jax.data.quotas import quotas_for
 from crest_jax.data.sampler import next_subset, open_stream
 from crest_jax.data.strata import make_strata
+from crest_jax.gradients.chunked import embed_rows
 from crest_jax.gradients.embeddings import (
     checked_embedding,
-    embed_rows,
     last_layer_gradients,
     logit_residuals,
 )

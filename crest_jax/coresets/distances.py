@@ -74,13 +74,20 @@ def sums_of_all(embeddings: PyTree, form: str) -> Array:
 
 
 def _over_columns(values: Array, term: Term) -> Array:
-    """Sum ``term(x_i, x_j)`` over the columns x of values [n, d], one column at a time."""
-    n = values.shape[0]
+    """Sum ``term(x_i, x_j)`` over the columns x of values [n, d]."""
 
-    def add(total: Array, column: Array) -> tuple[Array, None]:
-        return total + term(column[:, None], column[None, :]), None
+    def one_by_one(values: Array) -> Array:
+        def add(total: Array, column: Array) -> tuple[Array, None]:
+            return total + term(column[:, None], column[None, :]), None
 
-    return jax.lax.scan(add, jnp.zeros((n, n), jnp.float32), values.T)[0]
+        zeros = jnp.zeros((values.shape[0], values.shape[0]), jnp.float32)
+        return jax.lax.scan(add, zeros, values.T)[0]
+
+    def at_once(values: Array) -> Array:
+        return jnp.sum(term(values[:, None, :], values[None, :, :]), axis=2)
+
+    # A turn of a loop costs a GPU a kernel or two; on a CPU all at once takes several times as long.
+    return jax.lax.platform_dependent(values, cpu=one_by_one, default=at_once)
 
 
 def row_sums(values: Array) -> Array:

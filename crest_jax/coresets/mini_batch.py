@@ -1,5 +1,6 @@
 """Weighted medoids inside ``jit``: the selection that CREST makes for every mini-batch."""
 
+import math
 from functools import partial
 
 import jax
@@ -33,7 +34,30 @@ def class_side(share: float, rows: int) -> int:
     return max(1, -(-round(1.5 * share * rows) // 16)) * 16
 
 
-@partial(jax.jit, static_argnames=("size", "num_classes", "metric", "gamma", "side"))
+def most_rounds(share: float, rows: int, size: int, num_classes: int) -> int:
+    """Return ``rounds`` for ``medoids`` of a pool that was drawn stratified by class.
+
+    Args:
+      share: of the largest class among the examples that are drawn from.
+      rows: examples in a pool.
+      size: picks in all.
+      num_classes: classes.
+
+    Returns:
+      At least the largest quota, rounded up to a power of two, so that few programs are compiled.
+
+    Example:
+      >>> most_rounds(0.1, 256, 128, 10), most_rounds(0.01, 512, 128, 100)
+      (16, 128)
+    """
+    if size < 2 * num_classes:  # all rows may be one class
+        return size
+    largest = min(rows, math.floor(share * (1 + 1e-6) * rows) + 2)
+    quota = min(size, largest, size * largest // rows + 1)
+    return min(size, 1 << (quota - 1).bit_length())
+
+
+@partial(jax.jit, static_argnames=("size", "num_classes", "metric", "gamma", "side", "rounds"))
 def medoids(
     embeddings: PyTree,
     labels: Array,
@@ -43,6 +67,7 @@ def medoids(
     metric: str = "euclidean",
     gamma: float | None = None,
     side: int | None = None,
+    rounds: int | None = None,
     sample_weights: Array | None = None,
     key: Array | None = None,
     allowed: Array | None = None,
@@ -60,6 +85,7 @@ def medoids(
       side: static, a multiple of 16. Where no class has more examples than this only rows of the same
         class are compared, ``O(c side^2)`` for ``c`` classes; otherwise, and with None, all pairs are,
         ``O(n^2)``. The picks are the same up to float32 rounding.
+      rounds: static, see ``greedy``; ``most_rounds`` says how many will do.
       sample_weights: [n], float32, how many examples each row stands for, in the objective and in the
         weights; None: one each.
       key: PRNG key, for pools with more classes than picks. Classes are then drawn at random, those
@@ -90,14 +116,14 @@ def medoids(
     if not apart or side is None or kind.signed or num_classes * side**2 >= rows**2:
         own_key = None if apart else key
         found = _all_pairs(
-            points, labels, counts, quotas, size, kind, sample_weights, own_key, allowed, first
+            points, labels, counts, quotas, size, kind, sample_weights, own_key, allowed, first, rounds
         )
     else:
         found = jax.lax.cond(
             jnp.max(counts) <= side,
             lambda: _by_class(points, labels, counts, quotas, size, kind, side, sample_weights),
             lambda: _all_pairs(
-                points, labels, counts, quotas, size, kind, sample_weights, None, None, None
+                points, labels, counts, quotas, size, kind, sample_weights, None, None, None, rounds
             ),
         )
     return found._replace(gains=found.gains * unit, objective=found.objective * unit)
@@ -114,6 +140,7 @@ def _all_pairs(
     key: Array | None,
     allowed: Array | None,
     first: Array | None,
+    rounds: int | None,
 ) -> Coreset:
     if metric.name == "precomputed":
         values = -points.parts[0]
@@ -147,7 +174,7 @@ def _all_pairs(
         if candidates is not None:
             least = jnp.min(jnp.where(candidates[None, :], values, jnp.inf), axis=1)
             floor = jnp.sum(least if sample_weights is None else least * sample_weights)
-    indices, gains = greedy(values, top, labels, quotas, size, sample_weights, allowed, first)
+    indices, gains = greedy(values, top, labels, quotas, size, sample_weights, allowed, first, rounds)
     by_row = values if metric.symmetric else values.T
     counted = coverage_counts(by_row, labels, indices, sample_weights, spread=True)
     weights = counted.weights

@@ -14,6 +14,16 @@ from crest_jax.types import Array, Batch, Examples, Source
 ALWAYS = 2**31 - 1  # more steps than any run has
 
 
+def chunk_length(most: int) -> int:
+    """Return the largest power of two that is at most ``most``, so that few programs are compiled.
+
+    Example:
+      >>> chunk_length(1), chunk_length(31), chunk_length(32)
+      (1, 16, 32)
+    """
+    return 1 << (most.bit_length() - 1)
+
+
 @partial(jax.jit, static_argnames=("draw", "number", "settings"))
 def draw_several(
     draw: Draw, number: int, settings: tuple[Any, ...], stream: RowStream, *arrays: Any

@@ -82,6 +82,35 @@ def _placed(x: Any, sharding: NamedSharding) -> Any:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
+def on_accelerator(tree: Any) -> bool:
+    """Return whether the first array of a tree lies on another device than a CPU.
+
+    Example:
+      >>> on_accelerator(np.ones(2))
+      False
+    """
+    device = _device_of(tree)
+    return device is not None and device.platform != "cpu"
+
+
+def share_of_memory(tree: Any) -> int | None:
+    """Return a quarter of the memory, in bytes, of the device of the first array; None where unknown.
+
+    Example:
+      >>> share_of_memory(np.ones(2)) is None
+      True
+    """
+    device = _device_of(tree)
+    found = None if device is None else device.memory_stats()
+    limit = (found or {}).get("bytes_limit")
+    return None if limit is None else limit // 4
+
+
+def _device_of(tree: Any) -> jax.Device | None:
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    return next(iter(arrays[0].devices())) if arrays else None
+
+
 @jax.jit
 def copied(tree: Any) -> Any:
     """Copy arrays, so that a train step that donates its buffers cannot delete the anchor.
@@ -91,6 +120,16 @@ def copied(tree: Any) -> Any:
       [1.0, 1.0]
     """
     return jax.tree.map(jnp.copy, tree)
+
+
+def read_numbers(*arrays: jax.Array) -> tuple[Any, ...]:
+    """Return the values of arrays [], for which the host waits once.
+
+    Example:
+      >>> read_numbers(jax.numpy.float32(0.5), jax.numpy.array(True))
+      (0.5, True)
+    """
+    return tuple(x.item() for x in jax.device_get(arrays))
 
 
 def to_host(x: jax.Array) -> np.ndarray:

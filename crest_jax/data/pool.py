@@ -4,12 +4,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from crest_jax import _checks
 from crest_jax.data.chunks import ALWAYS, draw_several
 from crest_jax.data.classes import Classes
-from crest_jax.data.devices import place
+from crest_jax.data.devices import place, read_numbers
 from crest_jax.data.exclusion import (
     Exclusion,
     ExclusionConfig,
@@ -33,6 +34,7 @@ class PoolRules(NamedTuple):
     Attributes:
       strata: the examples by class.
       needed: [c], int32: examples of each class that the largest draw needs.
+      largest_share: share of the largest class among all examples.
       exclusion: what becomes of learned examples; None: all stay active.
       capacity: observations that a window holds.
       skip_nonfinite: whether a NaN or infinite loss counts as high instead of stopping the run.
@@ -41,6 +43,7 @@ class PoolRules(NamedTuple):
 
     strata: Strata
     needed: Array
+    largest_share: float
     exclusion: ExclusionConfig | None
     capacity: int
     skip_nonfinite: bool
@@ -60,12 +63,14 @@ class Pool(NamedTuple):
       exclusion: who is excluded, and what was observed.
       window_end: step at which the window closes.
       excluded: number of excluded examples.
+      largest_share: share of the largest class among the examples that are drawn from.
     """
 
     stream: RowStream
     exclusion: Exclusion
     window_end: int
     excluded: int
+    largest_share: float
 
 
 def make_rules(
@@ -87,7 +92,8 @@ def make_rules(
     """
     strata = make_strata(classes.codes, classes.number, mesh=mesh)
     needed = rows_needed(classes.codes, classes.number, largest_draw)
-    return PoolRules(strata, needed, exclusion, capacity, skip_nonfinite, mesh)
+    share = float(np.bincount(classes.codes).max() / len(classes.codes))
+    return PoolRules(strata, needed, share, exclusion, capacity, skip_nonfinite, mesh)
 
 
 def split_key(rules: PoolRules, key: Any) -> tuple[Array, Array]:
@@ -128,9 +134,9 @@ def open_pool(rules: PoolRules, key: Array) -> Pool:
     exclusion = place(fresh, rules.mesh)
     if own is not None:
         # Nothing was observed, so this changes nothing, and compiles now what a later window needs.
-        exclusion, _ = end_window(exclusion, strata.classes, strata.sizes, rules.needed, cooldown)
+        exclusion = _ended(rules, exclusion)[0]
     stream = place(open_stream(key, num_classes), rules.mesh)
-    return Pool(stream, exclusion, 0 if own is None else own.window, 0)
+    return Pool(stream, exclusion, 0 if own is None else own.window, 0, rules.largest_share)
 
 
 @partial(jax.jit, static_argnames=("size", "keep"))
@@ -257,18 +263,30 @@ def close(rules: PoolRules, pool: Pool, step: int) -> Pool:
     if not rules.excludes(step):
         # A new pass, in which all of them come.
         return pool._replace(
-            exclusion=all_active(pool.exclusion), excluded=0, stream=new_pass(pool.stream)
+            exclusion=all_active(pool.exclusion),
+            excluded=0,
+            largest_share=rules.largest_share,
+            stream=new_pass(pool.stream),
         )
     assert rules.exclusion is not None
-    strata, own, finite = rules.strata, rules.exclusion, pool.exclusion.all_finite
-    exclusion, excluded = end_window(
-        pool.exclusion, strata.classes, strata.sizes, rules.needed, own.cooldown
-    )
+    exclusion, *told = _ended(rules, pool.exclusion)
+    finite, excluded, share = read_numbers(pool.exclusion.all_finite, *told)
     if not (rules.skip_nonfinite or finite):
         raise FloatingPointError(
             "a loss handed to observe was NaN or infinite in the window before step "
             f"{step} but all must be finite; lower the learning rate, look for bad inputs, or "
             'count such losses as high with nonfinite="skip".'
         )
-    end = step + own.window
-    return pool._replace(exclusion=exclusion, window_end=end, excluded=int(excluded))
+    return pool._replace(
+        exclusion=exclusion,
+        window_end=step + rules.exclusion.window,
+        excluded=excluded,
+        largest_share=share,
+    )
+
+
+def _ended(rules: PoolRules, exclusion: Exclusion) -> tuple[Exclusion, Array, Array]:
+    strata, own = rules.strata, rules.exclusion
+    assert own is not None
+    settings = own.cooldown, own.keep_fraction
+    return end_window(exclusion, strata.classes, strata.sizes, rules.needed, *settings)

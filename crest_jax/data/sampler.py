@@ -100,6 +100,21 @@ def next_subset(
     return _draw(stream, strata, left_at, counts, size, keep)
 
 
+def drawn_from(sizes: Array, out: Array, keep: float) -> Array:
+    """Return the examples of each class [c] that take part in draws.
+
+    Args:
+      sizes: [c], int32, examples of each class.
+      out: [c], int32, excluded ones.
+      keep: share of these that is drawn all the same.
+
+    Example:
+      >>> drawn_from(jnp.array([9, 5]), jnp.array([4, 0]), 0.25).tolist()
+      [6, 5]
+    """
+    return sizes - out + jnp.round(keep * out.astype(jnp.float32)).astype(jnp.int32)
+
+
 @partial(jax.jit, static_argnames=("size", "keep"))
 def _draw(
     stream: RowStream, strata: Strata, rest: Array | None, out: Array | None, size: int, keep: float
@@ -108,7 +123,7 @@ def _draw(
     sizes = strata.sizes
     active = sizes
     if out is not None:
-        active = sizes - out + jnp.round(keep * out.astype(jnp.float32)).astype(jnp.int32)
+        active = drawn_from(sizes, out, keep)
     quotas = stratified_quotas(quota_key, active, size, most=strata.members.shape[0])
     seeds = _class_seeds(stream)
     if rest is None:

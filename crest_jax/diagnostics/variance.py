@@ -12,7 +12,8 @@ from crest_jax.data.classes import classes_in
 from crest_jax.data.exclusion import ExclusionConfig
 from crest_jax.data.sampler import next_subset, open_stream
 from crest_jax.data.strata import make_strata
-from crest_jax.gradients.embeddings import embed_rows, logit_gradients
+from crest_jax.gradients.chunked import embed_rows
+from crest_jax.gradients.embeddings import logit_gradients
 from crest_jax.types import ApplyFn, Array, LossFn, ModelState, Params, Source
 
 SUBSETS = (2, 4, 8)  # r over m, compared by the variance that they leave

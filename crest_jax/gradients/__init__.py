@@ -1,5 +1,6 @@
 """What one example's gradient looks like, and how the loss bends."""
 
+from crest_jax.gradients.chunked import embed_rows
 from crest_jax.gradients.curvature import (
     draw_probes,
     gradient_and_diagonal,
@@ -7,7 +8,6 @@ from crest_jax.gradients.curvature import (
     hutchinson_diagonal,
 )
 from crest_jax.gradients.embeddings import (
-    embed_rows,
     last_layer_gradients,
     logit_gradients,
     sketched_gradients,

@@ -34,7 +34,7 @@ from crest_jax.coresets.mini_batch import class_side, medoids
 from crest_jax.data import make_strata, next_subset, open_stream
 from crest_jax.flax import from_linen
 from crest_jax.gradients import draw_probes, gradient_and_diagonal, weighted_mean
-from crest_jax.gradients.embeddings import in_chunks
+from crest_jax.gradients.chunked import in_chunks
 from experiments.config import TrainConfig
 from experiments.harness.build import Training, load_data, load_sources, make_training
 from experiments.harness.cli import UserError, one_sentence, parse

@@ -194,7 +194,8 @@ def measure(
     rng = np.random.default_rng(0)
     drawn = [rng.integers(0, count, config.subset_size) for _ in range(READS)]
     inputs, strata = np.load(inputs_path, mmap_mode="r"), make_strata(labels, CLASSES)
-    window = (strata.classes, strata.sizes, strata.sizes // 10, ExclusionConfig.recommended().cooldown)
+    own = ExclusionConfig.recommended()
+    window = strata.classes, strata.sizes, strata.sizes // 10, own.cooldown, own.keep_fraction
     return {
         "read_seconds": _median(lambda rows: inputs[rows], drawn),
         "window_seconds": _median(lambda _: end_window(whole.pool.exclusion, *window), range(9)),

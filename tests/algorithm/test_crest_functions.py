@@ -73,7 +73,8 @@ def test_coresets_are_appended_and_cover_their_subsets(parts, state):
 
 def test_the_quadratic_model_is_gradient_and_hessian_diagonal_of_the_first_coreset(parts, state):
     state = algorithm.add_coresets(parts, state, MODEL, 2)
-    fitted = algorithm.fit_model(parts, state, MODEL)
+    fitted, _, finite = algorithm.fit_model(parts, state, MODEL)
+    assert finite
     rows, weights = np.asarray(state.buffer.indices[0]), np.asarray(state.buffer.weights[0])
 
     def loss(flat):
@@ -88,7 +89,7 @@ def test_the_quadratic_model_is_gradient_and_hessian_diagonal_of_the_first_cores
     # One Rademacher probe is no diagonal, but its mean over many keys is.
     hessian = np.diag(jax.hessian(loss)(PARAMS.ravel())).reshape(PARAMS.shape)
     drawn = [
-        algorithm.fit_model(parts, state._replace(key=jax.random.key(seed)), MODEL).region.curvature
+        algorithm.fit_model(parts, state._replace(key=jax.random.key(seed)), MODEL)[0].region.curvature
         for seed in range(200)
     ]
     spread = np.std(drawn, axis=0) / np.sqrt(200)
@@ -98,17 +99,18 @@ def test_the_quadratic_model_is_gradient_and_hessian_diagonal_of_the_first_cores
 def test_the_reference_norm_waits_for_the_end_of_the_warm_up(state):
     late = parts_of(dataclasses.replace(CONFIG, reference_step=3))
     state = algorithm.add_coresets(late, state, MODEL, 1)
-    assert math.isnan(algorithm.fit_model(late, state._replace(step=2), MODEL).reference_norm)
-    taken = algorithm.fit_model(late, state._replace(step=3), MODEL)
+    assert math.isnan(algorithm.fit_model(late, state._replace(step=2), MODEL)[0].reference_norm)
+    taken = algorithm.fit_model(late, state._replace(step=3), MODEL)[0]
     assert taken.reference_norm == taken.curvature_norm
-    later = algorithm.fit_model(late, taken._replace(step=9), Model(2 * PARAMS, {}))
+    later = algorithm.fit_model(late, taken._replace(step=9), Model(2 * PARAMS, {}))[0]
     assert later.reference_norm == taken.reference_norm != later.curvature_norm
 
 
 def test_a_region_begins_with_what_its_name_says(parts, state):
     waiting = algorithm.add_coresets(parts, state, MODEL, 3)
     waiting = waiting._replace(step=7, buffer=waiting.buffer._replace(num_used=1))
-    begun, loss = algorithm.begin_region(parts, waiting, MODEL)
+    begun, loss, finite = algorithm.begin_region(parts, waiting, MODEL)
+    assert finite
     region = begun.region
     np.testing.assert_array_equal(region.anchor, PARAMS)
     expected = mean_loss(PARAMS, np.asarray(region.probe_indices), np.asarray(region.probe_weights))
@@ -120,10 +122,10 @@ def test_a_region_begins_with_what_its_name_says(parts, state):
 
 
 def test_the_check_compares_the_model_with_the_loss_at_the_parameters_now(parts, state):
-    begun, start = algorithm.begin_region(parts, state, MODEL)
-    assert algorithm.check_model(parts, begun, MODEL)[1:] == (start, 0.0)
+    begun, start, _ = algorithm.begin_region(parts, state, MODEL)
+    assert algorithm.check_model(parts, begun, MODEL)[1:] == (start, 0.0, True)
     moved = PARAMS + 0.1
-    _, loss, rho = algorithm.check_model(parts, begun, Model(moved, {}))
+    _, loss, rho, _ = algorithm.check_model(parts, begun, Model(moved, {}))
     region = begun.region
     delta = np.full(PARAMS.shape, 0.1)
     said = start + np.vdot(region.gradient, delta) + np.vdot(delta, region.curvature * delta) / 2
@@ -150,7 +152,7 @@ def test_a_check_that_is_due_keeps_or_ends_the_region(tau, reason):
 
 
 def test_a_region_that_outlives_its_coresets_gets_others_and_counts_none_as_unused(parts, state):
-    begun, _ = algorithm.begin_region(parts, state, MODEL)
+    begun, *_ = algorithm.begin_region(parts, state, MODEL)
     all_used = begun.buffer._replace(num_used=begun.buffer.num_coresets)
     more = algorithm.extend(parts, begun._replace(buffer=all_used, step=2), MODEL)
     left = begun.next_check - 2

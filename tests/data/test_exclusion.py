@@ -213,7 +213,7 @@ def test_a_bad_loss_is_remembered_until_the_window_ends(bad):
 def test_the_end_of_a_window_tells_a_bad_loss_unless_such_are_skipped():
     own = ExclusionConfig(threshold=ALPHA, window=8, cooldown=None, keep_fraction=0.0)
     exclusion = run_observe(init(4, 1), jnp.arange(2), jnp.array([jnp.nan, 0.01]))
-    pool = Pool(open_stream(jax.random.key(0), 1), exclusion, 8, 0)
+    pool = Pool(open_stream(jax.random.key(0), 1), exclusion, 8, 0, 1.0)
     stop, skip = (
         make_rules(one_class(4), largest_draw=1, exclusion=own, capacity=64, skip_nonfinite=skipped)
         for skipped in (False, True)
@@ -229,7 +229,7 @@ def test_when_exclusion_ends_all_return_in_a_new_pass():
     own = ExclusionConfig(threshold=ALPHA, window=8, cooldown=4, keep_fraction=0.0, until=20)
     rules = make_rules(one_class(4), largest_draw=1, exclusion=own, capacity=64)
     exclusion = run_observe(init(4, 1, windows=4), jnp.arange(2), jnp.array([jnp.nan, 0.01]))
-    pool = Pool(open_stream(jax.random.key(0), 1), exclusion, 8, 1)
+    pool = Pool(open_stream(jax.random.key(0), 1), exclusion, 8, 1, 1.0)
     ended = close(rules, pool, 20)
     assert (ended.excluded, ended.stream.passes.tolist()) == (0, [1])
     assert bool(ended.exclusion.all_finite)

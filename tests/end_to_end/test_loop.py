@@ -158,7 +158,7 @@ def test_many_steps_are_one_program_where_no_row_is_read_on_the_host(kind, monke
 
 
 def test_steps_are_put_together_by_themselves_on_accelerators_where_jit_traces_them(monkeypatch):
-    monkeypatch.setattr(loop, "_on_accelerator", lambda tree: len(jax.tree.leaves(tree)) > 0)
+    monkeypatch.setattr(loop, "on_accelerator", lambda tree: len(jax.tree.leaves(tree)) > 0)
     lengths = counting(monkeypatch)
     options = {"key": jax.random.key(2), "steps": 40}
     fit(stratified_batches(make_source(), BATCH), train_step, start(), **options)

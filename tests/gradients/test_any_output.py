@@ -9,7 +9,7 @@ from helpers import numpy_cross_entropy, numpy_distances
 
 from crest_jax import ArraySource, Examples, cross_entropy, last_layer_gradients, logit_gradients
 from crest_jax.coresets.distances import sums_of_all
-from crest_jax.gradients.embeddings import in_chunks
+from crest_jax.gradients.chunked import in_chunks
 from crest_jax.gradients.losses import fitting, per_example
 from crest_jax.gradients.sketches import sketched_products
 

@@ -25,7 +25,8 @@ from crest_jax import (
 )
 from crest_jax.coresets.distances import sums_of_all
 from crest_jax.gradients import embed_rows, embeddings, sketches, weighted_mean
-from crest_jax.gradients.embeddings import in_chunks, logit_residuals
+from crest_jax.gradients.chunked import in_chunks
+from crest_jax.gradients.embeddings import logit_residuals
 from crest_jax.gradients.sketches import count_sketch
 
 
