@@ -53,7 +53,7 @@ def draw_several(
         stream, rows, weights = draw(stream, *arrays, *settings)
         return stream, (rows, weights)
 
-    stream, (rows, weights) = jax.lax.scan(one, stream, None, length=number)
+    stream, (rows, weights) = jax.lax.scan(one, stream, None, length=number, unroll=min(number, 2))
     return stream, rows, weights
 
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
-from crest_jax.data.sampler import Inactive, drawn_from
 from crest_jax.types import Array
 
 _EMPTY = np.uint32(2**32 - 1)
@@ -104,6 +103,18 @@ def share_drawn(exclusion: ExclusionConfig | None) -> float:
       (0.0, 0.25)
     """
     return 0.0 if exclusion is None else exclusion.keep_fraction
+
+
+class Inactive(NamedTuple):
+    """The excluded examples.
+
+    Attributes:
+      left_at: [n], int8: above 0 where an example is excluded.
+      counts: [c], int32: excluded examples of each class.
+    """
+
+    left_at: Array
+    counts: Array
 
 
 class Exclusion(NamedTuple):
@@ -352,31 +363,6 @@ def observe_losses(exclusion: Exclusion, indices: Array, losses: Any, threshold:
     """
     noted, finite = _observe(exclusion, indices, _checks.handed_back(losses, indices), threshold)
     return exclusion._replace(**noted._asdict(), all_finite=finite)
-
-
-@partial(jax.jit, static_argnames=("cooldown", "keep"))
-def end_window(
-    exclusion: Exclusion,
-    classes: Array,
-    sizes: Array,
-    needed: Array,
-    cooldown: int | None,
-    keep: float,
-) -> tuple[Exclusion, Array, Array]:
-    """Close the window, compiled; ``keep`` is the share of the excluded examples that is drawn.
-
-    Returns the state, how many are excluded [], and the largest class's share [] of what is drawn from.
-
-    Example:
-      >>> state = init_exclusion(3, 1, capacity=2, cooldown=1)
-      >>> state = observe_losses(state, jnp.array([0]), jnp.array([0.05]), 0.1)
-      >>> int(end_window(state, jnp.zeros(3, int), jnp.array([3]), jnp.array([1]), 1, 0.0)[1])
-      1
-    """
-    closed = close_window(exclusion, classes, sizes, needed, cooldown)
-    counts = closed.inactive.counts
-    drawn = drawn_from(sizes, counts, keep).astype(jnp.float32)
-    return closed, jnp.sum(counts, dtype=jnp.int32), jnp.max(drawn) / jnp.sum(drawn)
 
 
 @jax.jit

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -15,7 +16,7 @@ from crest_jax.data.exclusion import (
     Exclusion,
     ExclusionConfig,
     all_active,
-    end_window,
+    close_window,
     importance_weights,
     init_exclusion,
     observe_losses,
@@ -23,7 +24,15 @@ from crest_jax.data.exclusion import (
 )
 from crest_jax.data.prefetch import Lookahead
 from crest_jax.data.quotas import rows_needed
-from crest_jax.data.sampler import Inactive, RowStream, new_pass, next_subset, open_stream
+from crest_jax.data.sampler import (
+    InPlay,
+    RowStream,
+    all_in_play,
+    new_pass,
+    next_subset,
+    open_stream,
+    rearranged,
+)
 from crest_jax.data.strata import Strata, make_strata
 from crest_jax.types import Array
 
@@ -60,6 +69,7 @@ class Pool(NamedTuple):
 
     Attributes:
       stream: where the walk through the examples has come to.
+      in_play: those that are drawn from; None where none is ever excluded.
       exclusion: who is excluded, and what was observed.
       window_end: step at which the window closes.
       excluded: number of excluded examples.
@@ -67,6 +77,7 @@ class Pool(NamedTuple):
     """
 
     stream: RowStream
+    in_play: InPlay | None
     exclusion: Exclusion
     window_end: int
     excluded: int
@@ -132,16 +143,24 @@ def open_pool(rules: PoolRules, key: Array) -> Pool:
         relative=own is not None and own.relative,
     )
     exclusion = place(fresh, rules.mesh)
-    if own is not None:
-        # Nothing was observed, so this changes nothing, and compiles now what a later window needs.
-        exclusion = _ended(rules, exclusion)[0]
     stream = place(open_stream(key, num_classes), rules.mesh)
-    return Pool(stream, exclusion, 0 if own is None else own.window, 0, rules.largest_share)
+    opened = Pool(stream, None, exclusion, 0, 0, rules.largest_share)
+    if own is None:
+        return opened
+    opened = opened._replace(in_play=all_in_play(strata), window_end=own.window)
+    # Nothing was observed, so this excludes nothing, and compiles now what a later window needs.
+    stream, in_play, exclusion, _ = _ended(rules, opened)
+    return opened._replace(stream=stream, in_play=in_play, exclusion=exclusion)
 
 
 @partial(jax.jit, static_argnames=("size", "keep"))
 def weighted_subset(
-    stream: RowStream, strata: Strata, left_at: Array, counts: Array, size: int, keep: float
+    stream: RowStream,
+    strata: Strata,
+    in_play: InPlay | None,
+    left_at: Array,
+    size: int,
+    keep: float,
 ) -> tuple[RowStream, Array, Array]:
     """Draw indices [size], as ``sampler.next_subset``, with what each stands for [size].
 
@@ -149,10 +168,10 @@ def weighted_subset(
       >>> import jax.numpy as jnp, numpy as np
       >>> from crest_jax.data.strata import make_strata
       >>> strata, stream = make_strata(np.zeros(2, int), 1), open_stream(jax.random.key(0), 1)
-      >>> weighted_subset(stream, strata, jnp.zeros(2, jnp.int8), jnp.zeros(1, int), 2, 0.5)[2].tolist()
+      >>> weighted_subset(stream, strata, None, jnp.zeros(2, jnp.int8), 2, 0.5)[2].tolist()
       [1.0, 1.0]
     """
-    stream, indices = next_subset(stream, strata, size, Inactive(left_at, counts), keep)
+    stream, indices = next_subset(stream, strata, size, in_play)
     return stream, indices, importance_weights(left_at, indices, keep)
 
 
@@ -176,10 +195,8 @@ def draw(
       [1.0, 1.0]
     """
     one = weighted_subset if ahead is None else partial(ahead.draw, weighted_subset)
-    inactive = pool.exclusion.inactive
-    share = share_drawn(rules.exclusion)
-    found = one(pool.stream, rules.strata, inactive.left_at, inactive.counts, size, share)
-    stream, indices, weights = found
+    left_at, share = pool.exclusion.inactive.left_at, share_drawn(rules.exclusion)
+    stream, indices, weights = one(pool.stream, rules.strata, pool.in_play, left_at, size, share)
     return pool._replace(stream=stream), indices, weights
 
 
@@ -188,13 +205,13 @@ def draw_many(rules: PoolRules, pool: Pool, size: int, number: int) -> tuple[Poo
 
     Example:
       >>> from crest_jax.data.classes import classes_of
-      >>> rules = make_rules(classes_of([0, 1]), largest_draw=1, exclusion=None, capacity=1)
+      >>> rules = make_rules(classes_of([0, 0]), largest_draw=1, exclusion=None, capacity=1)
       >>> sorted(draw_many(rules, open_pool(rules, jax.random.key(0)), 1, 2)[1].ravel().tolist())
       [0, 1]
     """
-    inactive, settings = pool.exclusion.inactive, (size, share_drawn(rules.exclusion))
+    left_at, settings = pool.exclusion.inactive.left_at, (size, share_drawn(rules.exclusion))
     stream, indices, weights = draw_several(
-        weighted_subset, number, settings, pool.stream, rules.strata, inactive.left_at, inactive.counts
+        weighted_subset, number, settings, pool.stream, rules.strata, pool.in_play, left_at
     )
     return pool._replace(stream=stream), indices, weights
 
@@ -260,16 +277,17 @@ def close(rules: PoolRules, pool: Pool, step: int) -> Pool:
     """
     if not due(rules, pool, step):
         return pool
+    assert rules.exclusion is not None
     if not rules.excludes(step):
-        # A new pass, in which all of them come.
+        exclusion = all_active(pool.exclusion)
         return pool._replace(
-            exclusion=all_active(pool.exclusion),
+            stream=new_pass(pool.stream),  # in which all of them come
+            in_play=all_in_play(rules.strata),
+            exclusion=exclusion,
             excluded=0,
             largest_share=rules.largest_share,
-            stream=new_pass(pool.stream),
         )
-    assert rules.exclusion is not None
-    exclusion, *told = _ended(rules, pool.exclusion)
+    stream, in_play, exclusion, told = _ended(rules, pool)
     finite, excluded, share = read_numbers(pool.exclusion.all_finite, *told)
     if not (rules.skip_nonfinite or finite):
         raise FloatingPointError(
@@ -277,16 +295,36 @@ def close(rules: PoolRules, pool: Pool, step: int) -> Pool:
             f"{step} but all must be finite; lower the learning rate, look for bad inputs, or "
             'count such losses as high with nonfinite="skip".'
         )
-    return pool._replace(
-        exclusion=exclusion,
-        window_end=step + rules.exclusion.window,
-        excluded=excluded,
-        largest_share=share,
-    )
+    end = step + rules.exclusion.window
+    return Pool(stream, in_play, exclusion, end, excluded, share)
 
 
-def _ended(rules: PoolRules, exclusion: Exclusion) -> tuple[Exclusion, Array, Array]:
-    strata, own = rules.strata, rules.exclusion
+def _ended(rules: PoolRules, pool: Pool) -> tuple[RowStream, InPlay, Exclusion, tuple[Array, Array]]:
+    own = rules.exclusion
     assert own is not None
-    settings = own.cooldown, own.keep_fraction
-    return end_window(exclusion, strata.classes, strata.sizes, rules.needed, *settings)
+    assert pool.in_play is not None
+    arrays = pool.stream, pool.in_play, pool.exclusion, rules.strata, rules.needed
+    return end_window(*arrays, cooldown=own.cooldown, keep=own.keep_fraction)
+
+
+@partial(jax.jit, static_argnames=("cooldown", "keep"))
+def end_window(
+    stream: RowStream,
+    in_play: InPlay,
+    exclusion: Exclusion,
+    strata: Strata,
+    needed: Array,
+    *,
+    cooldown: int | None,
+    keep: float,
+) -> tuple[RowStream, InPlay, Exclusion, tuple[Array, Array]]:
+    """Close the window, compiled; see ``exclusion.close_window`` and ``sampler.rearranged``.
+
+    Returns:
+      The first three anew; how many are excluded [], and the share [] of the largest class in play.
+    """
+    closed = close_window(exclusion, strata.classes, strata.sizes, needed, cooldown)
+    stream, in_play = rearranged(stream, strata, in_play, closed.excluded, keep)
+    sizes = in_play.sizes.astype(jnp.float32)
+    excluded = jnp.sum(closed.inactive.counts, dtype=jnp.int32)
+    return stream, in_play, closed, (excluded, jnp.max(sizes) / jnp.sum(sizes))

@@ -262,17 +262,50 @@ def stratified_quotas(key: Array, counts: Array, size: int, *, most: int) -> Arr
       >>> stratified_quotas(jax.random.key(0), jnp.array([30, 10]), 8, most=40).tolist()
       [6, 2]
     """
-    running, total = jnp.cumsum(counts, dtype=jnp.int32), jnp.sum(counts, dtype=jnp.int32)
+    running = jnp.cumsum(counts, dtype=jnp.int32)
+    bits = jax.random.bits(key, (), jnp.uint32)
+    firsts, ends = quota_edges(bits, running - counts, running, size, most=most)
+    return ends - firsts
+
+
+def quota_edges(
+    bits: Array, before: Array, running: Array, size: int, *, most: int
+) -> tuple[Array, Array]:
+    """Return the running sums of ``stratified_quotas``, those before each class [c] and with it [c].
+
+    Args:
+      bits: [], uint32, random.
+      before: [c], int32, rows of the classes before each.
+      running: [c], int32, rows of each class and those before it.
+      size: see ``stratified_quotas``.
+      most: see there.
+
+    Example:
+      >>> ends = jnp.array([30, 40])
+      >>> quota_edges(jnp.uint32(9), jnp.array([0, 30]), ends, 8, most=40)[1].tolist()
+      [6, 8]
+    """
+    total = running[-1]
     if (size + 1) * most < 2**31:
-        edges = (size * running + jax.random.randint(key, (), 0, total, jnp.int32)) // total
-    else:
-        shares = running.astype(jnp.float32) / total.astype(jnp.float32)
-        offset = jax.random.uniform(key, (), jnp.float32)
-        edges = jnp.floor(size * shares + offset).astype(jnp.int32)
-        # Undo what rounding broke: enough left for the later classes, and no class above its count.
-        edges = jnp.clip(edges, size - (total - running), jnp.minimum(running, size))
-        edges = running - jax.lax.cummax(running - edges)
-    return jnp.diff(edges, prepend=0)
+        offset = _scaled(bits, total)
+        return (size * before + offset) // total, (size * running + offset) // total
+    shares = running.astype(jnp.float32) / total.astype(jnp.float32)
+    uniform = (bits >> 8).astype(jnp.float32) * jnp.float32(2.0**-24)
+    edges = jnp.floor(size * shares + uniform).astype(jnp.int32)
+    # Undo what rounding broke: enough left for the later classes, and no class above its count.
+    edges = jnp.clip(edges, size - (total - running), jnp.minimum(running, size))
+    edges = running - jax.lax.cummax(running - edges)
+    return jnp.concatenate([jnp.zeros(1, jnp.int32), edges[:-1]]), edges
+
+
+def _scaled(bits: Array, total: Array) -> Array:
+    """Return ``floor(bits * total / 2^32)``, int32, exactly."""
+    low, high = bits & 0xFFFF, bits >> 16
+    whole = total.astype(jnp.uint32)
+    total_low, total_high = whole & 0xFFFF, whole >> 16
+    one = high * total_low + (low * total_low >> 16)
+    other = low * total_high + (one & 0xFFFF)
+    return (high * total_high + (one >> 16) + (other >> 16)).astype(jnp.int32)
 
 
 def rows_needed(labels: np.ndarray, num_classes: int, size: int) -> Array:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from crest_jax import _checks
-from crest_jax.data.permutation import mix, scramble
-from crest_jax.data.quotas import stratified_quotas
+from crest_jax.data.permutation import mix, scramble, unscramble
+from crest_jax.data.quotas import quota_edges
 from crest_jax.data.strata import Strata
 from crest_jax.types import Array
 
@@ -17,32 +17,36 @@ class RowStream(NamedTuple):
     """Where a walk through the rows of each class has come to.
 
     The order of a pass is a pseudo-random permutation that is computed where it is needed and never
-    stored, so a draw costs time in its own size only, however many rows there are, and rows that leave
-    or return do so at once.
+    stored, so a draw costs time in its own size only, however many rows there are.
 
     Attributes:
-      key: of the rounding of the quotas.
-      seed: [2], uint32: of the orders.
+      seed: [2], uint32: of the orders, and of the rounding of quotas.
+      draws: [c], uint32: draws made, the same in all classes, so that one kernel of a GPU counts all.
       cursors: [c], int32: places that this pass has gone through.
       passes: [c], int32: passes that have ended.
+      later: [c], int32: rows in play that this pass has come to before ``cursors`` began.
     """
 
-    key: Array
     seed: Array
+    draws: Array
     cursors: Array
     passes: Array
+    later: Array
 
 
-class Inactive(NamedTuple):
-    """The examples that are excluded from the draws.
+class InPlay(NamedTuple):
+    """The rows that are drawn from.
 
     Attributes:
-      left_at: [n], int8: above 0 where an example is excluded.
-      counts: [c], int32: excluded examples of each class.
+      order: [k], int32: rows sorted by class; of each class first those in play, of these first the
+        ones that the pass has yet to come to.
+      sizes: [c], int32: rows in play of each class.
+      ends: [c], int32: their running sums.
     """
 
-    left_at: Array
-    counts: Array
+    order: Array
+    sizes: Array
+    ends: Array
 
 
 def open_stream(key: Array, num_classes: int) -> RowStream:
@@ -55,11 +59,10 @@ def open_stream(key: Array, num_classes: int) -> RowStream:
       >>> open_stream(jax.random.key(0), 3).cursors.tolist()
       [0, 0, 0]
     """
-    key, seed_key = jax.random.split(_checks.prng_key("key", key))
-    seed = jax.random.bits(seed_key, (2,), jnp.uint32)
-    # Two arrays, not one twice: a state may be donated.
-    cursors, passes = jnp.zeros(num_classes, jnp.int32), jnp.zeros(num_classes, jnp.int32)
-    return RowStream(key, seed, cursors, passes)
+    seed = jax.random.bits(_checks.prng_key("key", key), (2,), jnp.uint32)
+    # Each an array of its own: a state may be donated.
+    none = (jnp.zeros(num_classes, jnp.int32) for _ in range(3))
+    return RowStream(seed, jnp.zeros(num_classes, jnp.uint32), *none)
 
 
 def new_pass(stream: RowStream) -> RowStream:
@@ -69,13 +72,27 @@ def new_pass(stream: RowStream) -> RowStream:
       >>> new_pass(open_stream(jax.random.key(0), 2)).passes.tolist()
       [1, 1]
     """
-    return stream._replace(cursors=jnp.zeros_like(stream.cursors), passes=stream.passes + 1)
+    cursors, later = jnp.zeros_like(stream.cursors), jnp.zeros_like(stream.later)
+    return stream._replace(cursors=cursors, passes=stream.passes + 1, later=later)
+
+
+def all_in_play(strata: Strata) -> InPlay:
+    """Return all rows, in arrays of their own.
+
+    Example:
+      >>> import numpy as np
+      >>> from crest_jax.data.strata import make_strata
+      >>> all_in_play(make_strata(np.array([1, 0, 1]), 2)).sizes.tolist()
+      [1, 2]
+    """
+    ends = strata.starts + strata.sizes
+    return InPlay(jnp.copy(strata.members), jnp.copy(strata.sizes), ends)
 
 
 def next_subset(
-    stream: RowStream, strata: Strata, size: int, out: Inactive | None = None, keep: float = 0.0
+    stream: RowStream, strata: Strata, size: int, in_play: InPlay | None = None
 ) -> tuple[RowStream, Array]:
-    """Draw rows [size], grouped by class, each class in proportion to its active rows.
+    """Draw rows [size], grouped by class, each class in proportion to its rows in play.
 
     No row comes twice in one draw, and none comes again in a pass, but for the rows that fill the draw
     with which a class ends its pass.
@@ -83,9 +100,8 @@ def next_subset(
     Args:
       stream: where the walk has come to.
       strata: the rows.
-      size: rows to draw, at most the active ones.
-      out: the excluded rows; None: there are none.
-      keep: static, share of the excluded rows that are drawn all the same, others in every pass.
+      size: rows to draw, at most those in play.
+      in_play: None: all rows.
 
     Example:
       >>> import numpy as np
@@ -96,111 +112,99 @@ def next_subset(
       >>> sorted(first.tolist() + next_subset(stream, strata, 4)[1].tolist())
       [0, 1, 2, 3, 4, 5, 6, 7]
     """
-    left_at, counts = (None, None) if out is None else out
-    return _draw(stream, strata, left_at, counts, size, keep)
+    return _draw(stream, strata, in_play, size)
 
 
-def drawn_from(sizes: Array, out: Array, keep: float) -> Array:
-    """Return the examples of each class [c] that take part in draws.
+@partial(jax.jit, static_argnames="size")
+def _draw(
+    stream: RowStream, strata: Strata, in_play: InPlay | None, size: int
+) -> tuple[RowStream, Array]:
+    # No sum along classes or rows, no loop, no scatter: three kernels on a GPU.
+    order, sizes, ends = in_play or (strata.members, strata.sizes, strata.starts + strata.sizes)
+    bits = mix(stream.seed[0] ^ mix(stream.seed[1] ^ stream.draws[0]))
+    firsts, edges = quota_edges(bits, ends - sizes, ends, size, most=order.shape[0])
+    lanes = jnp.arange(size, dtype=jnp.int32)
+    group = jnp.sum(lanes[:, None] >= edges[None, :], axis=1, dtype=jnp.int32)
+    later, own = stream.later[group], sizes[group]
+    ahead = own - later
+    places = (stream.cursors[group] + lanes - firsts[group]) % own
+    # A class that comes to the end of its pass in this draw fills it with rows that came before.
+    begin = jnp.where(places < ahead, 0, ahead)
+    span = jnp.where(places < ahead, ahead, later)
+    seeds = _class_seeds(stream.seed, group, stream.passes[group])
+    rows = order[strata.starts[group] + begin + scramble(places - begin, span, seeds)]
+    cursors = stream.cursors + edges - firsts
+    over = (cursors >= sizes - stream.later) & (sizes > 0)
+    passes = stream.passes + over.astype(jnp.int32)
+    cursors, later = jnp.where(over, 0, cursors), jnp.where(over, 0, stream.later)
+    return RowStream(stream.seed, stream.draws + 1, cursors, passes, later), rows
+
+
+def rearranged(
+    stream: RowStream, strata: Strata, in_play: InPlay, out: Array, keep: float
+) -> tuple[RowStream, InPlay]:
+    """Take rows out of play, and others in; each class goes on with its pass.
+
+    What a pass has come to it does not come to again; rows that return come in it once more. A share of
+    the rows that are out stays in play all the same, others at every call.
 
     Args:
-      sizes: [c], int32, examples of each class.
-      out: [c], int32, excluded ones.
-      keep: share of these that is drawn all the same.
+      stream: where the walk has come to.
+      strata: the rows.
+      in_play: the rows that were drawn from.
+      out: [n], bool, of all rows of the data set.
+      keep: static, that share.
 
     Example:
-      >>> drawn_from(jnp.array([9, 5]), jnp.array([4, 0]), 0.25).tolist()
-      [6, 5]
+      >>> import numpy as np
+      >>> from crest_jax.data.strata import make_strata
+      >>> strata, stream = make_strata(np.zeros(4, int), 1), open_stream(jax.random.key(0), 1)
+      >>> out = jnp.array([False, True, False, False])
+      >>> stream, some = rearranged(stream, strata, all_in_play(strata), out, 0.0)
+      >>> sorted(next_subset(stream, strata, 3, some)[1].tolist())
+      [0, 2, 3]
     """
-    return sizes - out + jnp.round(keep * out.astype(jnp.float32)).astype(jnp.int32)
+    rows, classes = in_play.order, jnp.arange(in_play.sizes.shape[0])
+    group = strata.classes[rows].astype(jnp.int32)
+    own = jnp.arange(rows.shape[0], dtype=jnp.int32) - strata.starts[group]
+    ahead = in_play.sizes - stream.later
+    seeds = _class_seeds(stream.seed, classes, stream.passes)
+    turns = unscramble(jnp.minimum(own, ahead[group] - 1), group, ahead, seeds)
+    came = (own < in_play.sizes[group]) & ((own >= ahead[group]) | (turns < stream.cursors[group]))
+    seed = mix(stream.seed + mix(stream.draws[0] + jnp.arange(2, dtype=jnp.uint32)))
+    plays = ~out[rows]
+    if keep > 0:
+        places, number = _ranked(strata, group, ~plays)
+        order = unscramble(places, group, number, _class_seeds(seed[::-1], classes, stream.passes))
+        plays |= order < jnp.round(keep * number.astype(jnp.float32)).astype(jnp.int32)[group]
+    counts: list[Array] = []
+    found, begin = jnp.zeros_like(rows), strata.starts
+    # Each class holds its kinds one after the other: those to come, those that came, those out.
+    for kind in (plays & ~came, plays & came, ~plays):
+        places, number = _ranked(strata, group, kind)
+        found = jnp.where(kind, begin[group] + places, found)
+        begin = begin + number
+        counts.append(number)
+    order = jnp.zeros_like(rows).at[found].set(rows, unique_indices=True)
+    sizes = counts[0] + counts[1]
+    over = (counts[0] == 0) & (sizes > 0)
+    later, passes = jnp.where(over, 0, counts[1]), stream.passes + over.astype(jnp.int32)
+    stream = RowStream(seed, stream.draws + 1, jnp.zeros_like(stream.cursors), passes, later)
+    return stream, InPlay(order, sizes, jnp.cumsum(sizes, dtype=jnp.int32))
 
 
-@partial(jax.jit, static_argnames=("size", "keep"))
-def _draw(
-    stream: RowStream, strata: Strata, rest: Array | None, out: Array | None, size: int, keep: float
-) -> tuple[RowStream, Array]:
-    key, quota_key = jax.random.split(stream.key)
-    sizes = strata.sizes
-    active = sizes
-    if out is not None:
-        active = drawn_from(sizes, out, keep)
-    quotas = stratified_quotas(quota_key, active, size, most=strata.members.shape[0])
-    seeds = _class_seeds(stream)
-    if rest is None:
-        group, turn = _lanes(quotas, size)
-        places = (stream.cursors[group] + turn) % sizes[group]
-        rows = _rows_at(strata, group, places, seeds)
-        walked = quotas
-    else:
-        rows, walked = _walk(stream, strata, rest, quotas, seeds, size, keep)
-    cursors = stream.cursors + walked
-    over = (cursors >= sizes) & (sizes > 0)
-    passes = stream.passes + over.astype(jnp.int32)
-    return RowStream(key, stream.seed, jnp.where(over, 0, cursors), passes), rows
+def _ranked(strata: Strata, group: Array, kind: Array) -> tuple[Array, Array]:
+    """Return the place [k] of each row among those of its class and kind, and their number [c].
 
-
-def _lanes(counts: Array, total: int) -> tuple[Array, Array]:
-    """Return the class [total] of each of ``counts[c]`` lanes, class by class, and its turn there."""
-    ends = jnp.cumsum(counts)
-    lanes = jnp.arange(total, dtype=jnp.int32)
-    group = jnp.searchsorted(ends, lanes, side="right", method="compare_all").astype(jnp.int32)
-    return group, lanes - (ends - counts)[group]
-
-
-def _rows_at(strata: Strata, group: Array, places: Array, seeds: Array) -> Array:
-    """Return the rows [b] at places [b] of the orders of their classes ``group`` [b]."""
-    scattered = scramble(places, strata.sizes[group], seeds[group])
-    return strata.members[strata.starts[group] + scattered]
-
-
-def _walk(
-    stream: RowStream,
-    strata: Strata,
-    rest: Array,
-    quotas: Array,
-    seeds: Array,
-    size: int,
-    keep: float,
-) -> tuple[Array, Array]:
-    """Walk on until every class has given its quota of active rows; return rows and places walked.
-
-    Twice as many places are looked at in a turn as rows are wanted. A class that has too few rows in
-    play gives others in a second round, so that no row comes twice and the walk ends.
+    Elsewhere than at rows of the kind, [k] bool, the place is that of the one before.
     """
-    sizes = strata.sizes
-    group, turn = _lanes(2 * quotas, 2 * size)
-    firsts = jnp.cumsum(quotas) - quotas
-    limit = jnp.uint32(min(round(keep * 2**32), 2**32 - 1))
-
-    def look(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        rows, found, walked = state
-        gone = walked[group] + turn
-        candidates = _rows_at(strata, group, (stream.cursors[group] + gone) % sizes[group], seeds)
-        fits = rest[candidates] <= 0
-        if keep > 0:
-            fits |= mix(candidates.astype(jnp.uint32) ^ mix(seeds[group] + 1)) < limit
-        fits = fits == (gone < sizes[group])  # in the second round the others
-        wanted = (quotas - found)[group]
-        ones = fits.astype(jnp.int32)
-        before = jnp.cumsum(ones) - ones
-        rank = before - before[2 * firsts[group]]
-        taken = fits & (rank < wanted)
-        slots = jnp.where(taken, (firsts + found)[group] + rank, size)
-        rows = rows.at[slots].set(candidates, mode="drop")
-        more = jnp.zeros_like(found).at[group].add(taken.astype(jnp.int32))
-        last = jnp.zeros_like(found).at[group].max(jnp.where(taken, turn + 1, 0))
-        full = found + more >= quotas
-        step = jnp.where(full, last, 2 * quotas)
-        return rows, found + more, walked + step
-
-    zeros = jnp.zeros_like(quotas)
-    start = jnp.zeros(size, jnp.int32), zeros, zeros
-    rows, _, walked = jax.lax.while_loop(lambda state: jnp.any(state[1] < quotas), look, start)
-    return rows, walked
+    running = jnp.cumsum(kind, dtype=jnp.int32)
+    through = jnp.concatenate([jnp.zeros(1, jnp.int32), running])
+    before = through[strata.starts]
+    return running - 1 - before[group], through[strata.starts + strata.sizes] - before
 
 
-def _class_seeds(stream: RowStream) -> Array:
-    """Return a seed [c] for the order of each class in its present pass."""
-    classes = jnp.arange(stream.passes.shape[0], dtype=jnp.uint32)
-    mixed = mix(stream.seed[0] + mix(stream.seed[1] + classes))
-    return mix(mixed + stream.passes.astype(jnp.uint32))
+def _class_seeds(seed: Array, classes: Array, passes: Array) -> Array:
+    """Return a seed [k] for the order of each of some classes [k] in the passes [k]."""
+    mixed = mix(seed[0] + mix(seed[1] + classes.astype(jnp.uint32)))
+    return mix(mixed + passes.astype(jnp.uint32))

@@ -20,6 +20,7 @@ from crest_jax.data.exclusion import (
     observe_losses,
 )
 from crest_jax.data.pool import Pool, close, make_rules, weighted_subset
+from crest_jax.data.sampler import all_in_play, rearranged
 
 COUNT, CLASSES, ALPHA = 30, 3, 0.1
 close_compiled = jax.jit(close_window, static_argnames="cooldown")
@@ -210,10 +211,15 @@ def test_a_bad_loss_is_remembered_until_the_window_ends(bad):
     assert run_close(state, [0] * 4, [0]).all_finite
 
 
+def pool_of(exclusion):
+    every = all_in_play(make_strata(np.zeros(4, int), 1))
+    return Pool(open_stream(jax.random.key(0), 1), every, exclusion, 8, 0, 1.0)
+
+
 def test_the_end_of_a_window_tells_a_bad_loss_unless_such_are_skipped():
     own = ExclusionConfig(threshold=ALPHA, window=8, cooldown=None, keep_fraction=0.0)
     exclusion = run_observe(init(4, 1), jnp.arange(2), jnp.array([jnp.nan, 0.01]))
-    pool = Pool(open_stream(jax.random.key(0), 1), exclusion, 8, 0, 1.0)
+    pool = pool_of(exclusion)
     stop, skip = (
         make_rules(one_class(4), largest_draw=1, exclusion=own, capacity=64, skip_nonfinite=skipped)
         for skipped in (False, True)
@@ -229,9 +235,11 @@ def test_when_exclusion_ends_all_return_in_a_new_pass():
     own = ExclusionConfig(threshold=ALPHA, window=8, cooldown=4, keep_fraction=0.0, until=20)
     rules = make_rules(one_class(4), largest_draw=1, exclusion=own, capacity=64)
     exclusion = run_observe(init(4, 1, windows=4), jnp.arange(2), jnp.array([jnp.nan, 0.01]))
-    pool = Pool(open_stream(jax.random.key(0), 1), exclusion, 8, 1, 1.0)
+    pool = pool_of(exclusion)._replace(excluded=1)
     ended = close(rules, pool, 20)
-    assert (ended.excluded, ended.stream.passes.tolist()) == (0, [1])
+    assert (ended.excluded, ended.in_play.sizes.tolist()) == (0, [4])
+    assert ended.stream.cursors.tolist() == ended.stream.later.tolist() == [0]
+    assert ended.stream.passes.tolist() == [1]
     assert bool(ended.exclusion.all_finite)
     assert not ended.exclusion.excluded.any()
     assert close(rules, ended, 21) is ended
@@ -260,11 +268,13 @@ def expected_share(m, p, a):
 def test_learned_examples_kept_fall_short_by_what_is_documented(m, share):
     count, keep, draws = 4000, 0.25, 20_000
     learned = np.arange(count) < share * count
-    rest, out = jnp.asarray(learned, jnp.int8), jnp.array([learned.sum()], jnp.int32)
+    rest = jnp.asarray(learned, jnp.int8)
     strata = make_strata(np.zeros(count, int), 1)
 
     def weigh(key):
-        _, rows, weights = weighted_subset(open_stream(key, 1), strata, rest, out, m, keep)
+        stream, every = open_stream(key, 1), all_in_play(strata)
+        stream, some = rearranged(stream, strata, every, rest > 0, keep)
+        _, rows, weights = weighted_subset(stream, strata, some, rest, m, keep)
         own = jnp.sum(jnp.where(rest[rows] > 0, weights, 0.0))
         return own / jnp.sum(weights), own, jnp.sum(weights)
 

@@ -16,9 +16,9 @@ from crest_jax import ArraySource, HostSource
 from crest_jax.baselines import top_loss_batches
 from crest_jax.data import make_strata, next_subset, open_stream
 from crest_jax.data.exclusion import importance_weights
-from crest_jax.data.permutation import scramble
+from crest_jax.data.permutation import scramble, unscramble
 from crest_jax.data.quotas import stratified_quotas
-from crest_jax.data.sampler import Inactive
+from crest_jax.data.sampler import all_in_play, rearranged
 from crest_jax.data.sources import padded_chunks
 
 COUNT = st.one_of(st.just(0), st.just(1), st.integers(0, 60))
@@ -97,15 +97,18 @@ def test_quotas_are_unbiased(most):
     assert bound.max() < 0.05
 
 
-def away(classes, active, num_classes):
-    out = np.bincount(classes[~active], minlength=num_classes)
-    return Inactive(jnp.asarray(~active, jnp.int8), jnp.asarray(out, jnp.int32))
+rearranged_compiled = jax.jit(rearranged, static_argnames="keep")
 
 
-def walk(stream, strata, batches, size, out=None, keep=0.0):
+def away(strata, active, keep=0.0, seed=0):
+    stream = open_stream(jax.random.key(seed), len(strata.sizes))
+    return rearranged_compiled(stream, strata, all_in_play(strata), jnp.asarray(~active), keep=keep)[1]
+
+
+def walk(stream, strata, batches, size, in_play=None):
     drawn = []
     for _ in range(batches):
-        stream, rows = next_subset(stream, strata, size, out, keep)
+        stream, rows = next_subset(stream, strata, size, in_play)
         drawn.append(rows.tolist())
     return drawn
 
@@ -169,11 +172,13 @@ def test_subsets_hold_rows_in_play_once_in_proportion_to_the_classes(seed, share
     active[rng.permutation(40)[:7]] = True
     in_play = np.bincount(classes[active], minlength=5)
     strata = make_strata(classes, 5)
+    some = away(strata, active)
+    assert some.sizes.tolist() == in_play.tolist()
     stream = open_stream(jax.random.key(seed), 5)
     times = Counter()
     for _ in range(11):
         passes = stream.passes
-        stream, rows = next_subset(stream, strata, 7, away(classes, active, 5))
+        stream, rows = next_subset(stream, strata, 7, some)
         rows = np.asarray(rows)
         assert len(set(rows.tolist())) == 7
         assert active[rows].all()
@@ -196,8 +201,9 @@ def test_subsets_hold_rows_in_play_once_in_proportion_to_the_classes(seed, share
 def test_every_row_in_play_is_equally_likely():
     classes = np.array([0, 0, 0, 1, 1, 2, 1, 1, 0])
     active = np.array([1, 1, 0, 1, 1, 1, 0, 1, 1], bool)
-    strata, out, keys = make_strata(classes, 3), away(classes, active, 3), 3000
-    draw = jax.jit(jax.vmap(lambda key: next_subset(open_stream(key, 3), strata, 3, out)[1]))
+    strata, keys = make_strata(classes, 3), 3000
+    some = away(strata, active)
+    draw = jax.jit(jax.vmap(lambda key: next_subset(open_stream(key, 3), strata, 3, some)[1]))
     rows = np.asarray(draw(jax.random.split(jax.random.key(2), keys)))
     share = np.bincount(rows.ravel(), minlength=9) / keys
     expected = np.where(active, 3 / active.sum(), 0.0)
@@ -210,23 +216,25 @@ def test_every_row_in_play_is_equally_likely():
 def test_rows_out_of_play_are_kept_at_their_rate_and_stand_for_the_others(keep):
     rng = np.random.default_rng(7)
     learned, classes = rng.random(400) < 0.6, np.zeros(400, int)
-    strata, out = make_strata(classes, 1), away(classes, ~learned, 1)
+    strata = make_strata(classes, 1)
     values, totals, kept = rng.normal(size=400), [], []
     for seed in range(300):
         stream, rows = open_stream(jax.random.key(seed), 1), []
+        some = away(strata, ~learned, keep, seed)
         while not stream.passes[0]:
-            stream, drawn = next_subset(stream, strata, 5, out, keep)
+            stream, drawn = next_subset(stream, strata, 5, some)
             rows.append(np.asarray(drawn))
         rows = np.unique(np.concatenate(rows))
         assert np.isin(np.flatnonzero(~learned), rows).all()
-        weights = np.asarray(importance_weights(out.left_at, jnp.asarray(rows), keep))
+        left_at = jnp.asarray(learned, jnp.int8)
+        weights = np.asarray(importance_weights(left_at, jnp.asarray(rows), keep))
         totals.append((weights * values[rows]).sum())
         kept.append(learned[rows].sum() / learned.sum())
     assert abs(np.mean(kept) - keep) < 5 * np.sqrt(keep * (1 - keep) / learned.sum() / 300)
     variance = (values[learned] ** 2).sum() * (1 - keep) / keep
     assert abs(np.mean(totals) - values.sum()) <= 5 * np.sqrt(variance / 300), "biased"
     assert np.std(totals) == pytest.approx(np.sqrt(variance), rel=0.2)
-    assert len({round(total, 6) for total in totals}) == 300, "others are kept in every pass"
+    assert len({round(total, 6) for total in totals}) == 300, "others are kept every time"
 
 
 @pytest.mark.parametrize("class_sizes", [(24,), (12, 8, 4)], ids=["plain", "stratified"])
@@ -234,8 +242,8 @@ def test_rows_out_of_play_are_kept_at_their_rate_and_stand_for_the_others(keep):
 def test_a_stream_gives_every_row_once_per_pass_and_a_new_order_each_pass(class_sizes, whole):
     classes = np.repeat(np.arange(len(class_sizes)), class_sizes)[::-1].copy()
     strata = make_strata(classes, len(class_sizes))
-    # With nothing out of play the walk that looks for rows in play gives the very same.
-    out = None if whole else away(classes, np.ones(24, bool), len(class_sizes))
+    # With nothing out of play the rows in play give the very same.
+    out = None if whole else away(strata, np.ones(24, bool))
     stream = open_stream(jax.random.key(3), len(class_sizes))
     drawn = walk(stream, strata, 12, 6, out)
     assert drawn == walk(stream, strata, 12, 6)
@@ -261,19 +269,52 @@ def test_a_stream_never_gives_rows_out_of_play_across_passes():
     rng = np.random.default_rng(6)
     classes, active = rng.integers(0, 3, 30), rng.random(30) < 0.5
     strata, stream = make_strata(classes, 3), open_stream(jax.random.key(6), 3)
-    drawn = walk(stream, strata, 20, 4, away(classes, active, 3))
+    drawn = walk(stream, strata, 20, 4, away(strata, active))
     assert set(chain(*drawn)) == set(np.flatnonzero(active).tolist())
 
 
-def test_a_class_with_too_few_rows_in_play_gives_others_and_none_twice():
-    classes = np.array([0, 0, 0, 0, 1, 1])
-    # One row of class 0 is in play, but the counts say all are: its quota is 2 of 3.
-    out = Inactive(jnp.array([0, 1, 1, 1, 0, 0], jnp.int8), jnp.zeros(2, jnp.int32))
-    strata = make_strata(classes, 2)
-    for seed in range(20):
-        rows = next_subset(open_stream(jax.random.key(seed), 2), strata, 3, out)[1].tolist()
-        assert len(set(rows)) == 3
-        assert 0 in rows
+@pytest.mark.parametrize("sizes", [(40,), (17, 8, 15)])
+@pytest.mark.parametrize("share", [1.0, 0.6])
+def test_a_pass_goes_on_where_rows_leave_and_return(sizes, share):
+    """Rows that were drawn do not come again in the pass, and all others in play do come."""
+    rng = np.random.default_rng(len(sizes))
+    classes = np.repeat(np.arange(len(sizes)), sizes)[rng.permutation(40)]
+    strata = make_strata(classes, len(sizes))
+    stream, some = open_stream(jax.random.key(1), len(sizes)), all_in_play(strata)
+    came = np.zeros(40, int)
+    for _ in range(40):
+        active = rng.random(40) < share
+        active[rng.permutation(40)[:20]] = True
+        before = stream.passes
+        stream, some = rearranged_compiled(stream, strata, some, jnp.asarray(~active), keep=0.0)
+        came[~active] = 0  # those that return come once more
+        held = [np.flatnonzero(active & (classes == c)) for c in range(len(sizes))]
+        assert some.sizes.tolist() == [len(rows) for rows in held]
+        assert sorted(some.order.tolist()) == list(range(40))
+        for c in np.flatnonzero(np.asarray(stream.passes) > before):  # nothing in play was left
+            assert (came[held[c]] > 0).all()
+            came[classes == c] = 0
+        for _ in range(int(rng.integers(0, 4))):
+            before = np.asarray(stream.passes)
+            stream, rows = next_subset(stream, strata, 5, some)
+            rows = np.asarray(rows)
+            assert len(set(rows.tolist())) == 5
+            assert active[rows].all()
+            came[rows] += 1
+            for c, own in enumerate(held):
+                if stream.passes[c] > before[c]:
+                    assert (came[own] > 0).all()
+                    came[classes == c] = 0
+                else:
+                    assert (came[own] <= 1).all()
+
+
+def test_where_a_place_went_is_found_again():
+    sizes, seeds = jnp.array([1, 7, 100, 1021]), jnp.array([3, 9, 4, 1], jnp.uint32)
+    groups = jnp.repeat(jnp.arange(4), sizes, total_repeat_length=1129)
+    places = jnp.arange(1129) - (jnp.cumsum(sizes) - sizes)[groups]
+    found = scramble(places, sizes[groups], seeds[groups])
+    assert unscramble(found, groups, sizes, seeds).tolist() == places.tolist()
 
 
 def test_strata_of_some_rows_hold_these_only():
