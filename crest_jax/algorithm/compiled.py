@@ -199,7 +199,8 @@ def score_and_select(
     if mesh is not None:
         found = jax.lax.with_sharding_constraint(found, whole(mesh))
     picks, weights, losses, all_finite = found
-    picked = jnp.take_along_axis(indices, picks, axis=1)
+    # Apart from the update below: the compiler of TPU v5e (libtpu 0.0.52) fails on both in one.
+    picked = jax.lax.optimization_barrier(jnp.take_along_axis(indices, picks, axis=1))
     held = held[0].at[slots].set(picked, mode="drop"), held[1].at[slots].set(weights, mode="drop")
     noted = noted_in(exclusion)
     if own is not None:

@@ -15,8 +15,6 @@ from crest_jax.data.chunks import chunk_length
 from crest_jax.data.devices import on_accelerator, share_of_memory
 from crest_jax.types import Array
 
-MEMORY = 2**31  # bytes for scoring on an accelerator that does not tell its memory
-
 
 def add_coresets(parts: Parts, state: CrestState, model: Model, number: int) -> CrestState:
     """Draw random subsets V_p and append a mini-batch coreset S_p of each to the buffer.
@@ -82,12 +80,13 @@ def _drawn(
 def _form(parts: Parts, state: CrestState) -> Form:
     """Return how subsets are scored where the state lies."""
     config, rules, classes = parts.config, parts.rules, parts.num_classes
-    if not on_accelerator(state.key):
+    memory = share_of_memory(state.key)
+    if memory is None:
         return Form(classes, 0, class_side(rules.largest_share, config.subset_size), None)
     sizes = config.subset_size, config.batch_size, classes
     # On an H100, with its many small kernels, classes apart take three times as long as all pairs.
     rounds = most_rounds(state.pool.largest_share, *sizes)
-    return Form(classes, share_of_memory(state.key) or MEMORY, None, rounds)
+    return Form(classes, memory, None, rounds)
 
 
 @partial(jax.jit, static_argnames="number")

@@ -13,6 +13,7 @@ from crest_jax.coresets.greedy import first_largest
 from crest_jax.coresets.lazy import lazy_greedy
 from crest_jax.coresets.metrics import Metric, Points
 from crest_jax.coresets.oracles import MatrixOracle, Oracle, PointOracle, padded
+from crest_jax.coresets.push import push_greedy
 from crest_jax.coresets.rules import NO_RULES, Rules
 from crest_jax.coresets.run import Run
 from crest_jax.coresets.stochastic import stochastic_greedy
@@ -41,7 +42,8 @@ class Settings(NamedTuple):
       client_block: largest number of clients in a class.
       metric: what dissimilarities are measured by.
       capacity: entries of the lists of lazy greedy.
-      draws: candidates per pick of stochastic greedy; 0 means lazy greedy.
+      draws: candidates per pick of stochastic greedy; 0 means lazy or push greedy.
+      pending: clients that push greedy pushes in a turn; 0 means lazy greedy.
     """
 
     size: int
@@ -51,6 +53,7 @@ class Settings(NamedTuple):
     metric: Metric
     capacity: int
     draws: int
+    pending: int = 0
 
 
 class Chosen(NamedTuple):
@@ -182,6 +185,9 @@ def choose_by_class(
                 oracle, selectable, quota, settings.rounds, settings.draws,
                 jax.random.fold_in(key, index), own_rules,
             )  # fmt: skip
+        elif settings.pending:
+            assert isinstance(oracle, PointOracle)
+            run = push_greedy(oracle, selectable, quota, settings.rounds, settings.pending)
         else:
             form = settings.rounds, settings.capacity, own_rules
             run = lazy_greedy(oracle, selectable, quota, *form)

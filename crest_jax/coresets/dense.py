@@ -15,7 +15,7 @@ from crest_jax.coresets.grouped import GroupPicks, assigned, dissimilarities, gr
 from crest_jax.coresets.metrics import Metric, Points
 from crest_jax.coresets.nearest import nearest_counts
 from crest_jax.coresets.partition import Partition
-from crest_jax.coresets.plan import dense_sides, problems_at_once
+from crest_jax.coresets.plan import dense_sides
 from crest_jax.coresets.rules import NO_RULES, Rules
 from crest_jax.data.strata import compact
 from crest_jax.types import Array, Coreset
@@ -28,10 +28,11 @@ def choose_dense(
     size: int,
     metric: Metric,
     batched: bool,
+    at_once: int,
     rules: Rules = NO_RULES,
     top: Array | None = None,
 ) -> Coreset:
-    """Solve ``p`` problems, as many at a time as a cache holds.
+    """Solve ``p`` problems, some at a time.
 
     Args:
       points: leaves [p, n, ...], or [n, ...] if not ``batched``; for the metric "precomputed" one
@@ -40,6 +41,7 @@ def choose_dense(
       size: picks of each problem.
       metric: of the points.
       batched: whether there is a leading axis of problems; if not, ``p = 1`` and the result has none.
+      at_once: problems in one program.
       rules: leaves [p, ...]; those that end a choice, for one problem only.
       top: [], dissimilarity at which the similarity is 0; None for the largest between a row and a
         candidate of its class.
@@ -53,8 +55,7 @@ def choose_dense(
     # Rounded up, so that data of the same shape shares one compiled program.
     clients, side = dense_sides(int(counts.max()))
     rounds = -(-int(quotas.max()) // 4) * 4
-    step = min(problems, problems_at_once(classes, (clients, side)))
-    blocks = -(-problems // step)
+    blocks = -(-problems // at_once)
     sizes = np.stack([counts, quotas]).astype(np.int32)
     # Separate programs: compiled as one, XLA repeats the gathering in every use.
     grouping = {"side": side, "blocks": blocks, "metric": metric, "batched": batched}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from crest_jax.types import Array, Factored, PyTree
 
+_UNROLL = 64  # columns written out in one fused pass
 Term = Callable[[Array, Array], Array]
 TERMS: dict[str, Term] = {
     "squared": lambda x, y: jnp.square(x - y),
@@ -83,11 +84,24 @@ def _over_columns(values: Array, term: Term) -> Array:
         zeros = jnp.zeros((values.shape[0], values.shape[0]), jnp.float32)
         return jax.lax.scan(add, zeros, values.T)[0]
 
-    def at_once(values: Array) -> Array:
-        return jnp.sum(term(values[:, None, :], values[None, :, :]), axis=2)
-
     # A turn of a loop costs a GPU a kernel or two; on a CPU all at once takes several times as long.
+    at_once = lambda values: sums_between(values, values, term)  # noqa: E731
     return jax.lax.platform_dependent(values, cpu=one_by_one, default=at_once)
+
+
+def sums_between(x: Array, y: Array, term: Term) -> Array:
+    """Sum ``term(x_k, y_k)`` over the columns k of rows [a, d] and rows [b, d], in one pass; [a, b].
+
+    Example:
+      >>> sums_between(jnp.array([[1.0]]), jnp.array([[3.0], [4.0]]), TERMS["squared"]).tolist()
+      [[4.0, 9.0]]
+    """
+    if x.shape[1] > _UNROLL:
+        return jnp.sum(term(x[:, None, :], y[None, :, :]), axis=2)
+    total = jnp.zeros((x.shape[0], y.shape[0]), jnp.float32)
+    for k in range(x.shape[1]):  # written out: a thread of a GPU has a pair, and none waits for another
+        total = total + term(x[:, k, None], y[None, :, k])
+    return total
 
 
 def row_sums(values: Array) -> Array:

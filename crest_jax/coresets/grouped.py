@@ -6,6 +6,7 @@ clients first and candidates last, so that gains grow by adding long rows, witho
 Candidates are padded to whole vectors, clients less: ``k <= s``.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -44,8 +45,8 @@ class _State(NamedTuple):
     cover: Array  # [g, s]
     nearest: Array  # [g, s]
     free: Array  # [g, s]
-    places: Array  # [g, rounds]
-    gains: Array  # [g, rounds]
+    turns: Array  # [g, s], round in which a member was picked, or -1
+    won: Array  # [g, s], its gain then
     quotas: Array  # [g], lowered where a rule ends a group
     left: Array  # [g], units of the budget
 
@@ -98,8 +99,13 @@ def _sums(part: Array, clients: int, term: Term) -> Array:
             result = add(result, block[k])
         return result
 
+    def at_once(result: Array) -> Array:
+        x, y = part[:grouped, :, :clients].transpose(0, 2, 1)[..., None], part[:grouped, None]
+        return result + jnp.sum(term(x, y), axis=0)
+
     if grouped:
-        result = jax.lax.fori_loop(np.int32(0), np.int32(grouped // 16), add_many, result)
+        by_16 = partial(jax.lax.fori_loop, np.int32(0), np.int32(grouped // 16), add_many)
+        result = jax.lax.platform_dependent(result, cpu=by_16, default=at_once)
     for k in range(grouped, width):
         result = add(result, part[k])
     return result
@@ -143,15 +149,13 @@ def greedy_in_groups(
     free = member if rules.allowed is None else member & rules.allowed
 
     def step(state: tuple[Array, _State]) -> tuple[Array, _State]:
-        round_, (cover, nearest, free, places, gains, quotas, left) = state
+        round_, (cover, nearest, free, turns, won, quotas, left) = state
         gain = _gains(values, cover.T, rules.weights)
         score = jnp.where(free, rules.per_cost(gain), -1.0)
         pick = first_largest(rules.affordable(score, left[:, None]))
         filling = (round_ < quotas)[:, None]
-        if not rules.binding:
-            best = jnp.max(score, axis=1)
-        else:
-            pick, best, taken = decided(rules, gain, pick, free, left, round_)
+        if rules.binding:
+            pick, taken = decided(rules, gain, pick, free, left, round_)
             filling &= taken[:, None]
             quotas = jnp.where(taken, quotas, jnp.minimum(quotas, round_))
             left = spent(rules, pick, filling[:, 0], left)
@@ -169,8 +173,8 @@ def greedy_in_groups(
             cover=cover,
             nearest=jnp.where(owned, round_, nearest),
             free=free & ~(here & filling),
-            places=places.at[:, round_].set(pick),
-            gains=gains.at[:, round_].set(best),
+            turns=jnp.where(here & filling, round_, turns),
+            won=jnp.where(here & filling, gain, won),
             quotas=quotas,
             left=left,
         ))  # fmt: skip
@@ -180,13 +184,19 @@ def greedy_in_groups(
         cover=jnp.where(member, first, -jnp.inf),
         nearest=jnp.full((groups, size), -1, jnp.int32),
         free=free,
-        places=jnp.zeros((groups, rounds), jnp.int32),
-        gains=jnp.zeros((groups, rounds), jnp.float32),
+        turns=jnp.full((groups, size), -1, jnp.int32),
+        won=jnp.zeros((groups, size), jnp.float32),
         quotas=quotas,
         left=jnp.broadcast_to(jnp.int32(0) if rules.budget is None else rules.budget, counts.shape),
     )
     begin = (jnp.int32(0), _ended(rules, jnp.int32(0), top, start))
-    _, last = jax.lax.while_loop(lambda state: state[0] < jnp.max(state[1].quotas), step, begin)
+    as_many = partial(jax.lax.while_loop, lambda state: state[0] < jnp.max(state[1].quotas), step)
+    if rules.binding or rules.share is not None:
+        _, last = as_many(begin)
+    else:  # a GPU's host would wait at every round of a number that the device decides
+        turn = lambda _, state: step(state)  # noqa: E731
+        fixed = partial(jax.lax.fori_loop, np.int32(0), np.int32(rounds), turn, unroll=min(4, rounds))
+        _, last = jax.lax.platform_dependent(begin, cpu=as_many, default=fixed)
     nearest = last.nearest
     # Counted by a product, which a CPU does much faster than a scatter.
     turns = jnp.arange(rounds, dtype=jnp.int32)[None, :, None]
@@ -196,7 +206,12 @@ def greedy_in_groups(
     else:
         weights = jnp.einsum("grs,gs->gr", owned, rules.weights, precision="highest")
     weights = weights.reshape(groups, rounds)
-    return GroupPicks(last.places, last.gains, weights, nearest, last.quotas)
+    slots = jnp.where(last.turns >= 0, last.turns, rounds)
+    group = jnp.arange(groups, dtype=jnp.int32)[:, None]
+    places = jnp.zeros((groups, rounds), jnp.int32)
+    places = places.at[group, slots].set(jnp.broadcast_to(place, slots.shape), mode="drop")
+    gains = jnp.zeros((groups, rounds), jnp.float32).at[group, slots].set(last.won, mode="drop")
+    return GroupPicks(places, gains, weights, nearest, last.quotas)
 
 
 def assigned(nearest: Array, rows: Array, member: Array, firsts: Array, count: int) -> Array:
@@ -223,7 +238,7 @@ def assigned(nearest: Array, rows: Array, member: Array, firsts: Array, count: i
 
 def _gains(values: Array, covers: Array, weights: Array | None) -> Array:
     """Return the gains [g, s] of all candidates, over dissimilarities [k, g, s] and covers [s, g]."""
-    clients = values.shape[0]
+    clients, groups, size = values.shape
 
     def add(index: Array, gain: Array) -> Array:
         for k in range(_CLIENTS):
@@ -232,8 +247,18 @@ def _gains(values: Array, covers: Array, weights: Array | None) -> Array:
             gain = gain + (nearer if weights is None else weights[:, client, None] * nearer)
         return gain
 
-    none = jnp.zeros(values.shape[1:], jnp.float32)
-    return jax.lax.fori_loop(np.int32(0), np.int32(clients // _CLIENTS), add, none)
+    def some_at_a_time(values: Array, covers: Array, weights: Array | None) -> Array:
+        del values, covers, weights
+        none = jnp.zeros((groups, size), jnp.float32)
+        return jax.lax.fori_loop(np.int32(0), np.int32(clients // _CLIENTS), add, none)
+
+    def at_once(values: Array, covers: Array, weights: Array | None) -> Array:
+        nearer = jnp.maximum(covers[:clients, :, None] - values, 0.0)
+        return jnp.sum(nearer if weights is None else weights.T[:clients, :, None] * nearer, axis=0)
+
+    # Long rows added up are fastest on a CPU; on a GPU every turn of a loop is a kernel.
+    ways = {"cpu": some_at_a_time, "default": at_once}
+    return jax.lax.platform_dependent(values, covers, weights, **ways)
 
 
 def _row_of(values: Array, picks: Array, symmetric: bool) -> Array:

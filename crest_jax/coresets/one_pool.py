@@ -135,7 +135,7 @@ def _problem(
     block = min(len(labels), padded(int(counts.max())))
     rounds = min(size, -(-int(quotas.max()) // 32) * 32)
     members, wanted = sorted_on_host(labels, counts), jnp.asarray(quotas, jnp.int32)
-    settings = Settings(size, rounds, block, block, metric, plan.capacity, plan.draws)
+    settings = Settings(size, rounds, block, block, metric, plan.capacity, plan.draws, plan.pending)
     if candidates is None:
         return _Problem(points, members, None, members, wanted, settings)
     own_counts = np.bincount(candidates.labels, minlength=len(counts))

@@ -68,9 +68,14 @@ def _loop(turns: int, body: Callable[[Array, T], T], start: T) -> T:
 
 def gains_of(cover: Array, values: Array, weights: Array | None = None) -> Array:
     """Gains [b] of candidates with dissimilarities [b, n] to clients that count ``weights`` [n]."""
-    # A product with ones instead of a sum: see metrics. Two levels, so that float32 suffices.
     excess = jnp.maximum(cover[None, :] - values, 0.0)
     excess = excess if weights is None else excess * weights[None, :]
+    add = lambda excess: jnp.sum(excess, axis=1)  # noqa: E731
+    return jax.lax.platform_dependent(excess, cpu=_row_sums, default=add)
+
+
+def _row_sums(excess: Array) -> Array:
+    # A product with ones instead of a sum: see metrics. Two levels, so that float32 suffices.
     width = next(width for width in (128, 64, 1) if excess.shape[1] % width == 0)
     if width == 1:
         return jnp.sum(excess, axis=1)
@@ -229,6 +234,42 @@ class PointOracle:
         """Return dissimilarities [t], pair by pair."""
         x, y = metrics.take_rows(self._candidates, rows), metrics.take_rows(self._clients, clients)
         return self.metric.from_sums(sums.pairs(self.metric, x, y))
+
+    def begin(self) -> tuple[Array, Array]:
+        """Return the zero of similarity [] and the cover [n] before any pick, from direct sums."""
+        if self._top is not None:
+            return self._top, self._cover(self._top)
+
+        def farthest(rows: Array) -> Array:
+            values = jnp.where(self._valid[None, :], self.direct(rows), 0.0)
+            return jnp.max(jnp.where(self._valid[rows], jnp.max(values, axis=1), 0.0))
+
+        top = jnp.max(jax.lax.map(farthest, self._in_blocks()))
+        return top, self._cover(top)
+
+    def _in_blocks(self) -> Array:
+        count = self._candidates.rows
+        return _range(count).reshape(-1, next(k for k in (256, 64) if count % k == 0))
+
+    def direct(self, rows: Array) -> Array:
+        """Return dissimilarities [b, n] of some candidates to all clients."""
+        points = metrics.take_rows(self._candidates, rows)
+        return self.metric.from_sums(sums.between(self.metric, points, self._clients))
+
+    def direct_gains(self, cover: Array) -> Array:
+        """Return the gains [m] of all candidates, from direct sums."""
+
+        def gains(rows: Array) -> Array:
+            return gains_of(cover, self.direct(rows), self.weights)
+
+        return jax.lax.map(gains, self._in_blocks()).reshape(-1)
+
+    def gains_lost(self, clients: Array, before: Array, after: Array, each: Array) -> Array:
+        """Return by how much all gains [m] fall when the cover of clients [k], each counted, does."""
+        theirs = metrics.take_rows(self._clients, clients)
+        values = self.metric.from_sums(sums.between(self.metric, self._candidates, theirs))
+        less = jnp.maximum(before[None, :] - values, 0.0) - jnp.maximum(after[None, :] - values, 0.0)
+        return jnp.sum(less * each[None, :], axis=1)
 
 
 class MatrixOracle:

@@ -72,14 +72,14 @@ def choose_in_parts(
     for part in range(parts):
         rows = np.sort(order[part::parts])
         local = choose_in_part(
-            take_rows(points, rows), labels[rows], quotas, metric, plan.capacity, weights=masses(rows)
+            take_rows(points, rows), labels[rows], quotas, metric, plan, weights=masses(rows)
         )
         picks.append(rows[np.asarray(local.picks)])
         top = max(top, float(local.top))
     union = np.sort(np.concatenate(picks))
     sample = np.sort(order[int(rng.integers(parts)) :: parts])
     last = choose_in_part(
-        take_rows(points, union), labels[union], quotas, metric, plan.capacity,
+        take_rows(points, union), labels[union], quotas, metric, plan,
         clients=take_rows(points, sample), client_labels=labels[sample], top=top,
         weights=masses(sample),
     )  # fmt: skip
@@ -155,7 +155,7 @@ def choose_in_part(
     labels: np.ndarray,
     quotas: np.ndarray,
     metric: Metric,
-    capacity: int,
+    plan: Plan,
     *,
     clients: Points | None = None,
     client_labels: np.ndarray | None = None,
@@ -169,7 +169,7 @@ def choose_in_part(
       labels: [k], in ``[0, c)``.
       quotas: [c], picks of each class.
       metric: of the points.
-      capacity: see ``Settings``.
+      plan: says how.
       clients: rows to cover; None: the points themselves.
       client_labels: their labels.
       top: dissimilarity at which the similarity is 0; None for the largest one of the points.
@@ -182,7 +182,7 @@ def choose_in_part(
     if clients is not None:
         clients, client_members, client_block = _padded(clients, client_labels, len(quotas))
     size, rounds = int(quotas.sum()), int(quotas.max())
-    settings = Settings(size, rounds, block, client_block, metric, capacity, 0)
+    settings = Settings(size, rounds, block, client_block, metric, plan.capacity, 0, plan.pending)
     level = None if top is None else jnp.asarray(top, jnp.float32)
     rules = NO_RULES
     if weights is not None:

@@ -7,10 +7,14 @@ from crest_jax import _checks
 from crest_jax.coresets.lists import BUILD_ROWS, EXTRACT
 from crest_jax.coresets.oracles import TILE, padded
 
-METHODS = ("auto", "dense", "lazy", "stochastic", "partitioned")
+METHODS = ("auto", "dense", "lazy", "push", "stochastic", "partitioned")
 DEFAULT_BUDGET = 256 * 2**20
 DENSE_CLASS = 768  # largest class for which "auto" stores similarities
-EXACT_CLASS = 100_000  # largest class for which "auto" stays exact
+EXACT_CLASS = 100_000  # largest class for which "auto" stays exact on a CPU
+PUSH_CLASS = 200_000  # and on an accelerator
+MOST_PENDING = 8192  # clients that push greedy pushes in a turn, at most
+# Of an H100: seconds a kernel, bytes and floating-point operations a second that small kernels reach.
+KERNEL, BYTES, OPERATIONS = 4.5e-6, 2e12, 2e13
 DENSE_PAIRS = 750_000  # pairs that the dense form holds at once, unless one problem has more
 ENTRIES_PER_ROW = 320  # a little later the lists are shorter, and cheaper to build and to read
 
@@ -19,7 +23,7 @@ class Plan(NamedTuple):
     """What a selection would do and need, before any work.
 
     Attributes:
-      method: "dense", "lazy", "stochastic" or "partitioned".
+      method: "dense", "lazy", "push", "stochastic" or "partitioned".
       exact: whether each pick has the largest gain (to float32 rounding).
       memory: bytes of working memory, above the embeddings themselves.
       dissimilarities: rough number of dissimilarities computed.
@@ -27,6 +31,9 @@ class Plan(NamedTuple):
       draws: candidates per pick of "stochastic".
       part: rows per part of "partitioned".
       guarantee: what is known about the objective.
+      pending: clients that push greedy pushes in a turn; 0 where it is not used.
+      at_once: problems that "dense" solves in one program.
+      seconds: rough time on an H100, with nothing to compile; None on a CPU, and where not estimated.
     """
 
     method: str
@@ -37,6 +44,9 @@ class Plan(NamedTuple):
     draws: int
     part: int
     guarantee: str
+    pending: int = 0
+    at_once: int = 1
+    seconds: float | None = None
 
 
 class Shape(NamedTuple):
@@ -53,6 +63,8 @@ class Shape(NamedTuple):
       problems: P.
       matrix: similarities are given.
       exact: nothing but an exact method will do.
+      plain: nothing but how many picks are wanted, where from and what rows count.
+      room: bytes, a quarter of the memory of the accelerator that will do the work; None: a CPU.
     """
 
     rows: int
@@ -65,6 +77,8 @@ class Shape(NamedTuple):
     problems: int
     matrix: bool
     exact: bool = False
+    plain: bool = True
+    room: int | None = None
 
 
 EXACT = "the greedy choice: at least 1 - 1/e of the best objective"
@@ -85,10 +99,17 @@ def make_plan(shape: Shape, method: str, memory_budget: int | None, epsilon: flo
       >>> make_plan(shape, "auto", 64 * 2**20, 0.1).method
       'lazy'
     """
-    budget = DEFAULT_BUDGET if memory_budget is None else memory_budget
+    budget = memory_budget or shape.room or DEFAULT_BUDGET
+    _checks.require(
+        method != "push" or (shape.plain and not shape.matrix),
+        'method is "push" but costs, an end other than a size, picks that are there already and given '
+        'similarities are not for it; choose "lazy".',
+    )
     if memory_budget is not None:
         _checks.positive_int("memory_budget", memory_budget)
-    if method == "auto":
+    if method == "auto" and shape.room is not None:
+        plan = _fastest(shape, budget, epsilon)
+    elif method == "auto":
         if shape.matrix or shape.exact or shape.largest <= EXACT_CLASS:
             order = ["dense", "lazy"] if shape.largest <= DENSE_CLASS else ["lazy"]
         else:
@@ -122,11 +143,20 @@ def _plan(method: str, shape: Shape, budget: int, epsilon: float) -> Plan:
     if method == "dense":
         # similarities twice (as read, and padded to whole vectors), in blocks of problems
         sides = dense_sides(shape.largest)
-        block = min(shape.problems, problems_at_once(shape.classes, sides)) * shape.classes
         side = sides[1]
-        memory = 4 * block * (3 * side * side + 8 * side * (shape.width + 4) + 4 * side * shape.rounds)
+        each = 3 * side * side + 8 * side * (shape.width + 4) + 4 * side * shape.rounds
+        each *= 4 * shape.classes
+        pairs = DENSE_PAIRS if shape.room is None else budget * shape.classes * side * sides[0] // each
+        at_once = min(shape.problems, problems_at_once(shape.classes, sides, pairs))
+        memory = at_once * each
         cost = shape.problems * shape.classes * (1.0 + shape.rounds / 4) * side * side
-        return Plan("dense", True, memory, cost, 0, 0, 0, EXACT)
+        turns = -(-shape.problems // at_once) * shape.rounds
+        pairs = shape.problems * shape.classes * side * side
+        seconds = turns * 6 * KERNEL + pairs * (
+            4.0 * shape.rounds / BYTES + 3 * shape.width / OPERATIONS
+        )
+        told = None if shape.room is None else seconds
+        return Plan("dense", True, memory, cost, 0, 0, 0, EXACT, 0, at_once, told)
     base = _working_set(shape, wide)
     if method == "lazy":
         room = max(0, budget - base - 8 * EXTRACT) // 8
@@ -135,7 +165,12 @@ def _plan(method: str, shape: Shape, budget: int, epsilon: float) -> Plan:
         memory = base + 8 * (capacity + EXTRACT)
         passes = 3 + 1.2 * math.log2(max(2, min(shape.rounds, wide * wide / max(1, capacity))))
         cost = shape.problems * shape.classes * passes * wide * wide
-        return Plan("lazy", True, memory, cost, capacity, 0, 0, EXACT)
+        # Some 325 kernels a pick: loops whose length the device decides.
+        seconds = shape.problems * shape.size * 325 * KERNEL
+        told = None if shape.room is None else seconds
+        return Plan("lazy", True, memory, cost, capacity, 0, 0, EXACT, seconds=told)
+    if method == "push":
+        return _push_plan(shape, budget, wide)
     if method == "stochastic":
         draws = max(1, min(shape.largest, math.ceil(shape.share * math.log(1 / epsilon))))
         cost = float(shape.problems) * shape.size * draws * wide
@@ -143,6 +178,7 @@ def _plan(method: str, shape: Shape, budget: int, epsilon: float) -> Plan:
         text = f"at least 1 - 1/e - {epsilon:g} of the best objective in expectation"
         return Plan("stochastic", False, memory, cost, 0, draws, 0, text)
     part = part_rows(shape.size)
+    pending = 0 if shape.room is None else min(MOST_PENDING, padded(part))
     parts = max(1, -(-shape.rows // part))
     union = parts * shape.size
     # The picks of all parts, with a copy by class, against a sample of one part's size.
@@ -150,7 +186,44 @@ def _plan(method: str, shape: Shape, budget: int, epsilon: float) -> Plan:
     capacity = max(0, min(budget - base - 8 * EXTRACT, 8 * ENTRIES_PER_ROW * padded(part))) // 8
     memory = base + 8 * (capacity + EXTRACT)
     cost = (parts * part + union) * 4.0 * part
-    return Plan("partitioned", False, memory, cost, capacity, 0, part, _PARTS)
+    return Plan("partitioned", False, memory, cost, capacity, 0, part, _PARTS, pending)
+
+
+def _fastest(shape: Shape, budget: int, epsilon: float) -> Plan:
+    """Choose for an accelerator: what fits and takes the least time."""
+    names = ["dense"]
+    if not shape.matrix and shape.plain:
+        names.append("push")
+    plans = [_plan(name, shape, budget, epsilon) for name in names]
+    fitting = [plan for plan in plans if plan.memory <= budget]
+    if not (shape.matrix or shape.exact) and shape.largest > PUSH_CLASS:
+        return _plan("partitioned", shape, budget, epsilon)
+    if fitting:
+        return min(fitting, key=lambda plan: plan.seconds or 0.0)
+    return _plan("lazy", shape, budget, epsilon)
+
+
+def plan_of_part(part: int, size: int, room: int | None) -> Plan:
+    """Return how a part of so many rows of a stream is chosen from, exactly; ``room`` as of ``Shape``.
+
+    Example:
+      >>> plan_of_part(8192, 100, None).method
+      'lazy'
+    """
+    shape = Shape(part, 1, part, size, size, part / size, 1, 1, False, room=room)
+    return make_plan(shape, "lazy" if room is None else "push", room or DEFAULT_BUDGET, 0.1)
+
+
+def _push_plan(shape: Shape, budget: int, wide: int) -> Plan:
+    base = 4 * wide * (4 * shape.width + 40) + 8 * 256 * wide
+    pending = max(64, min(MOST_PENDING, wide, (budget - base) // (8 * wide)))
+    memory, groups = base + 8 * wide * pending, shape.problems * shape.classes
+    phases = 1 + math.ceil(math.log(max(2, shape.rounds), 4))
+    # All gains anew in every phase; then about 3 n / t clients pushed after t picks, and nine rows.
+    pairs = wide * wide * (phases + 3 * math.log(1 + shape.rounds)) + 9.0 * wide * shape.rounds
+    seconds = groups * (28 * KERNEL * shape.rounds + pairs * (3 * shape.width + 6) / OPERATIONS)
+    told = None if shape.room is None else seconds
+    return Plan("push", True, memory, groups * pairs, 0, 0, 0, EXACT, pending, seconds=told)
 
 
 def dense_sides(largest: int) -> tuple[int, int]:
@@ -158,9 +231,9 @@ def dense_sides(largest: int) -> tuple[int, int]:
     return -(-largest // 4) * 4, -(-largest // 16) * 16
 
 
-def problems_at_once(classes: int, sides: tuple[int, int]) -> int:
-    """Problems that the dense form solves in one program."""
-    return max(1, DENSE_PAIRS // (classes * sides[0] * sides[1]))
+def problems_at_once(classes: int, sides: tuple[int, int], pairs: int = DENSE_PAIRS) -> int:
+    """Problems that the dense form solves in one program, which holds so many pairs."""
+    return max(1, pairs // (classes * sides[0] * sides[1]))
 
 
 def part_rows(size: int) -> int:

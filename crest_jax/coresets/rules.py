@@ -159,8 +159,8 @@ def enough(rules: Rules, cover: Array, weights: Array | None, top: Array) -> Arr
 
 def decided(
     rules: Rules, gains: Array, picks: Array, free: Array, left: Array, turn: Array
-) -> tuple[Array, Array, Array]:
-    """Return the picks [g] of a round in groups, their gains [g], and which of them are taken [g].
+) -> tuple[Array, Array]:
+    """Return the picks [g] of a round in groups, and which of them are taken [g].
 
     Args:
       rules: laid out by group.
@@ -179,13 +179,12 @@ def decided(
     def at_pick(values: Array) -> Array:
         return jnp.take_along_axis(values, picks[:, None], axis=1)[:, 0]
 
-    gain = at_pick(gains)
     taken = at_pick(free)
     if rules.units is not None:
         taken &= at_pick(rules.units) <= left
     if rules.least is not None:
-        taken &= gain >= rules.least
-    return picks, gain, taken | forced
+        taken &= at_pick(gains) >= rules.least
+    return picks, taken | forced
 
 
 def spent(rules: Rules, picks: Array, taken: Array, left: Array) -> Array:

@@ -22,6 +22,7 @@ from crest_jax.coresets.partitioned import choose_in_parts
 from crest_jax.coresets.plan import Plan, Shape
 from crest_jax.coresets.rules import NO_RULES, Rules
 from crest_jax.coresets.similarities import check_square
+from crest_jax.data.devices import share_of_memory
 from crest_jax.types import Array, Coreset
 
 
@@ -93,6 +94,8 @@ def shaped(
         problems=problems,
         matrix=metric == "precomputed",
         exact=asked.exact_only,
+        plain=not (asked.ends or (extras is not None and extras.first is not None)),
+        room=share_of_memory(jnp.zeros(())),  # where the work will be done
     )
     return Problem(parts, shape, size, batched, rectangular, extras)
 
@@ -150,7 +153,7 @@ def solve(
             earlier = nearest_picks(given.points, none, heads, none[: heads.rows], pool.metric)[1]
         rules = rules_of(extras, problem.parts, pool.exponents, shift, earlier)
     if plan.method == "dense" and not problem.rectangular:
-        found = _dense(problem, given, rules, pool.metric)
+        found = _dense(problem, given, rules, pool.metric, plan.at_once)
     else:
         choose = choose_in_parts if plan.method == "partitioned" else choose_in_pool
         spread = problem.parts.spread
@@ -192,9 +195,11 @@ def _each(problem: Problem, given: _Given, rules: Rules, choose: Callable[..., C
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
 
-def _dense(problem: Problem, given: _Given, rules: Rules, metric: Metric) -> Coreset:
+def _dense(problem: Problem, given: _Given, rules: Rules, metric: Metric, at_once: int) -> Coreset:
     parts, points = problem.parts, given.points
-    choose = partial(choose_dense, size=problem.size, metric=metric, batched=problem.batched)
+    choose = partial(
+        choose_dense, size=problem.size, metric=metric, batched=problem.batched, at_once=at_once
+    )
     if given.others is None:
         return choose(points, parts, rules=rules)
     # One pool of rows that are stood for and rows that may be picked.

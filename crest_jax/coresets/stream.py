@@ -16,10 +16,10 @@ from crest_jax.coresets.metrics import METRICS, Metric, Points, check_gamma, pad
 from crest_jax.coresets.numbers import largest_of, real_array
 from crest_jax.coresets.partition import classes_shaped
 from crest_jax.coresets.partitioned import choose_in_part, coreset_of, generator
-from crest_jax.coresets.plan import DEFAULT_BUDGET, Shape, make_plan, part_rows
+from crest_jax.coresets.plan import part_rows, plan_of_part
 from crest_jax.coresets.select import not_forked
 from crest_jax.data.classes import classes_of
-from crest_jax.data.devices import gather, in_all_processes
+from crest_jax.data.devices import gather, in_all_processes, share_of_memory
 from crest_jax.data.quotas import covered_as_a_whole, proportional_quotas, quotas_for
 from crest_jax.types import Array, Coreset, Factored
 
@@ -154,8 +154,7 @@ class _Rounds:
         self.totals: dict[int, int] = {}  # rows of each label
         self.held: list[_Held] = []
         self.sample: _Held | None = None
-        plan_shape = Shape(part, 1, part, size, size, part / size, 1, 1, False)
-        self.capacity = make_plan(plan_shape, "lazy", DEFAULT_BUDGET, 0.1).capacity
+        self.plan = plan_of_part(part, size, share_of_memory(jnp.zeros(())))
 
     def add(self, rows: np.ndarray, labels: np.ndarray) -> None:
         """Choose in one part and keep its picks and some of its rows."""
@@ -176,7 +175,7 @@ class _Rounds:
         # Rounded up, and at least one, so that the parts together hold as many of each class as it may
         # get in the end.
         quotas = np.maximum(-(-size * counts // len(rows)), proportional_quotas(counts, size, np))
-        found = choose_in_part(points, groups, quotas, self.frame.metric, self.capacity)
+        found = choose_in_part(points, groups, quotas, self.frame.metric, self.plan)
         self.top = max(self.top, float(found.top))
         picks = np.asarray(found.picks)
         nearest = np.asarray(found.nearest)[: len(rows)]
@@ -260,7 +259,7 @@ class _Rounds:
         quotas = quotas_for(final[None], self.size, "proportional")[0]
         metric = self.frame.metric
         last = choose_in_part(
-            held.points, groups, quotas, metric, self.capacity,
+            held.points, groups, quotas, metric, self.plan,
             clients=clients.points, client_labels=grouped(clients.labels), top=self.top,
         )  # fmt: skip
         picks = np.asarray(last.picks)

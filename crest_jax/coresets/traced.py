@@ -71,7 +71,7 @@ def select_traced(
     labels = jnp.where(aside, 0, labels)
     members = members_of(labels, classes)
     points, kind, unit = metrics.prepare(embeddings, metric, gamma)
-    settings = Settings(size, size, count, count, kind, plan.capacity, plan.draws)
+    settings = Settings(size, size, count, count, kind, plan.capacity, plan.draws, plan.pending)
     chosen = choose_by_class(
         points, members, None, members, proportional_quotas(members.counts, size, most=count), None,
         jax.random.key(0) if key is None else key, settings=settings,

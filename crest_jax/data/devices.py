@@ -94,16 +94,18 @@ def on_accelerator(tree: Any) -> bool:
 
 
 def share_of_memory(tree: Any) -> int | None:
-    """Return a quarter of the memory, in bytes, of the device of the first array; None where unknown.
+    """Return a quarter of the memory, in bytes, of the accelerator of the first array; None on a CPU.
+
+    One that does not tell its memory counts as of 8 GiB.
 
     Example:
       >>> share_of_memory(np.ones(2)) is None
       True
     """
     device = _device_of(tree)
-    found = None if device is None else device.memory_stats()
-    limit = (found or {}).get("bytes_limit")
-    return None if limit is None else limit // 4
+    if device is None or device.platform == "cpu":
+        return None
+    return (device.memory_stats() or {}).get("bytes_limit", 2**33) // 4
 
 
 def _device_of(tree: Any) -> jax.Device | None:
