@@ -96,7 +96,7 @@ def fit(
       6.0
     """
     _checks.positive_int("steps", steps)
-    most = _most_steps(scan, train_step, train_state)
+    most = most_steps(scan, train_step, train_state)
     state = selection.init(_checks.prng_key("key", key), *view(train_state))
     if most > 1:
         train_state = copied(train_state)  # each program takes over the memory of the one before
@@ -123,8 +123,13 @@ def fit(
     return train_state
 
 
-def _most_steps(scan: int | Literal["auto"], train_step: TrainStep, train_state: Any) -> int:
-    """Return the most steps of a program."""
+def most_steps(scan: int | Literal["auto"], train_step: TrainStep, train_state: Any) -> int:
+    """Return the most steps of a program; arguments as of ``fit``.
+
+    Example:
+      >>> most_steps("auto", lambda state, batch: (state, None), 0.0)
+      1
+    """
     if scan != "auto":
         _checks.positive_int("scan", scan)
         return scan

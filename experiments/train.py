@@ -29,7 +29,9 @@ import optax
 from tqdm import tqdm
 
 from crest_jax import place
-from crest_jax.data.devices import in_all_processes
+from crest_jax.data.chunks import chunk_length
+from crest_jax.data.devices import copied, in_all_processes
+from crest_jax.loop import most_steps
 from experiments.config import TrainConfig
 from experiments.harness.build import SKIPPED_IN_A_ROW, Program, TrainState, make_program, shared
 from experiments.harness.checkpoints import Checkpoints, newest_checkpoint, sha256
@@ -45,6 +47,7 @@ from experiments.harness.run_folder import (
     write_json,
     write_network,
 )
+from experiments.harness.steps import NONE_BAD, SEGMENTS, Trained, take_steps
 from experiments.harness.timing import TRAINING, PhaseTimer
 from experiments.presets import SETTINGS
 
@@ -63,24 +66,6 @@ def what_is_left(config: TrainConfig | None) -> str:
     if step is None:
         return "interrupted; no checkpoint is written yet, so --resume starts afresh."
     return f"interrupted; --resume goes on from the checkpoint of step {step}."
-
-
-SEGMENTS = 20  # of a run, in which picks are counted
-
-
-@jax.jit
-def count_picks(counts: jax.Array, segment: jax.Array, rows: jax.Array) -> jax.Array:
-    """Count that the examples at ``rows`` were trained on, in counts [SEGMENTS, n]."""
-    return counts.at[segment, rows].add(1)
-
-
-NONE_BAD = np.int32(2**31 - 1)
-
-
-@jax.jit
-def first_bad(earlier: jax.Array, step: jax.Array, bad: jax.Array) -> jax.Array:
-    """Return the first step that was bad, or ``NONE_BAD``."""
-    return jnp.minimum(earlier, jnp.where(bad, step, NONE_BAD))
 
 
 def doubtful(state: TrainState) -> bool:
@@ -198,78 +183,127 @@ def _bar(config: TrainConfig, steps: int, done: int) -> tqdm:
     )
 
 
-def _step(program: Program, held: Held, step: int) -> tuple[Held, Any]:
-    """Take the next mini-batch, train on it and note what was trained on."""
-    timer, selection = program.timer, program.selection
-    selected, batch = timer("step", selection.next_batch, held.selected)
-    network, measured = timer("step", program.train_step, held.network, batch)
-    selected = timer("step", selection.observe, selected, batch, measured.losses)
-    segment = np.int32(step * SEGMENTS // program.steps)
-    picks = timer("step", count_picks, held.picks, segment, batch.indices)
-    return Held(network, selected, picks), measured
+class _Course(NamedTuple):
+    """Where chunks of steps end: before an evaluation or a checkpoint, and after so many steps."""
+
+    borders: tuple[int, ...]
+    most: int
+
+    def chunk(self, program: Program, selected: Any, step: int) -> int:
+        """Return how many steps to take in one program."""
+        if self.most == 1:
+            return 1
+        border = next(border for border in self.borders if border > step)
+        return chunk_length(min(program.selection.quiet(selected), border - step, self.most))
+
+
+def _train(
+    program: Program, trained: Trained, selected: Any, step: int, number: int
+) -> tuple[Trained, Any, jax.Array]:
+    """Take the next mini-batches, train on them and note what they were; return the last loss, too."""
+    selection = program.selection
+    if number > 1:
+        assert selection.next_batches is not None
+        selected, batch = selection.next_batches(selected, number)
+    else:
+        selected, batch = selection.next_batch(selected)
+    given = program.train_step, trained, batch, np.int32(step)
+    trained, measured = take_steps(*given, steps=program.steps)
+    selected = selection.observe(selected, batch, measured.losses)
+    return trained, selected, measured.loss if number == 1 else measured.loss[-1]
+
+
+def _selected(
+    program: Program, trained: Trained, selected: Any, config: TrainConfig, checkpoints: Checkpoints
+) -> Any:
+    """Let the selection look at the network; return its state and note what it did."""
+    state = trained.network
+    try:
+        selected, event = program.selection.refresh(selected, state.params, state.model_state)
+    except FloatingPointError as error:
+        _stop_if(int(trained.bad), selected, checkpoints, config)  # a step was bad before
+        raise FloatingPointError(f"{error} {_last_good(checkpoints)}") from error
+    if event is not None:
+        _note(config, record(event, kind="selection"))
+    return selected
+
+
+def _note(config: TrainConfig, row: dict[str, Any]) -> None:
+    if leads():
+        append_line(config.out / "events.jsonl", row)
+
+
+def _evaluated(
+    config: TrainConfig, program: Program, state: TrainState, step: int, loss: jax.Array
+) -> dict[str, float]:
+    """Evaluate the network and note the result."""
+    given = state.params, state.model_state, program.held_out
+    result = program.timer("evaluation", program.evaluate, *given)
+    row = record(result, kind="evaluation", step=step, train_loss=float(loss))
+    _note(config, row | {"seconds": program.timer.training, **skipped_steps(state)})
+    return result
+
+
+def _held(trained: Trained, selected: Any) -> Held:
+    network, picks = copied((trained.network, trained.picks))  # later steps give theirs away
+    return Held(network, selected, picks)
 
 
 def _run(
     config: TrainConfig, program: Program, checkpoints: Checkpoints, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Train from the newest checkpoint, or from the beginning, and write the results."""
-    timer, events = program.timer, config.out / "events.jsonl"
-    held, progress = _begin(config, program, checkpoints, say)
+    timer, (held, progress) = program.timer, _begin(config, program, checkpoints, say)
     evaluations = _spread(program.steps, config.run.evaluations)
     saves = _spread(program.steps, config.run.checkpoints)
     evaluated, accuracy, shown = progress.evaluated, math.nan, 0.0
     bad = place(jnp.full((), NONE_BAD), program.train.mesh)
+    network, picks = copied((held.network, held.picks))  # each program takes over their memory
+    trained, selected = Trained(network, picks, bad), held.selected
+    most = most_steps(config.machine.scan or "auto", program.train_step, held.network)
+    course = _Course(tuple(sorted(evaluations | saves)), most)
     patience = config.machine.step_timeout or (TIMEOUT if jax.process_count() > 1 else None)
-
-    def note(row: dict[str, Any]) -> None:
-        if leads():
-            append_line(events, row)
-
+    step, quiet_until = progress.step, progress.step
+    del held
     timer.start_clock()
     bar = _bar(config, program.steps, progress.step)
     with bar, listening() as asked, Watchdog(patience) as watchdog:
-        for step in range(progress.step, program.steps):
-            state, done = held.network, step + 1
-            try:
-                selected, event = program.selection.refresh(
-                    held.selected, state.params, state.model_state
-                )
-            except FloatingPointError as error:
-                _stop_if(int(bad), held.selected, checkpoints, config)  # a step was bad before
-                raise FloatingPointError(f"{error} {_last_good(checkpoints)}") from error
-            if event is not None:
-                note(record(event, kind="selection"))
-            held, measured = _step(program, held._replace(selected=selected), step)
-            bad = first_bad(bad, np.int32(done), measured.bad)
-            if done in evaluations | saves:
-                _stop_if(int(bad), held.selected, checkpoints, config)
-            if done in evaluations:
-                state = held.network
-                result = timer(
-                    "evaluation", program.evaluate, state.params, state.model_state, program.held_out
-                )
+        while step < program.steps:
+            due = step >= quiet_until
+            if due:  # else nothing is waited for
+                timer("step", jax.block_until_ready, trained)
+            selected = _selected(program, trained, selected, config, checkpoints)
+            if due:
+                quiet_until = step + program.selection.quiet(selected)
+            number = course.chunk(program, selected, step)
+            given = program, trained, selected, step, number
+            trained, selected, loss = timer.ahead("step", _train, *given)
+            step += number
+            if step in evaluations | saves:
+                timer("step", jax.block_until_ready, trained)
+                _stop_if(int(trained.bad), selected, checkpoints, config)
+            if step in evaluations:
+                result = _evaluated(config, program, trained.network, step, loss)
                 evaluated, accuracy = evaluated + len(program.held_out), result["accuracy"]
-                row = record(result, kind="evaluation", step=done, train_loss=float(measured.loss))
-                note(row | {"seconds": timer.training, **skipped_steps(state)})
-            if done in saves and done < program.steps and not doubtful(held.network):
-                _save(checkpoints, done, held, timer, evaluated)
-            if time.perf_counter() - shown > 0.5 or done == program.steps:
-                told = _postfix(float(measured.loss), accuracy, held.selected, timer)
+            if step in saves and step < program.steps and not doubtful(trained.network):
+                _save(checkpoints, step, _held(trained, selected), timer, evaluated)
+            if time.perf_counter() - shown > 0.5 or step == program.steps:
+                told = _postfix(timer("step", float, loss), accuracy, selected, timer)
                 bar.set_postfix_str(told, refresh=False)
                 shown = time.perf_counter()
-            bar.update()
+            bar.update(number)
             watchdog.alive()
-            if done < program.steps and asked_by_any(asked, done):
-                _stop_if(int(bad), held.selected, checkpoints, config)
-                if checkpoints.newest != done:
-                    _save(checkpoints, done, held, timer, evaluated)
+            if step < program.steps and asked_by_any(asked, step):
+                _stop_if(int(trained.bad), selected, checkpoints, config)
+                if checkpoints.newest != step:
+                    _save(checkpoints, step, _held(trained, selected), timer, evaluated)
                 checkpoints.wait()
-                raise Stopped(asked.number or signal.SIGTERM, done)
+                raise Stopped(asked.number or signal.SIGTERM, step)
         checkpoints.wait()
-    metrics = _metrics(config, program, held.network, held.selected, result, evaluated)
+    metrics = _metrics(config, program, trained.network, selected, result, evaluated)
     if leads():
-        np.savez_compressed(config.out / "picks.npz", counts=np.asarray(held.picks))
-        write_network(config.out, held.network.params, held.network.model_state)
+        np.savez_compressed(config.out / "picks.npz", counts=np.asarray(trained.picks))
+        write_network(config.out, trained.network.params, trained.network.model_state)
         write_json(config.out / "metrics.json", metrics)
     return metrics
 

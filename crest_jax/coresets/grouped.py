@@ -192,26 +192,30 @@ def greedy_in_groups(
     begin = (jnp.int32(0), _ended(rules, jnp.int32(0), top, start))
     as_many = partial(jax.lax.while_loop, lambda state: state[0] < jnp.max(state[1].quotas), step)
     if rules.binding or rules.share is not None:
-        _, last = as_many(begin)
-    else:  # a GPU's host would wait at every round of a number that the device decides
-        turn = lambda _, state: step(state)  # noqa: E731
-        fixed = partial(jax.lax.fori_loop, np.int32(0), np.int32(rounds), turn, unroll=min(4, rounds))
-        _, last = jax.lax.platform_dependent(begin, cpu=as_many, default=fixed)
-    nearest = last.nearest
+        return _picks_of(as_many(begin)[1], rounds, rules.weights)
+    # A GPU's host would wait at every round of a number that the device decides.
+    turn = lambda _, state: step(state)  # noqa: E731
+    fixed = partial(jax.lax.fori_loop, np.int32(0), np.int32(rounds), turn, unroll=min(4, rounds))
+    last = jax.lax.platform_dependent(begin, cpu=as_many, default=fixed)[1]
+    return _picks_of(last, rounds, rules.weights)
+
+
+def _picks_of(last: _State, rounds: int, each: Array | None) -> GroupPicks:
+    """Line up the picks of each group by turn; members count ``each`` [g, s]."""
+    groups, size = last.turns.shape
     # Counted by a product, which a CPU does much faster than a scatter.
-    turns = jnp.arange(rounds, dtype=jnp.int32)[None, :, None]
-    owned = (nearest[:, None, :] == turns).astype(jnp.float32)
-    if rules.weights is None:
+    rows = jnp.arange(rounds, dtype=jnp.int32)[None, :, None]
+    owned = (last.nearest[:, None, :] == rows).astype(jnp.float32)
+    if each is None:
         weights = jnp.dot(owned.reshape(-1, size), jnp.ones(size, jnp.float32), precision="highest")
     else:
-        weights = jnp.einsum("grs,gs->gr", owned, rules.weights, precision="highest")
-    weights = weights.reshape(groups, rounds)
+        weights = jnp.einsum("grs,gs->gr", owned, each, precision="highest")
     slots = jnp.where(last.turns >= 0, last.turns, rounds)
     group = jnp.arange(groups, dtype=jnp.int32)[:, None]
-    places = jnp.zeros((groups, rounds), jnp.int32)
-    places = places.at[group, slots].set(jnp.broadcast_to(place, slots.shape), mode="drop")
+    place = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32)[None, :], slots.shape)
+    places = jnp.zeros((groups, rounds), jnp.int32).at[group, slots].set(place, mode="drop")
     gains = jnp.zeros((groups, rounds), jnp.float32).at[group, slots].set(last.won, mode="drop")
-    return GroupPicks(places, gains, weights, nearest, last.quotas)
+    return GroupPicks(places, gains, weights.reshape(groups, rounds), last.nearest, last.quotas)
 
 
 def assigned(nearest: Array, rows: Array, member: Array, firsts: Array, count: int) -> Array:

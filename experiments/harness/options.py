@@ -257,6 +257,9 @@ class MachineConfig:
     step_timeout: float | None = None
     """Seconds after which a run that finished no step ends by itself, with a sentence; compilation
     counts. None: 600 with several processes, else it waits."""
+    scan: int | None = None
+    """Most steps in one program. None: 32 on a GPU or TPU, 1 on a CPU, where convolutions in loops take
+    longer."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, for the next run."""
 
@@ -272,6 +275,7 @@ class MachineConfig:
                 "be finite and positive", "600 is usual, or leave it out",
             )  # fmt: skip
         require_positive("machine.", self, "processes")
+        require_positive("machine.", self, "scan")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Blocking timers by phase, with compilation set apart."""
+"""Timers by phase, with compilation set apart."""
 
 import time
 from collections.abc import Callable
@@ -13,9 +13,11 @@ PHASES = (*TRAINING, "evaluation", "checkpoint", "init", "compile", "other")
 
 
 class PhaseTimer:
-    """Adds up the seconds of each phase; waits for the device, so that work counts where it is done.
+    """Adds up the seconds of each phase.
 
-    An instance is a ``PhaseFn``: ``timer(name, function, *args)`` returns ``function(*args)``.
+    An instance is a ``PhaseFn``: ``timer(name, function, *args)`` returns ``function(*args)`` and waits
+    for the device, so that work counts where it is done. That is for phases at which the host waits all
+    the same; steps run ``ahead``, and are waited for before such a phase begins.
     """
 
     def __init__(self) -> None:
@@ -47,9 +49,13 @@ class PhaseTimer:
         return self.seconds | {"compile": compiling, "other": max(0.0, other)}
 
     def __call__(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
-        """Run and time one phase."""
+        """Run and time one phase, and wait for its results."""
+        return self.ahead(name, lambda: jax.block_until_ready(function(*args)))
+
+    def ahead(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Run one phase, and time what the host does; the device goes on by itself."""
         start = time.perf_counter()
-        result = jax.block_until_ready(function(*args))
+        result = function(*args)
         end = time.perf_counter()
         compiling = self._clock.between(start, end)
         self.seconds["compile"] += compiling

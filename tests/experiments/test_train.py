@@ -29,6 +29,7 @@ from experiments.harness.cli import UserError, as_options, parse
 from experiments.harness.options import BaselineConfig, CrestOptions, ExclusionOptions, RunConfig
 from experiments.harness.records import read_lines
 from experiments.harness.run_folder import read_network
+from experiments.harness.steps import take_steps
 from experiments.harness.timing import PHASES, TRAINING, PhaseTimer
 from experiments.presets import PAPER, SETTINGS, with_rate
 
@@ -97,6 +98,25 @@ def test_counted_passes_follow_from_the_events(
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("method", ["crest", "random", "dynamic_pruning"])
+def test_steps_in_one_program_give_the_run_of_single_steps(method: Any, tmp_path: Path) -> None:
+    """Chunks end at checks, evaluations and checkpoints; what is noted is the same."""
+    own = dataclasses.replace(SMALL.for_method(method), out=tmp_path / "single")
+    machine = dataclasses.replace(own.machine, scan=16)
+    metrics = [
+        train.run(c) for c in (own, dataclasses.replace(own, out=tmp_path / "many", machine=machine))
+    ]
+    for name in ("forward", "backward"):
+        assert metrics[0][name] == metrics[1][name]
+    assert metrics[0]["test_loss"] == pytest.approx(metrics[1]["test_loss"], rel=1e-4)
+    lines = [read_lines(tmp_path / name / "events.jsonl") for name in ("single", "many")]
+    assert [(row["kind"], row["step"]) for row in lines[0]] == [
+        (row["kind"], row["step"]) for row in lines[1]
+    ]
+    counts = [np.load(tmp_path / name / "picks.npz")["counts"] for name in ("single", "many")]
+    np.testing.assert_array_equal(*counts)
+
+
 @pytest.mark.parametrize("method", ["crest", "random", "craig", "top_loss", "dynamic_pruning"])
 def test_a_run_cut_off_anywhere_resumes_bit_for_bit(
     method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -106,15 +126,13 @@ def test_a_run_cut_off_anywhere_resumes_bit_for_bit(
     cut = dataclasses.replace(whole, out=tmp_path / "cut")
 
     def spy(name: str, stop: int | None) -> None:
-        program = train.make_program(train.shared(whole))
-
-        def step(state: Any, batch: Batch) -> Any:
+        def step(train_step: Any, trained: Any, batch: Batch, *more: Any, **static: Any) -> Any:
             batches[name].append((np.asarray(batch.indices), np.asarray(batch.weights)))
             if stop is not None and len(batches[name]) == stop:
                 raise KeyboardInterrupt
-            return program.train_step(state, batch)
+            return take_steps(train_step, trained, batch, *more, **static)
 
-        monkeypatch.setattr(train, "make_program", lambda _: program._replace(train_step=step))
+        monkeypatch.setattr(train, "take_steps", step)
 
     spy("whole", None)
     expected = train.run(whole)
@@ -387,7 +405,7 @@ NUMBERS = {  # option: what of these works, or is refused by another rule
     "epochs": (), "budget": (), "batch-size": (), "seed": ("0",), "network.width": (),
     "optim.learning-rate": (), "optim.momentum": ("0",), "optim.weight-decay": ("0",),
     "optim.warmup": ("0",), "run.evaluations": (), "run.checkpoints": (),
-    "machine.step-timeout": (), "machine.devices": ("0",), "machine.processes": (),
+    "machine.step-timeout": (), "machine.devices": ("0",), "machine.processes": (), "machine.scan": (),
     "machine.process": ("-1", "0"),  # refused where the processes begin
     "baselines.reselections": (), "baselines.pool-factor": (), "baselines.scoring-networks": (),
     "text.max-tokens": (), "text.dropout": ("0",), "crest.subset-size": (), "crest.probe-size": (),
