@@ -199,3 +199,20 @@ def test_algorithm_1_is_one_short_file_and_examples_are_shorter():
         path.relative_to(ROOT / "experiments").parts[0] for path in (ROOT / "experiments").rglob("*.py")
     }
     assert len(rooms) <= 16
+
+
+PRODUCTS = {"dot", "vdot", "matmul", "einsum", "tensordot", "inner", "dot_general", "conv"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_product_runs_at_reduced_precision(path):
+    """An accelerator's default rounds factors to 10 or 8 bits, which would decide what is picked."""
+    for node in ast.walk(tree_of(path)):
+        assert not isinstance(getattr(node, "op", None), ast.MatMult), (
+            f"line {node.lineno}: use jnp.dot"
+        )
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = ast.unparse(node.func.value)
+            if node.func.attr in PRODUCTS and owner in ("jnp", "jax.numpy", "lax", "jax.lax"):
+                given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert given.get("precision") == "'highest'", f"line {node.lineno}"

@@ -95,7 +95,7 @@ def non_negative_weights(gram: Array, products: Array, start: Array, steps: int)
 
     def step(_: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         weights, ahead, t = state
-        moved = jnp.maximum(ahead - (gram @ ahead - products) / bound, 0.0)
+        moved = jnp.maximum(ahead - (jnp.dot(gram, ahead, precision="highest") - products) / bound, 0.0)
         t_next = (1 + jnp.sqrt(1 + 4 * t * t)) / 2
         return moved, moved + (t - 1) / t_next * (moved - weights), t_next
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from crest_jax.types import Array, Factored, PyTree
 
-_UNROLL = 64  # columns written out in one fused pass
+_UNROLL = 16  # columns written out in one fused pass; of more, XLA makes many kernels
 Term = Callable[[Array, Array], Array]
 TERMS: dict[str, Term] = {
     "squared": lambda x, y: jnp.square(x - y),

@@ -70,9 +70,27 @@ def push_greedy(
     Returns:
       The finished ``Run``; places beyond ``taken`` are 0.
     """
+    top, state = begin(oracle, selectable, size)
+    before = 0
+    for end in phases(size):
+        state = _again(oracle, state)
+        state = _phase(oracle, top, state, jnp.minimum(end, quota), (before, end), most_pending)
+        before = end
+    run = first_run(top, state.cover, state.gains, selectable, quota, size, NO_RULES)
+    return run._replace(
+        nearest=state.nearest,
+        picks=state.picks,
+        gains=state.won,
+        taken=state.taken,
+        evaluations=state.looks,
+    )
+
+
+def begin(oracle: PointOracle, selectable: Array, size: int) -> tuple[Array, _State]:
+    """Return the dissimilarity [] at which the similarity is 0, and the state before any pick."""
     top, cover = oracle.begin()
     none = jnp.zeros(selectable.shape[0], jnp.float32)
-    state = _State(
+    return top, _State(
         cover=cover,
         pushed=cover,
         nearest=jnp.full(cover.shape[0], -1, jnp.int32),
@@ -86,19 +104,6 @@ def push_greedy(
         margin=jnp.float32(0),
         looks=jnp.int32(0),
     )
-    begin = 0
-    for end in phases(size):
-        state = _again(oracle, state)
-        state = _phase(oracle, top, state, jnp.minimum(end, quota), (begin, end), most_pending)
-        begin = end
-    run = first_run(top, state.cover, none, selectable, quota, size, NO_RULES)
-    return run._replace(
-        nearest=state.nearest,
-        picks=state.picks,
-        gains=state.won,
-        taken=state.taken,
-        evaluations=state.looks,
-    )
 
 
 def _phase(
@@ -110,10 +115,10 @@ def _phase(
     most_pending: int,
 ) -> _State:
     """Go on until ``target`` picks are made; ``picks`` are static bounds of their number."""
-    begin, end = picks
+    before, end = picks
     # A pick is nearest to about n / t of the clients after t picks; three times as many seldom change.
     count = oracle.num_clients
-    pending = count if begin == 0 else min(count, max(64, 1 << (3 * count // begin).bit_length()))
+    pending = count if before == 0 else min(count, max(64, 1 << (3 * count // before).bit_length()))
     pending = min(pending, most_pending)
 
     def stale(state: _State) -> Array:
@@ -123,9 +128,9 @@ def _phase(
     def turns(state: _State) -> _State:
         # Where gains have come down to the margin it tells no two candidates apart.
         state = jax.lax.cond(stale(state), lambda s: _again(oracle, s), lambda s: s, state)
-        number = np.int32(min(TURNS, end - begin))
-        turn = lambda _, s: _turn(oracle, top, s, target, pending)  # noqa: E731
-        return jax.lax.fori_loop(np.int32(0), number, turn, state)
+        number = np.int32(min(TURNS, end - before))
+        again = lambda _, s: turn(oracle, top, s, target, pending)  # noqa: E731
+        return jax.lax.fori_loop(np.int32(0), number, again, state)
 
     return jax.lax.while_loop(lambda state: state.taken < target, turns, state)
 
@@ -143,7 +148,7 @@ def _bounds(state: _State) -> Array:
     return jnp.where(state.free, bounds, -jnp.inf)
 
 
-def _turn(oracle: PointOracle, top: Array, state: _State, target: Array, pending: int) -> _State:
+def turn(oracle: PointOracle, top: Array, state: _State, target: Array, pending: int) -> _State:
     """Compute the gains of the best few anew, make the pick if it is sure, push what is pending."""
     cover, count = state.cover, state.cover.shape[0]
     _, looked = jax.lax.top_k(_bounds(state), min(LOOKS, state.gains.shape[0]))

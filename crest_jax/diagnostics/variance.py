@@ -100,7 +100,8 @@ def _distances(points: Array, picks: Array) -> Array:
 def _coreset_mean(points: Array, labels: Array, *, size: int, num_classes: int) -> tuple[Array, Array]:
     """The weighted mean of a coreset, and the share of the spread of the points that it stands for."""
     coreset = medoids(points, labels, size=size, num_classes=num_classes)
-    mean = coreset.weights @ points[coreset.indices] / jnp.sum(coreset.weights)
+    total = jnp.dot(coreset.weights, points[coreset.indices], precision="highest")
+    mean = total / jnp.sum(coreset.weights)
     left = jnp.mean(jnp.min(_distances(points, coreset.indices), axis=1))
     whole = jnp.mean(jnp.linalg.norm(points - points.mean(0)[None], axis=1))
     return mean, 1.0 - left / whole
