@@ -248,7 +248,7 @@ def make_evaluate(
             sums(params, model_state, source.take(jnp.asarray(positions)), jnp.asarray(mask))
             for positions, mask in padded_chunks(count, chunk_size)
         ]
-        names = ["loss", *wanted]
+        names, parts = ["loss", *wanted], jax.device_get(parts)  # the host waits once
         totals = np.asarray([[part[name] for name in names] for part in parts], np.float64).sum(axis=0)
         span = label_span(getattr(source, "labels", None)) if loss_fn is cross_entropy else None
         if span is not None and math.isnan(totals[0]):

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from crest_jax.data.devices import on_accelerator
+
 
 def jit_wide(function: Callable[..., Any], *, static_argnames: str | tuple[str, ...]) -> Any:
     """Compile like ``jax.jit``, on a CPU with vectors as wide as it has.
@@ -19,7 +21,8 @@ def jit_wide(function: Callable[..., Any], *, static_argnames: str | tuple[str, 
       static_argnames: as in ``jax.jit``.
 
     Returns:
-      The compiled function; its attribute ``compiled()`` is what ``jax.jit`` returned.
+      The compiled function, for the device that the first array lies on; its attribute ``compiled()``
+      is what ``jax.jit`` returned for a CPU.
 
     Example:
       >>> def scaled_by(x, by):
@@ -29,14 +32,13 @@ def jit_wide(function: Callable[..., Any], *, static_argnames: str | tuple[str, 
     """
 
     @functools.cache
-    def compiled() -> Any:
-        # Asked at the first call: at import it would fix the platform before the user can.
-        options = {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else None
+    def compiled(accelerator: bool = False) -> Any:
+        options = None if accelerator else {"xla_cpu_prefer_vector_width": 512}
         return jax.jit(function, static_argnames=static_argnames, compiler_options=options)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return compiled()(*args, **kwargs)
+        return compiled(on_accelerator((args, kwargs)))(*args, **kwargs)
 
     call.compiled = compiled  # type: ignore[attr-defined]
     return call
