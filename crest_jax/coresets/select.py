@@ -60,11 +60,16 @@ def select_coreset(
     * ``"dense"``: greedy on stored similarities, many small classes and problems at once. Exact.
     * ``"lazy"``: lazy greedy that computes similarities when it needs them, in memory linear in ``n``;
       it keeps those that can still matter as far as ``memory_budget`` allows. Exact.
+    * ``"push"``: greedy for GPUs and TPUs, exact too: every pick's change of cover is pushed to all
+      gains, in kernels of fixed size. Not with costs, an end other than a size, picks that are there
+      already or given similarities.
     * ``"stochastic"``: each pick is the best of a random sample (Mirzasoleiman et al., AAAI 2015).
     * ``"partitioned"``: lazy greedy in parts, then among their picks (Mirzasoleiman et al., NeurIPS
       2013).
-    * ``"auto"``: ``"dense"`` for small classes, ``"lazy"`` up to 100,000 examples in a class, else
-      ``"partitioned"``. ``plan_coreset`` tells which, and what it costs, without doing it.
+    * ``"auto"``: on a CPU ``"dense"`` for small classes, ``"lazy"`` up to 100,000 examples in a class,
+      else ``"partitioned"``. On a GPU or TPU the faster of ``"dense"``, where a quarter of its memory
+      holds the similarities, and ``"push"``, up to 200,000; else ``"partitioned"``. ``plan_coreset``
+      tells which, and what it costs, without doing it.
 
     Exact means that every pick has the largest gain up to float32 rounding (a relative gap of at most
     1e-6); equal gains go to the lowest row.
@@ -111,7 +116,8 @@ def select_coreset(
       quotas: "proportional", "equal", the number of picks of each class that occurs [c] in the order of
         the labels, or by label from 0 on, or a dictionary ``{label: picks}``.
       method: see above.
-      memory_budget: bytes of working memory above the embeddings; None allows 256 MiB.
+      memory_budget: bytes of working memory above the embeddings; None allows 256 MiB on a CPU, and a
+        quarter of the memory of an accelerator.
       epsilon: for "stochastic", the loss against greedy that is allowed in expectation.
       key: PRNG key for "stochastic" and "partitioned"; None takes ``jax.random.key(0)``.
       batched: whether embeddings are [p, n, d]; None goes by their axes, and refuses what looks like

@@ -4,12 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.array import ArrayImpl
 from small_settings import exclusion, settings
 
 from crest_jax import ArraySource, crest, fit
+from crest_jax.algorithm import crest as algorithm
 from crest_jax.algorithm import scoring
 from crest_jax.coresets.greedy import greedy
 from crest_jax.coresets.mini_batch import most_rounds
+from crest_jax.data import pool
+from crest_jax.data.devices import read_numbers
 from crest_jax.data.quotas import proportional_quotas
 
 COUNT, FEATURES, CLASSES = 120, 6, 3
@@ -106,3 +110,52 @@ def test_static_rounds_give_the_picks_of_as_many_as_it_takes(more):
     assert fixed.indices.tolist() == free.indices.tolist()
     np.testing.assert_allclose(fixed.gains, free.gains, rtol=1e-6)
     assert classes[fixed.indices].tolist() == [0] * 5 + [1] + [2] * 4
+
+
+def test_the_host_waits_once_a_check_and_once_more_a_region(monkeypatch):
+    """Counted over a training; nothing else is read."""
+    reads, other, inside = [], [], []
+    value = ArrayImpl._value
+
+    def counted(*arrays):
+        inside.append(True)
+        found = read_numbers(*arrays)
+        inside.clear()
+        reads.append(len(arrays))
+        return found
+
+    def spied(array):
+        if not inside:
+            other.append(array.shape)
+        return value.fget(array)
+
+    config = settings(
+        batch_size=12, subset_size=24, probe_size=24, max_coresets=7, max_interval=4, tau=0.05,
+        interval_multiplier=9.0, coresets_per_interval=1.5,
+        exclusion=exclusion(window=10, threshold=0.9, keep_fraction=0.25),
+    )  # fmt: skip
+    selection = crest(linear, ArraySource(INPUTS, LABELS), config)
+    step = jax.jit(lambda params, batch: (params - 0.02 * batch.weights.mean(), None))
+    params, events, quiet = jnp.zeros((FEATURES, CLASSES)), [], 0
+    state = selection.init(jax.random.key(0), params, {})
+    for module in (algorithm, pool):
+        monkeypatch.setattr(module, "read_numbers", counted)
+    monkeypatch.setattr(ArrayImpl, "_value", property(spied))
+    for _ in range(60):
+        before = len(reads)
+        state, event = selection.refresh(state, params, {})
+        events.append(event)
+        if event is None:
+            assert len(reads) == before, "nothing is read between checks"
+            quiet += 1
+        state, batch = selection.next_batch(state)
+        params, _ = step(params, batch)
+        state = selection.observe(state, batch, jnp.zeros(12))
+    checks = sum(event is not None and event.rho is not None for event in events)
+    regions = sum(event is not None and event.began_region for event in events)
+    windows = 60 // 10 - 1
+    assert checks > 5
+    assert regions > 2
+    assert quiet > 10
+    assert len(reads) <= checks + regions + windows
+    assert other == []
