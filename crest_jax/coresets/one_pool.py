@@ -1,7 +1,8 @@
 """Lazy and stochastic greedy on one pool, class by class, and what its picks stand for."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,11 +16,12 @@ from crest_jax.coresets.by_class import (
     top_by_class,
 )
 from crest_jax.coresets.coverage import best_similarities, empty_coreset
-from crest_jax.coresets.metrics import Metric, Points, take_rows
+from crest_jax.coresets.metrics import Metric, Points, pad_rows, take_rows
 from crest_jax.coresets.nearest import Orphans, best_products, weighted_compiled
 from crest_jax.coresets.oracles import padded
 from crest_jax.coresets.plan import Plan
 from crest_jax.coresets.rules import NO_RULES, Rules
+from crest_jax.data.devices import on_accelerator
 from crest_jax.types import Array, Coreset
 
 
@@ -84,6 +86,10 @@ def choose_in_pool(
     if matrix is not None and matrix.shape[0] != matrix.shape[1]:  # the rows are one class
         candidates = candidates or Candidates(points, labels, None)
         labels, counts = np.zeros(matrix.shape[1], np.int32), np.array([matrix.shape[1]])
+    given = points
+    if matrix is None and candidates is None:
+        # Whole blocks, as the greedy run takes them: a pool of about the same size compiles nothing.
+        points = _filled(points, padded(len(labels)) - len(labels))
     problem = _problem(points, labels, counts, quotas, size, metric, plan, candidates)
     several = len(counts) > 1 and any(rule is not None for rule in rules)
     top = None
@@ -97,16 +103,18 @@ def choose_in_pool(
         floor = _floors(problem, points, jnp.asarray(labels), metric, rules, candidates, top)
         rules = rules._replace(floor=floor)
     chosen = _chosen(problem, top, key, rules)
-    taken, picks, gains, nearest = quotas, chosen.picks, chosen.gains, chosen.nearest
+    taken = quotas
+    picks, gains = (np.asarray(x)[:size] for x in (chosen.picks, chosen.gains))
+    nearest = np.asarray(chosen.nearest)[: len(labels)]
     if rules.least is not None or rules.share is not None:
         taken = np.asarray(chosen.taken)
-        picks, gains, nearest = _shortened(chosen, quotas, taken)
+        picks, gains, nearest = _shortened(chosen, quotas, taken, len(labels))
     heads = None
     if candidates is not None and candidates.positions is None:
         heads = take_rows(candidates.points, picks)
     elif candidates is not None:
-        picks = jnp.asarray(candidates.positions, jnp.int32)[picks]
-        nearest = nearest.at[picks].set(jnp.arange(len(picks), dtype=jnp.int32), mode="drop")
+        picks, nearest = np.asarray(candidates.positions, np.int32)[picks], nearest.copy()
+        nearest[picks] = np.arange(len(picks))
     if not len(picks):
         covered, bottom = jnp.float32(0), 0.0 if floor is None else jnp.sum(floor)
         if rules.earlier is not None:
@@ -115,10 +123,35 @@ def choose_in_pool(
         return empty_coreset(len(labels), chosen.top, rules.weights, covered, bottom)
     lost = bool(((taken == 0) & (counts > 0)).any())
     orphans: Orphans = ("spread" if spread else "nearest") if lost else "none"
+    plain = not metric.signed and orphans == "none" and floor is None and rules == NO_RULES
+    if plain:
+        return _counted(picks, gains, nearest, float(chosen.top))
     return weighted_compiled(
-        points, jnp.asarray(labels), picks, gains, nearest, chosen.top, metric, orphans,
+        given, jnp.asarray(labels), picks, gains, nearest, chosen.top, metric, orphans,
         rules.weights, floor, rules.earlier, heads,
     )  # fmt: skip
+
+
+def _filled(points: Points, count: int) -> Points:
+    """Append rows of zeros; on a CPU by NumPy, which compiles nothing."""
+    if on_accelerator(points):
+        return pad_rows(points, count)
+
+    def longer(leaf: Any) -> np.ndarray:
+        return np.pad(np.asarray(leaf), ((0, count), *[(0, 0)] * (leaf.ndim - 1)))
+
+    return jax.tree.map(longer, points)
+
+
+def _counted(picks: np.ndarray, gains: np.ndarray, nearest: np.ndarray, top: float) -> Coreset:
+    """Count rows at their nearest picks [n], which all have; on the host, which compiles nothing."""
+    weights = np.bincount(nearest, minlength=len(picks))
+    objective = gains.sum(dtype=np.float64)
+    largest = top * len(nearest)
+    share = min(1.0, max(0.0, objective / largest)) if largest > 0 else 1.0
+    floats = (jnp.asarray(x, jnp.float32) for x in (weights, gains, objective, share))
+    weighed, gained, reached, covered = floats
+    return Coreset(jnp.asarray(picks), weighed, gained, reached, jnp.asarray(nearest), covered)
 
 
 def _problem(
@@ -131,10 +164,11 @@ def _problem(
     plan: Plan,
     candidates: Candidates | None,
 ) -> _Problem:
-    # Rounded up, so that classes of nearly the same sizes share one compiled program.
-    block = min(len(labels), padded(int(counts.max())))
-    rounds = min(size, -(-int(quotas.max()) // 32) * 32)
-    members, wanted = sorted_on_host(labels, counts), jnp.asarray(quotas, jnp.int32)
+    # Rounded up, so that pools and classes of nearly the same sizes share one compiled program.
+    block, rounds = padded(int(counts.max())), -(-int(quotas.max()) // 32) * 32
+    size = -(-size // 32) * 32
+    fill = points.rows - len(labels) if candidates is None and metric.name != "precomputed" else 0
+    members, wanted = sorted_on_host(labels, counts, fill), jnp.asarray(quotas, jnp.int32)
     settings = Settings(size, rounds, block, block, metric, plan.capacity, plan.draws, plan.pending)
     if candidates is None:
         return _Problem(points, members, None, members, wanted, settings)
@@ -158,14 +192,17 @@ def _chosen(problem: _Problem, top: Array | None, key: Array, rules: Rules) -> C
     return max(both, key=lambda chosen: float(jnp.sum(chosen.gains)))
 
 
-def _shortened(chosen: Chosen, quotas: np.ndarray, taken: np.ndarray) -> tuple[Array, Array, Array]:
+def _shortened(
+    chosen: Chosen, quotas: np.ndarray, taken: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return picks, gains and nearest picks without the slots that were not needed."""
     size = int(quotas.sum())
     codes = np.repeat(np.arange(len(quotas)), quotas)
     slots = np.flatnonzero(np.arange(size) - (np.cumsum(quotas) - quotas)[codes] < taken[codes])
     places = np.full(size + 1, -1, np.int32)  # the last one is for -1
     places[slots] = np.arange(len(slots))
-    return chosen.picks[slots], chosen.gains[slots], jnp.asarray(places)[chosen.nearest]
+    picks, gains = np.asarray(chosen.picks)[slots], np.asarray(chosen.gains)[slots]
+    return picks, gains, places[np.asarray(chosen.nearest)[:count]]
 
 
 def _floors(

@@ -45,7 +45,7 @@ from experiments.harness.cli import UserError, one_sentence, parse
 from experiments.harness.records import append_line, table
 from experiments.harness.run_folder import COMMIT, held_new_folder
 from experiments.models import build
-from experiments.sweep import made_by
+from experiments.sweep import command_line, made_by
 
 ROWS, CLASSES, SUBSETS, SUBSET, BATCH = 20_000, 10, 8, 256, 128
 EUCLIDEAN = Metric("euclidean", 1.0)
@@ -327,7 +327,8 @@ def main() -> None:
                 lines.append(line | {"commit": COMMIT})
                 append_line(config.out / "lines.jsonl", lines[-1])
             page = count_page(lines) if what == "count" else time_page(lines)
-            made = made_by(__file__, None, lines, 1)
+            made = f"`{command_line(__file__, None)}` at commit {COMMIT}, compiled on a CPU"
+            made = made if what == "count" else made_by(__file__, None, lines, 1)
             (config.out / "page.md").write_text(f"{made}\n\n{page}\n", encoding="utf-8")
     print(page)
 

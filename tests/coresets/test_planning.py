@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crest_jax import select_coreset
 from crest_jax.coresets.by_class import Members, Settings, choose_by_class_compiled
 from crest_jax.coresets.metrics import Metric, Points
 from crest_jax.coresets.plan import Shape, make_plan
@@ -110,3 +111,18 @@ def test_the_compiled_program_keeps_to_the_budget(rows, width, mib):
     used = program.memory_analysis().temp_size_in_bytes
     assert 0.3 * plan.memory < used <= plan.memory
     assert plan.memory <= mib * 2**20
+
+
+def test_a_pool_of_about_the_same_size_shares_the_compiled_program():
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(2_000, 4)).astype(np.float32), np.arange(2_000) % 3
+    program = choose_by_class_compiled.compiled()
+    for own in (None, labels):
+        before = program._cache_size()
+        for rows, size in ((1_100, 40), (1_250, 60), (1_900, 33)):
+            kept = None if own is None else own[:rows]
+            found = select_coreset(x[:rows], size, labels=kept, method="lazy")
+            assert found.weights.sum() == rows
+            assert found.assignments.shape == (rows,)
+            assert found.indices.max() < rows
+        assert program._cache_size() == before + 1
