@@ -30,6 +30,7 @@ from experiments.harness.cli import UserError
 from experiments.harness.interrupts import Stopped, listening, remembering
 from experiments.harness.options import NetworkConfig
 from experiments.harness.run_folder import Lock, finished_run, held_file, held_folder, open_folder
+from experiments.harness.steps import take_steps
 
 SKIPPING = dataclasses.replace(SMALL.run, nonfinite="skip")
 
@@ -42,17 +43,16 @@ def undisturbed(tmp_path_factory):
 
 def stopped_at(config, step, monkeypatch, stop=KeyboardInterrupt):
     """Run until the training step ``step``, which raises."""
-    program = train.make_program(train.shared(config))
     seen = 0
 
-    def train_step(state, batch):
+    def steps(train_step, trained, batch, *more, **static):
         nonlocal seen
         seen += 1
         if seen == step:
             raise stop
-        return program.train_step(state, batch)
+        return take_steps(train_step, trained, batch, *more, **static)
 
-    monkeypatch.setattr(train, "make_program", lambda _: program._replace(train_step=train_step))
+    monkeypatch.setattr(train, "take_steps", steps)
     with pytest.raises(stop):
         train.run(config)
     monkeypatch.undo()
@@ -151,17 +151,16 @@ def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_from_it(
     config = dataclasses.replace(
         SMALL, out=tmp_path / "run", run=dataclasses.replace(SMALL.run, checkpoints=1)
     )
-    program = train.make_program(train.shared(config))
     seen = 0
 
-    def train_step(state, batch):
+    def steps(train_step, trained, batch, *more, **static):
         nonlocal seen
         seen += 1
         if seen == 29:
             os.kill(os.getpid(), number)
-        return program.train_step(state, batch)
+        return take_steps(train_step, trained, batch, *more, **static)
 
-    monkeypatch.setattr(train, "make_program", lambda _: program._replace(train_step=train_step))
+    monkeypatch.setattr(train, "take_steps", steps)
     with pytest.raises(Stopped, match=f"stopped by {signal.Signals(number).name} after step 29"):
         train.run(config)
     monkeypatch.undo()
@@ -224,12 +223,14 @@ def interrupted_at(config, monkeypatch, where):
         run = train.run
         monkeypatch.setattr(train, "run", lambda config: ctrl_c(run(config)))
     else:
-        steps = iter(range(1, where + 1))
+        numbers = iter(range(1, where + 1))
 
-        def train_step(state, batch):
-            return program.train_step(state, batch) if next(steps) < where else ctrl_c()
+        def steps(train_step, trained, *more, **static):
+            return (
+                take_steps(train_step, trained, *more, **static) if next(numbers) < where else ctrl_c()
+            )
 
-        monkeypatch.setattr(train, "make_program", lambda _: program._replace(train_step=train_step))
+        monkeypatch.setattr(train, "take_steps", steps)
     monkeypatch.setattr("sys.argv", ["train", *options(config)])
     with pytest.raises(SystemExit) as found:
         train.main()
@@ -467,16 +468,15 @@ def wait_for(path, process):
 
 def spoilt(config, steps, monkeypatch):
     """Make the training steps of these numbers see a NaN loss."""
-    program = train.make_program(train.shared(config))
     seen = 0
 
-    def train_step(state, batch):
+    def spoiling(train_step, trained, batch, *more, **static):
         nonlocal seen
         seen += 1
         weights = batch.weights * (jnp.nan if seen in steps else 1.0)
-        return program.train_step(state, batch._replace(weights=weights))
+        return take_steps(train_step, trained, batch._replace(weights=weights), *more, **static)
 
-    monkeypatch.setattr(train, "make_program", lambda _: program._replace(train_step=train_step))
+    monkeypatch.setattr(train, "take_steps", spoiling)
 
 
 def test_a_loss_that_is_not_a_number_is_named_with_the_last_good_checkpoint(tmp_path, monkeypatch):
