@@ -91,7 +91,12 @@ def test_outer_products_are_chosen_without_being_formed():
     assert largest_gap(whole, found.indices) <= 1e-5
 
 
-@pytest.mark.parametrize("kind", ["weights", "mask", "elsewhere", "others", "labels"])
+@pytest.mark.parametrize(
+    "kind",
+    ["others", "labels", *(
+        pytest.param(name, marks=pytest.mark.slow) for name in ("weights", "mask", "elsewhere")
+    )],
+)  # fmt: skip
 def test_weights_candidates_and_rows_of_elsewhere(kind):
     rng = np.random.default_rng(4)
     x = rng.normal(size=(220, 3)).astype(np.float32)

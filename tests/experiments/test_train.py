@@ -98,7 +98,10 @@ def test_counted_passes_follow_from_the_events(
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["crest", "random", "dynamic_pruning"])
+@pytest.mark.parametrize(
+    "method",
+    ["crest", *(pytest.param(name, marks=pytest.mark.slow) for name in ("random", "dynamic_pruning"))],
+)
 def test_steps_in_one_program_give_the_run_of_single_steps(method: Any, tmp_path: Path) -> None:
     """Chunks end at checks, evaluations and checkpoints; what is noted is the same."""
     own = dataclasses.replace(SMALL.for_method(method), out=tmp_path / "single")
