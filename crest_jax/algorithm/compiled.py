@@ -141,7 +141,7 @@ def _choose(
         return coreset.indices, coreset.weights
 
     each = embeddings, strata, sample_weights, indices
-    if number > 1:
+    if number > 1:  # not for one: of a condition ``vmap`` runs both sides
         picks, weights = jax.vmap(one)(*each)
     else:
         picks, weights = jax.tree.map(lambda x: x[None], one(*jax.tree.map(lambda x: x[0], each)))

@@ -12,7 +12,7 @@ from crest_jax.algorithm.state import CrestState, count_work
 from crest_jax.coresets.mini_batch import class_side, most_rounds
 from crest_jax.data import pool
 from crest_jax.data.chunks import chunk_length
-from crest_jax.data.devices import on_accelerator, share_of_memory
+from crest_jax.data.devices import share_of_memory
 from crest_jax.types import Array
 
 
@@ -24,8 +24,8 @@ def add_coresets(parts: Parts, state: CrestState, model: Model, number: int) -> 
     first subset fills the last turn of all of them.
     """
     config, rules = parts.config, parts.rules
-    turns, state = _drawn(parts, state, number)
     form = _form(parts, state)
+    turns, state = _drawn(parts, state, number, config.max_coresets if form.memory else 1)
     parts.ahead.fetch(turns[0][1])
     first = state.buffer.num_coresets
     for turn, (indices, flat, real) in enumerate(turns):
@@ -61,11 +61,13 @@ def add_coresets(parts: Parts, state: CrestState, model: Model, number: int) -> 
 
 
 def _drawn(
-    parts: Parts, state: CrestState, number: int
+    parts: Parts, state: CrestState, number: int, most: int
 ) -> tuple[list[tuple[Array, Array, int]], CrestState]:
-    """Draw subsets for each turn: indices [g, r], the same [g * r], and how many do not just fill."""
+    """Draw subsets for each turn, at most ``most`` a device.
+
+    Returns for each turn indices [g, r], the same [g * r], and how many of them do not just fill.
+    """
     size, devices = parts.config.subset_size, parts.devices
-    most = parts.config.max_coresets if on_accelerator(state.key) else 1
     turns: list[tuple[Array, Array, int]] = []
     while number:
         each = chunk_length(max(1, min(most, number // devices)))

@@ -32,7 +32,7 @@ def jit_wide(function: Callable[..., Any], *, static_argnames: str | tuple[str, 
     """
 
     @functools.cache
-    def compiled(accelerator: bool = False) -> Any:
+    def compiled(accelerator: bool) -> Any:
         options = None if accelerator else {"xla_cpu_prefer_vector_width": 512}
         return jax.jit(function, static_argnames=static_argnames, compiler_options=options)
 
@@ -40,5 +40,5 @@ def jit_wide(function: Callable[..., Any], *, static_argnames: str | tuple[str, 
     def call(*args: Any, **kwargs: Any) -> Any:
         return compiled(on_accelerator((args, kwargs)))(*args, **kwargs)
 
-    call.compiled = compiled  # type: ignore[attr-defined]
+    call.compiled = functools.partial(compiled, False)  # type: ignore[attr-defined]
     return call

@@ -19,6 +19,7 @@ from crest_jax.coresets.coverage import best_similarities, empty_coreset
 from crest_jax.coresets.metrics import Metric, Points, pad_rows, take_rows
 from crest_jax.coresets.nearest import Orphans, best_products, weighted_compiled
 from crest_jax.coresets.oracles import padded
+from crest_jax.coresets.partitioned import coreset_of
 from crest_jax.coresets.plan import Plan
 from crest_jax.coresets.rules import NO_RULES, Rules
 from crest_jax.data.devices import on_accelerator
@@ -123,9 +124,11 @@ def choose_in_pool(
         return empty_coreset(len(labels), chosen.top, rules.weights, covered, bottom)
     lost = bool(((taken == 0) & (counts > 0)).any())
     orphans: Orphans = ("spread" if spread else "nearest") if lost else "none"
-    plain = not metric.signed and orphans == "none" and floor is None and rules == NO_RULES
-    if plain:
-        return _counted(picks, gains, nearest, float(chosen.top))
+    if not metric.signed and orphans == "none" and floor is None and rules == NO_RULES:
+        # Counted on the host, which compiles nothing.
+        weights, objective = np.bincount(nearest, minlength=size), gains.sum(dtype=np.float64)
+        largest = float(chosen.top) * len(labels)
+        return coreset_of(picks, weights, gains, objective, largest, nearest)
     return weighted_compiled(
         given, jnp.asarray(labels), picks, gains, nearest, chosen.top, metric, orphans,
         rules.weights, floor, rules.earlier, heads,
@@ -141,17 +144,6 @@ def _filled(points: Points, count: int) -> Points:
         return np.pad(np.asarray(leaf), ((0, count), *[(0, 0)] * (leaf.ndim - 1)))
 
     return jax.tree.map(longer, points)
-
-
-def _counted(picks: np.ndarray, gains: np.ndarray, nearest: np.ndarray, top: float) -> Coreset:
-    """Count rows at their nearest picks [n], which all have; on the host, which compiles nothing."""
-    weights = np.bincount(nearest, minlength=len(picks))
-    objective = gains.sum(dtype=np.float64)
-    largest = top * len(nearest)
-    share = min(1.0, max(0.0, objective / largest)) if largest > 0 else 1.0
-    floats = (jnp.asarray(x, jnp.float32) for x in (weights, gains, objective, share))
-    weighed, gained, reached, covered = floats
-    return Coreset(jnp.asarray(picks), weighed, gained, reached, jnp.asarray(nearest), covered)
 
 
 def _problem(

@@ -119,6 +119,8 @@ def make_plan(shape: Shape, method: str, memory_budget: int | None, epsilon: flo
         plan = fitting[0] if fitting else min(plans, key=lambda plan: plan.memory)
     else:
         plan = _plan(method, shape, budget, epsilon)
+    if shape.room is None:  # the estimates are an accelerator's
+        plan = plan._replace(seconds=None)
     return check_budget(plan, memory_budget)
 
 
@@ -146,8 +148,8 @@ def _plan(method: str, shape: Shape, budget: int, epsilon: float) -> Plan:
         side = sides[1]
         each = 3 * side * side + 8 * side * (shape.width + 4) + 4 * side * shape.rounds
         each *= 4 * shape.classes
-        pairs = DENSE_PAIRS if shape.room is None else budget * shape.classes * side * sides[0] // each
-        at_once = min(shape.problems, problems_at_once(shape.classes, sides, pairs))
+        cached = DENSE_PAIRS // (shape.classes * sides[0] * side)
+        at_once = min(shape.problems, max(1, cached if shape.room is None else budget // each))
         memory = at_once * each
         cost = shape.problems * shape.classes * (1.0 + shape.rounds / 4) * side * side
         turns = -(-shape.problems // at_once) * shape.rounds
@@ -155,8 +157,7 @@ def _plan(method: str, shape: Shape, budget: int, epsilon: float) -> Plan:
         seconds = turns * 6 * KERNEL + pairs * (
             4.0 * shape.rounds / BYTES + 3 * shape.width / OPERATIONS
         )
-        told = None if shape.room is None else seconds
-        return Plan("dense", True, memory, cost, 0, 0, 0, EXACT, 0, at_once, told)
+        return Plan("dense", True, memory, cost, 0, 0, 0, EXACT, 0, at_once, seconds)
     base = _working_set(shape, wide)
     if method == "lazy":
         room = max(0, budget - base - 8 * EXTRACT) // 8
@@ -167,8 +168,7 @@ def _plan(method: str, shape: Shape, budget: int, epsilon: float) -> Plan:
         cost = shape.problems * shape.classes * passes * wide * wide
         # Some 325 kernels a pick: loops whose length the device decides.
         seconds = shape.problems * shape.size * 325 * KERNEL
-        told = None if shape.room is None else seconds
-        return Plan("lazy", True, memory, cost, capacity, 0, 0, EXACT, seconds=told)
+        return Plan("lazy", True, memory, cost, capacity, 0, 0, EXACT, seconds=seconds)
     if method == "push":
         return _push_plan(shape, budget, wide)
     if method == "stochastic":
@@ -222,18 +222,12 @@ def _push_plan(shape: Shape, budget: int, wide: int) -> Plan:
     # All gains anew in every phase; then about 3 n / t clients pushed after t picks, and nine rows.
     pairs = wide * wide * (phases + 3 * math.log(1 + shape.rounds)) + 9.0 * wide * shape.rounds
     seconds = groups * (28 * KERNEL * shape.rounds + pairs * (3 * shape.width + 6) / OPERATIONS)
-    told = None if shape.room is None else seconds
-    return Plan("push", True, memory, groups * pairs, 0, 0, 0, EXACT, pending, seconds=told)
+    return Plan("push", True, memory, groups * pairs, 0, 0, 0, EXACT, pending, seconds=seconds)
 
 
 def dense_sides(largest: int) -> tuple[int, int]:
     """Clients and candidates that a class is padded to in the dense form."""
     return -(-largest // 4) * 4, -(-largest // 16) * 16
-
-
-def problems_at_once(classes: int, sides: tuple[int, int], pairs: int = DENSE_PAIRS) -> int:
-    """Problems that the dense form solves in one program, which holds so many pairs."""
-    return max(1, pairs // (classes * sides[0] * sides[1]))
 
 
 def part_rows(size: int) -> int:

@@ -9,6 +9,7 @@ differences have no such form, so that their bounds are direct sums too.
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -70,16 +71,40 @@ def to_tiles(points: Points, width: int) -> Points:
 
 def to_all(metric: Metric, row: Points, tiles: Points) -> Array:
     """Return direct sums [t, w] from a row (parts [d_l]) to tiles (parts [t, d_l, w])."""
+    a = row.parts[0]
+
+    def norms(b: Array, c: Array) -> tuple[Array, Array]:
+        return jnp.sum(jnp.square(b)), _sum_over_columns(a, c, lambda x, y: jnp.square(y))
+
     more = without_direction(row.blank, tiles.blank)
-    a, c = row.parts[0], tiles.parts[0]
-    if len(row.parts) == 1:
-        return more + column_sums(metric.form, lambda term: _sum_over_columns(a, c, term))
-    b, d = row.parts[1], tiles.parts[1]
-    return more + column_sums(
+    return more + _direct(metric, row, tiles, _sum_over_columns, norms)
+
+
+def _direct(
+    metric: Metric,
+    x: Points,
+    y: Points,
+    summed: Callable[[Array, Array, Term], Array],
+    norms: Callable[[Array, Array], tuple[Array, Array]],
+) -> Array:
+    """Return direct sums of two sets, but for rows without a direction.
+
+    Args:
+      metric: of the points.
+      x: parts (a), or (a, b).
+      y: parts (c), or (c, d).
+      summed: sums a term over the columns of a part of each.
+      norms: returns ``|b|^2`` and ``|c|^2``, for outer products.
+    """
+    a, c = x.parts[0], y.parts[0]
+    if len(x.parts) == 1:
+        return column_sums(metric.form, lambda term: summed(a, c, term))
+    b, d = x.parts[1], y.parts[1]
+    return column_sums(
         metric.form,
-        lambda term: _sum_over_columns(a, c, term),
-        lambda term: _sum_over_columns(b, d, term),
-        lambda: (jnp.sum(jnp.square(b)), _sum_over_columns(a, c, lambda x, y: jnp.square(y))),
+        lambda term: summed(a, c, term),
+        lambda term: summed(b, d, term),
+        lambda: norms(b, c),
     )
 
 
@@ -105,34 +130,29 @@ def _sum_over_columns(row: Array, tiles: Array, term: Term) -> Array:
 
 def pairs(metric: Metric, x: Points, y: Points) -> Array:
     """Return direct sums [t] between corresponding rows [t] of two sets."""
-    more = without_direction(x.blank, y.blank)
-    a, c = x.parts[0], y.parts[0]
-    if len(x.parts) == 1:
-        return more + column_sums(metric.form, lambda term: row_sums(term(a, c)))
-    b, d = x.parts[1], y.parts[1]
-    return more + column_sums(
-        metric.form,
-        lambda term: row_sums(term(a, c)),
-        lambda term: row_sums(term(b, d)),
-        lambda: (jnp.square(row_norms(b)), jnp.square(row_norms(c))),
-    )
+
+    def summed(x: Array, y: Array, term: Term) -> Array:
+        return row_sums(term(x, y))
+
+    def norms(b: Array, c: Array) -> tuple[Array, Array]:
+        return jnp.square(row_norms(b)), jnp.square(row_norms(c))
+
+    return without_direction(x.blank, y.blank) + _direct(metric, x, y, summed, norms)
 
 
 def between(metric: Metric, x: Points, y: Points) -> Array:
     """Return direct sums [a, b] from rows [a] to rows [b], in one pass: for accelerators."""
-    more: Array | float = 0.0
-    if x.blank is not None and y.blank is not None:
-        more = without_direction(x.blank[:, None], y.blank[None, :])
-    a, c = x.parts[0], y.parts[0]
-    if len(x.parts) == 1:
-        return more + column_sums(metric.form, lambda term: sums_between(a, c, term))
-    b, d = x.parts[1], y.parts[1]
-    return more + column_sums(
-        metric.form,
-        lambda term: sums_between(a, c, term),
-        lambda term: sums_between(b, d, term),
-        lambda: (jnp.sum(jnp.square(b), axis=1)[:, None], jnp.sum(jnp.square(c), axis=1)[None]),
-    )
+
+    def norms(b: Array, c: Array) -> tuple[Array, Array]:
+        return jnp.sum(jnp.square(b), axis=1)[:, None], jnp.sum(jnp.square(c), axis=1)[None]
+
+    found = _direct(metric, x, y, sums_between, norms)
+    return found + _between_blanks(x.blank, y.blank)
+
+
+def _between_blanks(x: Array | None, y: Array | None) -> Array | float:
+    """Return ``without_direction`` [a, b] of rows [a] and rows [b]."""
+    return 0.0 if x is None or y is None else without_direction(x[:, None], y[None, :])
 
 
 def lengths(metric: Metric, points: Points) -> Array:
@@ -171,9 +191,7 @@ def lower(metric: Metric, x: Points, x_lengths: Array, tile: Points, y_lengths: 
     if metric.form == "product":
         return -product - gamma * jnp.sqrt(x_lengths)[:, None] * jnp.sqrt(y_lengths)[None, :]
     found = (1 - gamma) * (x_lengths[:, None] + y_lengths[None, :]) - 2 * product
-    if x.blank is None or tile.blank is None:
-        return found
-    return found + without_direction(x.blank[:, None], tile.blank[None, :])
+    return found + _between_blanks(x.blank, tile.blank)
 
 
 def _many_to_tile(rows: Array, tile: Array, term: Term) -> Array:

@@ -29,7 +29,6 @@ def linear(params, state, inputs, *, train, rng):
 @pytest.fixture
 def accelerator(monkeypatch):
     """Take the ways of an accelerator."""
-    monkeypatch.setattr(scoring, "on_accelerator", lambda tree: True)
     monkeypatch.setattr(scoring, "share_of_memory", lambda tree: 2**31)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **others: default(*args))
     jax.clear_caches()
