@@ -69,9 +69,9 @@ def test_all_rows_are_picked_where_gains_come_down_to_nothing():
 
 @pytest.mark.parametrize(
     "metric",
-    ["cosine", "dot", *(
+    ["cosine", *(
         pytest.param(name, marks=pytest.mark.slow)
-        for name in ("sqeuclidean", "manhattan", "correlation", "exponential", "rbf")
+        for name in ("dot", "sqeuclidean", "manhattan", "correlation", "exponential", "rbf")
     )],
 )  # fmt: skip
 def test_it_agrees_with_lazy_greedy_in_every_metric(metric):
