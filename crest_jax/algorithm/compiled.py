@@ -158,7 +158,7 @@ def _at_once(
         return CPU_CHUNK if forward_only else size
     some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), examples)
     needed = bytes_needed(problem.embed_fn, params, model_state, some, keeps=not forward_only)
-    return size * chunk_length(max(1, form.memory // needed))
+    return size * chunk_length(max(1, form.memory // max(1, needed)))
 
 
 def score_and_select(

@@ -98,10 +98,12 @@ def choose_in_pool(
         top = jnp.float32(metric.fixed_top)
     elif candidates is not None or several:
         *sides, settings = problem
-        top = top_by_class(*sides, settings=settings._replace(size=0, rounds=0, capacity=0, draws=0))
+        top = top_by_class(
+            *sides, settings=settings._replace(size=0, rounds=0, capacity=0, draws=0, pending=0)
+        )
     floor = None
     if candidates is not None or rules.allowed is not None or rules.share is not None:
-        floor = _floors(problem, points, jnp.asarray(labels), metric, rules, candidates, top)
+        floor = _floors(problem, given, jnp.asarray(labels), metric, rules, candidates, top)
         rules = rules._replace(floor=floor)
     chosen = _chosen(problem, top, key, rules)
     taken = quotas
@@ -213,7 +215,8 @@ def _floors(
         own = (labels, codes) if classes > 1 else (None, None)
         least = -best_similarities(problem.points.parts[0], *own)
     elif metric.signed:
-        least = -best_products(points, labels, problem.points, codes)
+        own_points = points if candidates is None else candidates.points
+        least = -best_products(points, labels, own_points, codes)
     elif candidates is None or top is None:
         return jnp.zeros(classes, jnp.float32)
     else:

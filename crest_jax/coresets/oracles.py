@@ -268,7 +268,7 @@ class PointOracle:
         """Return by how much all gains [m] fall when the cover of clients [k], each counted, does."""
         theirs = metrics.take_rows(self._clients, clients)
         values = self.metric.from_sums(sums.between(self.metric, self._candidates, theirs))
-        less = jnp.maximum(before[None, :] - values, 0.0) - jnp.maximum(after[None, :] - values, 0.0)
+        less = jnp.maximum(before[None, :] - jnp.maximum(after[None, :], values), 0.0)
         return jnp.sum(less * each[None, :], axis=1)
 
 

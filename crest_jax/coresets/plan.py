@@ -102,7 +102,7 @@ def make_plan(shape: Shape, method: str, memory_budget: int | None, epsilon: flo
     budget = memory_budget or shape.room or DEFAULT_BUDGET
     _checks.require(
         method != "push" or (shape.plain and not shape.matrix),
-        'method is "push" but costs, an end other than a size, picks that are there already and given '
+        'method is "push" but costs, an end other than a size, positions as initial and given '
         'similarities are not for it; choose "lazy".',
     )
     if memory_budget is not None:

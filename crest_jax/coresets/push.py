@@ -3,9 +3,10 @@
 Lazy greedy looks at few candidates a pick, but in loops whose length the device decides, at each of
 which its host waits; it would launch some 650,000 kernels for 20,000 rows. Here a pick is some thirty
 kernels of fixed size. Clients whose cover a pick has changed take from the gains of all candidates what
-they no longer gain there. These gains carry rounding, so that with a margin they are upper bounds. The
+they no longer gain there. These gains carry rounding, so that with a margin they are upper bounds; what
+a subtraction cuts off is taken along to the next, so that the margin holds for any number of them. The
 eight largest are computed anew from direct differences, and the largest of these is the pick where it
-exceeds all other bounds.
+exceeds all other bounds. A gain from which nothing was taken is still right at the next pick.
 """
 
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from crest_jax.types import Array
 LOOKS = 8  # candidates that are computed anew in a turn
 TURNS = 32  # turns between two looks at whether the phase is over, for which a GPU's host waits
 MARGIN = 8e-6  # share of the largest gain, above the rounding of the gains of a phase
-_PHASE = 4  # every phase has this many times as many picks as all before it
+_PHASE = 4  # every phase ends at this many times the picks of the one before
 
 
 class _State(NamedTuple):
@@ -31,6 +32,7 @@ class _State(NamedTuple):
     pushed: Array  # [n], the cover that the gains know of
     nearest: Array  # [n]
     gains: Array  # [m], of a cover ``pushed``, with rounding
+    cut: Array  # [m], what rounding has taken from them too much
     exact: Array  # [m], direct gains where ``fresh``
     fresh: Array  # [m], whether they are of the cover now
     free: Array  # [m]
@@ -73,7 +75,7 @@ def push_greedy(
     top, state = begin(oracle, selectable, size)
     before = 0
     for end in phases(size):
-        state = _again(oracle, state)
+        state = jax.lax.cond(state.taken < quota, lambda s: _again(oracle, s), lambda s: s, state)
         state = _phase(oracle, top, state, jnp.minimum(end, quota), (before, end), most_pending)
         before = end
     run = first_run(top, state.cover, state.gains, selectable, quota, size, NO_RULES)
@@ -95,6 +97,7 @@ def begin(oracle: PointOracle, selectable: Array, size: int) -> tuple[Array, _St
         pushed=cover,
         nearest=jnp.full(cover.shape[0], -1, jnp.int32),
         gains=none,
+        cut=none,
         exact=none,
         fresh=jnp.zeros_like(selectable),
         free=selectable,
@@ -139,7 +142,8 @@ def _again(oracle: PointOracle, state: _State) -> _State:
     """Compute all gains anew."""
     gains = oracle.direct_gains(state.cover)
     margin = MARGIN * jnp.max(jnp.where(state.free, gains, 0.0))
-    return state._replace(gains=gains, pushed=state.cover, margin=margin)
+    cut = jnp.zeros_like(gains)
+    return state._replace(gains=gains, cut=cut, pushed=state.cover, margin=margin)
 
 
 def _bounds(state: _State) -> Array:
@@ -168,19 +172,26 @@ def turn(oracle: PointOracle, top: Array, state: _State, target: Array, pending:
     cover = jnp.where(sure & closer, values, cover)
     slot = jnp.where(sure, state.taken, state.picks.shape[0])
     # The lowest clients whose change the gains do not know of yet; ``count`` stands for none.
-    (changed,) = jnp.nonzero(state.pushed > cover, size=pending, fill_value=count)
+    waiting = state.pushed > cover
+    (changed,) = jnp.nonzero(waiting, size=pending, fill_value=count)
     real, places = changed < count, jnp.minimum(changed, count - 1)
     each = real if oracle.weights is None else jnp.where(real, oracle.weights[places], 0.0)
     less = oracle.gains_lost(places, state.pushed[places], cover[places], each)
+    # Kahan's sum: rounding of many small differences would add up above any margin.
+    lost = less - state.cut
+    gains = state.gains - lost
+    still = (less == 0) & (jnp.sum(waiting, dtype=jnp.int32) <= pending)
+    number = jnp.where(state.taken < target, looked.shape[0], 0)
     return state._replace(
         cover=cover,
         pushed=state.pushed.at[changed].set(cover[places], mode="drop"),
         nearest=nearest,
-        gains=state.gains - less,
-        fresh=state.fresh & ~sure,
+        gains=gains,
+        cut=(state.gains - gains) - lost,
+        fresh=state.fresh & (still | ~sure),
         free=state.free & ~(sure & (jnp.arange(state.free.shape[0]) == pick)),
         picks=state.picks.at[slot].set(pick, mode="drop"),
         won=state.won.at[slot].set(state.exact[pick], mode="drop"),
         taken=state.taken + sure.astype(jnp.int32),
-        looks=state.looks + LOOKS,
+        looks=state.looks + number,
     )

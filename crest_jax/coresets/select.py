@@ -61,8 +61,8 @@ def select_coreset(
     * ``"lazy"``: lazy greedy that computes similarities when it needs them, in memory linear in ``n``;
       it keeps those that can still matter as far as ``memory_budget`` allows. Exact.
     * ``"push"``: greedy for GPUs and TPUs, exact too: every pick's change of cover is pushed to all
-      gains, in kernels of fixed size. Not with costs, an end other than a size, picks that are there
-      already or given similarities.
+      gains, in kernels of fixed size. Not with costs, an end other than a size, positions as
+      ``initial`` or given similarities.
     * ``"stochastic"``: each pick is the best of a random sample (Mirzasoleiman et al., AAAI 2015).
     * ``"partitioned"``: lazy greedy in parts, then among their picks (Mirzasoleiman et al., NeurIPS
       2013).

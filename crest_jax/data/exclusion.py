@@ -24,7 +24,7 @@ class ExclusionConfig:
         threshold, is excluded at its end. Of a very long one the newest 16 million observations count.
       cooldown: windows that an excluded example stays out before it returns, 1 to 127. None: until its
         class runs dry, as in the paper; long runs then forget what they no longer see.
-      keep_fraction: share of the excluded examples that is drawn all the same, others in every pass,
+      keep_fraction: share of the excluded examples that is drawn all the same, others in every window,
         each with weight one over the share, so that together they weigh in the mean gradient what all
         excluded ones would, less 1 to 3 % (see ``importance_weights``). 0 leaves all out, as in the
         paper; trainings of many passes suffer from that.
@@ -309,7 +309,7 @@ def importance_weights(left_at: Array, indices: Array, keep: float) -> Array:
     """Return how many examples each of the indices [...] drawn stands for, float32.
 
     The paper leaves learned examples out, which biases the gradient: a long training forgets them.
-    Kept at a rate (``sampler.next_subset``), and weighted by one over it, they cost little, and on
+    Kept at a rate (``sampler.rearranged``), and weighted by one over it, they cost little, and on
     average the weights of a mini-batch add up as if all examples were active (Qin et al., "InfoBatch:
     Lossless Training Speed Up by Unbiased Dynamic Data Pruning", ICLR 2024, Section 3).
 

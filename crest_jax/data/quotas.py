@@ -241,8 +241,10 @@ def quotas_from(
     return quotas
 
 
-def stratified_quotas(key: Array, counts: Array, size: int, *, most: int) -> Array:
-    """Split ``size`` over the classes in proportion to ``counts``, rounding without bias.
+def quota_edges(
+    bits: Array, before: Array, running: Array, size: int, *, most: int
+) -> tuple[Array, Array]:
+    """Split ``size`` over the classes in proportion to their rows, rounding without bias.
 
     Systematic sampling (Madow, Annals of Mathematical Statistics 1949): with ``x_c = size * p_c`` and
     one uniform ``u``, class ``c`` gets ``floor(X_c + u) - floor(X_{c-1} + u)`` where ``X`` is the
@@ -250,35 +252,15 @@ def stratified_quotas(key: Array, counts: Array, size: int, *, most: int) -> Arr
     while ``(size + 1) * most`` fits 31 bits; above, where a subset is a tiny share, it is float32.
 
     Args:
-      key: PRNG key.
-      counts: [c], int32, rows of each class; their sum must be at least ``size``.
-      size: rows to draw.
-      most: static bound on the sum of the counts.
-
-    Returns:
-      [c], int32, summing to ``size``, none above its count.
-
-    Example:
-      >>> stratified_quotas(jax.random.key(0), jnp.array([30, 10]), 8, most=40).tolist()
-      [6, 2]
-    """
-    running = jnp.cumsum(counts, dtype=jnp.int32)
-    bits = jax.random.bits(key, (), jnp.uint32)
-    firsts, ends = quota_edges(bits, running - counts, running, size, most=most)
-    return ends - firsts
-
-
-def quota_edges(
-    bits: Array, before: Array, running: Array, size: int, *, most: int
-) -> tuple[Array, Array]:
-    """Return the running sums of ``stratified_quotas``, those before each class [c] and with it [c].
-
-    Args:
       bits: [], uint32, random.
       before: [c], int32, rows of the classes before each.
-      running: [c], int32, rows of each class and those before it.
-      size: see ``stratified_quotas``.
-      most: see there.
+      running: [c], int32, rows of each class and those before it; the last at least ``size``.
+      size: rows to draw.
+      most: static bound on the last of ``running``.
+
+    Returns:
+      The running sums of what the classes get, before each class [c] and with it [c], int32; no class
+      gets more than its rows.
 
     Example:
       >>> ends = jnp.array([30, 40])

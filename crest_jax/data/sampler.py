@@ -25,6 +25,7 @@ class RowStream(NamedTuple):
       cursors: [c], int32: places that this pass has gone through.
       passes: [c], int32: passes that have ended.
       later: [c], int32: rows in play that this pass has come to before ``cursors`` began.
+      missed: [c], int32: rows out of play that it has gone by.
     """
 
     seed: Array
@@ -32,14 +33,15 @@ class RowStream(NamedTuple):
     cursors: Array
     passes: Array
     later: Array
+    missed: Array
 
 
 class InPlay(NamedTuple):
     """The rows that are drawn from.
 
     Attributes:
-      order: [k], int32: rows sorted by class; of each class first those in play, of these first the
-        ones that the pass has yet to come to.
+      order: [k], int32: rows sorted by class; of each class first those in play, of these and of the
+        others first the ones that the pass has yet to come to.
       sizes: [c], int32: rows in play of each class.
       ends: [c], int32: their running sums.
     """
@@ -61,7 +63,7 @@ def open_stream(key: Array, num_classes: int) -> RowStream:
     """
     seed = jax.random.bits(_checks.prng_key("key", key), (2,), jnp.uint32)
     # Each an array of its own: a state may be donated.
-    none = (jnp.zeros(num_classes, jnp.int32) for _ in range(3))
+    none = (jnp.zeros(num_classes, jnp.int32) for _ in range(4))
     return RowStream(seed, jnp.zeros(num_classes, jnp.uint32), *none)
 
 
@@ -72,8 +74,14 @@ def new_pass(stream: RowStream) -> RowStream:
       >>> new_pass(open_stream(jax.random.key(0), 2)).passes.tolist()
       [1, 1]
     """
-    cursors, later = jnp.zeros_like(stream.cursors), jnp.zeros_like(stream.later)
-    return stream._replace(cursors=cursors, passes=stream.passes + 1, later=later)
+    return _begun(stream, jnp.ones_like(stream.passes, bool))
+
+
+def _begun(stream: RowStream, over: Array) -> RowStream:
+    """Begin a new pass in the classes, [c] bool, whose pass is over."""
+    seed, draws, cursors, passes, later, missed = stream
+    rest = (jnp.where(over, 0, x) for x in (later, missed))
+    return RowStream(seed, draws, jnp.where(over, 0, cursors), passes + over.astype(jnp.int32), *rest)
 
 
 def all_in_play(strata: Strata) -> InPlay:
@@ -95,7 +103,7 @@ def next_subset(
     """Draw rows [size], grouped by class, each class in proportion to its rows in play.
 
     No row comes twice in one draw, and none comes again in a pass, but for the rows that fill the draw
-    with which a class ends its pass.
+    with which a class ends its pass. A pass goes on where rows leave play and return (``rearranged``).
 
     Args:
       stream: where the walk has come to.
@@ -135,9 +143,7 @@ def _draw(
     rows = order[strata.starts[group] + begin + scramble(places - begin, span, seeds)]
     cursors = stream.cursors + edges - firsts
     over = (cursors >= sizes - stream.later) & (sizes > 0)
-    passes = stream.passes + over.astype(jnp.int32)
-    cursors, later = jnp.where(over, 0, cursors), jnp.where(over, 0, stream.later)
-    return RowStream(stream.seed, stream.draws + 1, cursors, passes, later), rows
+    return _begun(stream._replace(draws=stream.draws + 1, cursors=cursors), over), rows
 
 
 def rearranged(
@@ -145,8 +151,12 @@ def rearranged(
 ) -> tuple[RowStream, InPlay]:
     """Take rows out of play, and others in; each class goes on with its pass.
 
-    What a pass has come to it does not come to again; rows that return come in it once more. A share of
-    the rows that are out stays in play all the same, others at every call.
+    A pass comes to every row once, also to those that are out: it goes by them, the same share of them
+    as of the others. What it has come to or gone by does not come again before the next pass. So no row
+    comes too often or too rarely, whenever in a pass it leaves and returns.
+
+    A share of the rows that are out stays in play all the same, others at every call. Of rows too few
+    for the share, chance rounds their number, so that none is always left out.
 
     Args:
       stream: where the walk has come to.
@@ -164,33 +174,47 @@ def rearranged(
       >>> sorted(next_subset(stream, strata, 3, some)[1].tolist())
       [0, 2, 3]
     """
-    rows, classes = in_play.order, jnp.arange(in_play.sizes.shape[0])
+    rows, sizes, all_sizes = in_play.order, in_play.sizes, strata.sizes
+    number = jnp.arange(sizes.shape[0], dtype=jnp.int32)
     group = strata.classes[rows].astype(jnp.int32)
     own = jnp.arange(rows.shape[0], dtype=jnp.int32) - strata.starts[group]
-    ahead = in_play.sizes - stream.later
-    seeds = _class_seeds(stream.seed, classes, stream.passes)
-    turns = unscramble(jnp.minimum(own, ahead[group] - 1), group, ahead, seeds)
-    came = (own < in_play.sizes[group]) & ((own >= ahead[group]) | (turns < stream.cursors[group]))
     seed = mix(stream.seed + mix(stream.draws[0] + jnp.arange(2, dtype=jnp.uint32)))
+    # Each class holds first rows in play, then those out, and of either first those to come.
+    away = own >= sizes[group]
+    ahead, waiting = sizes - stream.later, all_sizes - sizes - stream.missed
+    through = stream.cursors.astype(jnp.float32) / jnp.maximum(ahead, 1).astype(jnp.float32)
+    gone_by = _rounded(waiting, through, seed, number)
+    spans, until = jnp.concatenate([ahead, waiting]), jnp.concatenate([stream.cursors, gone_by])
+    seeds = [_class_seeds(x, number, stream.passes) for x in (stream.seed, seed)]
+    part, own = jnp.where(away, group + number.shape[0], group), own - jnp.where(away, sizes[group], 0)
+    places = jnp.clip(own, 0, spans[part] - 1)
+    turns = unscramble(places, part, spans, jnp.concatenate(seeds))
+    came = (own >= spans[part]) | (turns < until[part])
     plays = ~out[rows]
     if keep > 0:
-        places, number = _ranked(strata, group, ~plays)
-        order = unscramble(places, group, number, _class_seeds(seed[::-1], classes, stream.passes))
-        plays |= order < jnp.round(keep * number.astype(jnp.float32)).astype(jnp.int32)[group]
+        places, left = _ranked(strata, group, ~plays)
+        order = unscramble(places, group, left, _class_seeds(seed[::-1], number, stream.passes))
+        plays |= order < _rounded(left, keep, seed[::-1], number)[group]
     counts: list[Array] = []
     found, begin = jnp.zeros_like(rows), strata.starts
-    # Each class holds its kinds one after the other: those to come, those that came, those out.
-    for kind in (plays & ~came, plays & came, ~plays):
-        places, number = _ranked(strata, group, kind)
+    for kind in (plays & ~came, plays & came, ~plays & ~came, ~plays & came):
+        places, of_kind = _ranked(strata, group, kind)
         found = jnp.where(kind, begin[group] + places, found)
-        begin = begin + number
-        counts.append(number)
+        begin = begin + of_kind
+        counts.append(of_kind)
     order = jnp.zeros_like(rows).at[found].set(rows, unique_indices=True)
     sizes = counts[0] + counts[1]
-    over = (counts[0] == 0) & (sizes > 0)
-    later, passes = jnp.where(over, 0, counts[1]), stream.passes + over.astype(jnp.int32)
-    stream = RowStream(seed, stream.draws + 1, jnp.zeros_like(stream.cursors), passes, later)
+    cursors = jnp.zeros_like(stream.cursors)
+    stream = RowStream(seed, stream.draws + 1, cursors, stream.passes, counts[1], counts[3])
+    stream = _begun(stream, (counts[0] == 0) & (sizes > 0))
     return stream, InPlay(order, sizes, jnp.cumsum(sizes, dtype=jnp.int32))
+
+
+def _rounded(counts: Array, share: Array | float, seed: Array, classes: Array) -> Array:
+    """Return a share of counts [c], rounded up or down by chance, so that it is right on average."""
+    bits = _class_seeds(seed, classes, jnp.full_like(classes, -1)) >> 8
+    chance = bits.astype(jnp.float32) / jnp.float32(2**24)
+    return jnp.floor(counts.astype(jnp.float32) * share + chance).astype(jnp.int32)
 
 
 def _ranked(strata: Strata, group: Array, kind: Array) -> tuple[Array, Array]:

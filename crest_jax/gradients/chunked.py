@@ -97,7 +97,7 @@ def bytes_needed(
     """
     traced = jax.make_jaxpr(partial(embedded, embed_fn))(params, model_state, examples)
     sizes = list(_bytes_of(traced.jaxpr))
-    return sum(written for _, written in sizes) if keeps else 2 * max(sum(pair) for pair in sizes)
+    return sum(written for _, written in sizes) if keeps else 2 * max(map(sum, sizes), default=0)
 
 
 def _bytes_of(jaxpr: Any) -> Iterator[tuple[int, int]]:

@@ -388,7 +388,7 @@ def test_only_the_partition_counts_not_the_numbers_of_its_classes(name):
 FIRST = {
     "random": "acac802b5fca432a",
     "stratified": "fa15f09e772762ff",
-    "dynamic_pruning": "9c4620512a6d9c05",
+    "dynamic_pruning": "55dac92edefb2d37",
     "fixed": "cb1e135a4e332473",
     "score_pruning": "82347c1739edf9d0",
 }

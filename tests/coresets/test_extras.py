@@ -226,6 +226,19 @@ def test_peers_start_from_the_same_subset_and_pay_the_same_costs():
     assert float(found.objective) >= reached * (1 - 1e-6)
 
 
+@pytest.mark.parametrize("labels", [None, np.arange(100) % 3])
+def test_a_share_of_products_is_reached_by_the_same_picks_of_both_methods(labels):
+    x = np.random.default_rng(3).normal(size=(100, 3)).astype(np.float32)
+    size = 30 if labels is not None else None
+    lazy, dense = (
+        select_coreset(x, size, labels=labels, metric="dot", coverage=0.9, method=method)
+        for method in ("lazy", "dense")
+    )
+    assert lazy.indices.tolist() == dense.indices.tolist()
+    assert len(lazy.indices) < 30
+    np.testing.assert_allclose(lazy.coverage, dense.coverage, rtol=1e-5)
+
+
 def test_the_share_covered_is_1_only_with_every_row():
     assert float(select_coreset(X, N, method="dense").coverage) == pytest.approx(1, abs=1e-6)
     assert float(select_coreset(jnp.zeros((N, D)), 3, method="dense").coverage) == 1

@@ -1,5 +1,6 @@
 """Push greedy, the exact choice for accelerators, against greedy in float64; and when it is taken."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ from greedy_oracle import check, replay_of
 from crest_jax import Factored, plan_coreset, select_coreset
 from crest_jax.coresets import plan as plans
 from crest_jax.coresets import solve
+from crest_jax.coresets.oracles import gains_of
 from crest_jax.coresets.plan import Shape, make_plan
-from crest_jax.coresets.push import phases
+from crest_jax.coresets.push import LOOKS, phases, push_greedy
 
 GIB = 2**30
 
@@ -183,7 +185,58 @@ def test_parts_are_pushed_on_an_accelerator(monkeypatch):
     assert found.indices.tolist() == usual.indices.tolist()
 
 
-def test_every_phase_has_four_times_the_picks_of_all_before():
+class Near:
+    """Candidates and clients by the matrix of their dissimilarities."""
+
+    weights, begun = None, False
+
+    def __init__(self, values):
+        self.values, self.num_clients = values, values.shape[1]
+
+    def begin(self):
+        return jnp.max(self.values), jnp.full(self.num_clients, jnp.max(self.values), jnp.float32)
+
+    def direct(self, rows):
+        return self.values[rows]
+
+    def direct_gains(self, cover):
+        return gains_of(cover, self.values)
+
+    def gains_lost(self, clients, before, after, each):
+        less = before[None] - jnp.maximum(after[None], self.values[:, clients])
+        return jnp.sum(jnp.maximum(less, 0) * each[None], axis=1)
+
+
+@pytest.mark.slow
+def test_rounding_of_a_thousand_small_losses_does_not_add_up():
+    """Each pick takes one last digit from the gain of the row that is the best after them."""
+    picks, others, count = 1000, 8, 1024
+    top, own = np.float32(1.5), lambda row: slice(3 * row, 3 * row + 3)
+    values, best = np.full((count, 3 * count), top, np.float32), picks + others
+    for row in range(picks):
+        values[row, own(row)] = row * np.float32(5e-5)
+    values[best, : 3 * picks] = top - np.float32(2.0**-23)
+    values[best, own(best)] = top - np.float32(1.4)
+    for row in range(picks, best):
+        values[row, own(row)] = top - np.float32(1.4 - 2e-5 / 3)
+    choose = jax.jit(lambda x: push_greedy(Near(x), jnp.ones(count, bool), picks + 1, count, 8192))
+    found = choose(jnp.asarray(values)).picks
+    assert set(found[:picks].tolist()) == set(range(picks))
+    assert found[picks] == best
+
+
+def test_ties_that_a_pick_leaves_alone_are_not_looked_at_again():
+    x = np.repeat(np.eye(128, dtype=np.float32), 4, axis=0)
+    values = jnp.asarray(1 - x @ x.T)
+    choose = jax.jit(lambda v: push_greedy(Near(v), jnp.ones(512, bool), 64, 64, 512))
+    found = choose(values)
+    assert found.picks.tolist() == list(range(0, 256, 4))
+    assert (
+        found.evaluations <= 4 * 512 + 2 * 64 * LOOKS
+    )  # all in each of the four phases, and two turns
+
+
+def test_every_phase_ends_at_four_times_the_picks_of_the_one_before():
     assert phases(1) == [1]
     assert phases(100) == [1, 4, 16, 64, 100]
     assert jnp.asarray(phases(4)).tolist() == [1, 4]

@@ -19,7 +19,8 @@ from crest_jax.data.exclusion import (
     observe,
     observe_losses,
 )
-from crest_jax.data.pool import Pool, close, make_rules, weighted_subset
+from crest_jax.data.pool import Pool, close, draw, make_rules, open_pool, weighted_subset
+from crest_jax.data.pool import observe as observe_in
 from crest_jax.data.sampler import all_in_play, rearranged
 
 COUNT, CLASSES, ALPHA = 30, 3, 0.1
@@ -308,6 +309,33 @@ def test_the_shortfall_of_mini_batches_of_128_is_between_the_documented_figures(
         exact = 1 - expected_share(128, p, 4.0) / share
         assert exact == pytest.approx(documented, abs=0.0006)
         assert shortfall(128, p, 4.0) == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("hard", "window", "keep", "cooldown"),
+    [(0.5, 4, 0.25, 4), (0.5, 20, 0.25, 4), (0.05, 4, 0.0, 4), (0.5, 4, 0.25, None)],
+)
+def test_learned_and_other_examples_weigh_alike_however_short_the_windows(hard, window, keep, cooldown):
+    """Windows of a tenth or half a pass: each example stands for one in each pass."""
+    count, size, steps = 400, 10, 1600
+    own = ExclusionConfig(0.02, window, cooldown, keep)
+    source = one_class(count)
+    rules = make_rules(source, largest_draw=size, exclusion=own, capacity=window * size)
+    pool, weight = open_pool(rules, jax.random.key(0)), np.zeros(count)
+    high = np.arange(count) < hard * count
+    for step in range(steps):
+        pool = close(rules, pool, step)
+        pool, rows, weights = draw(rules, pool, size)
+        np.add.at(weight, np.asarray(rows), np.asarray(weights))
+        pool = observe_in(rules, pool, rows, jnp.where(jnp.asarray(high)[rows], 1.0, 0.0))
+    passes = int(pool.stream.passes[0])
+    assert passes >= steps * size // count
+    assert weight[high].mean() == pytest.approx(passes, rel=0.05)
+    if keep:
+        assert weight[~high].mean() == pytest.approx(passes, rel=0.08)
+    else:  # what is out weighs nothing, and comes again when it is back
+        assert passes / 2 < weight[~high].mean() < passes
+    assert (weight[high] >= passes - 1).all()
 
 
 def test_a_relative_threshold_is_in_units_of_the_first_losses():

@@ -17,12 +17,19 @@ from crest_jax.baselines import top_loss_batches
 from crest_jax.data import make_strata, next_subset, open_stream
 from crest_jax.data.exclusion import importance_weights
 from crest_jax.data.permutation import scramble, unscramble
-from crest_jax.data.quotas import stratified_quotas
+from crest_jax.data.quotas import quota_edges
 from crest_jax.data.sampler import all_in_play, rearranged
 from crest_jax.data.sources import padded_chunks
 
 COUNT = st.one_of(st.just(0), st.just(1), st.integers(0, 60))
 COUNTS = st.lists(COUNT, min_size=6, max_size=6).filter(any)
+
+
+def quotas_by(key, counts, size, most):
+    running = jnp.cumsum(counts, dtype=jnp.int32)
+    bits = jax.random.bits(key, (), jnp.uint32)
+    firsts, ends = quota_edges(bits, running - counts, running, size, most=most)
+    return ends - firsts
 
 
 def check_quotas(quotas, counts, size, slack=0):
@@ -43,7 +50,7 @@ def test_quotas_split_the_size_within_one_of_the_proportion(counts, data):
     total = sum(counts)
     size = data.draw(st.one_of(st.just(total), st.integers(1, total)))
     key = jax.random.key(data.draw(st.integers(0, 1000)))
-    quotas = stratified_quotas(key, jnp.array(counts), size, most=360)
+    quotas = quotas_by(key, jnp.array(counts), size, most=360)
     check_quotas(quotas.tolist(), counts, size)
 
 
@@ -53,7 +60,7 @@ def test_quotas_of_large_data_whose_products_pass_31_bits(shares, data):
     counts = [share * (2**31 // 8000) for share in shares]
     size = data.draw(st.integers(8001, 20_000))
     key = jax.random.key(data.draw(st.integers(0, 1000)))
-    quotas = stratified_quotas(key, jnp.array(counts), size, most=2**31 - 1).tolist()
+    quotas = quotas_by(key, jnp.array(counts), size, most=2**31 - 1).tolist()
     check_quotas(quotas, counts, size, slack=Fraction(1, 50))
 
 
@@ -71,9 +78,7 @@ def test_quotas_of_large_data_whose_products_pass_31_bits(shares, data):
 def test_quotas_of_almost_all_rows_stay_below_the_counts_in_float32_too(counts, short):
     size = sum(counts) - short
     assert (size + 1) * sum(counts) >= 2**31, "the case must take the float32 branch"
-    quotas_of = jax.jit(
-        jax.vmap(lambda key: stratified_quotas(key, jnp.array(counts), size, most=sum(counts)))
-    )
+    quotas_of = jax.jit(jax.vmap(lambda key: quotas_by(key, jnp.array(counts), size, most=sum(counts))))
     quotas = np.asarray(quotas_of(jax.random.split(jax.random.key(0), 5000)))
     assert (quotas.sum(axis=1) == size).all()
     assert (quotas >= 0).all()
@@ -85,9 +90,7 @@ def test_quotas_of_almost_all_rows_stay_below_the_counts_in_float32_too(counts, 
 @pytest.mark.parametrize("most", [23, 2**31 - 1], ids=["exact", "float32"])
 def test_quotas_are_unbiased(most):
     counts, size, keys = np.array([7, 2, 0, 1, 13]), 6, 4000
-    quotas_of = jax.jit(
-        jax.vmap(lambda key: stratified_quotas(key, jnp.asarray(counts), size, most=most))
-    )
+    quotas_of = jax.jit(jax.vmap(lambda key: quotas_by(key, jnp.asarray(counts), size, most=most)))
     mean = np.asarray(quotas_of(jax.random.split(jax.random.key(1), keys))).mean(axis=0)
     expected = size * counts / counts.sum()
     part = expected % 1
@@ -276,24 +279,24 @@ def test_a_stream_never_gives_rows_out_of_play_across_passes():
 @pytest.mark.parametrize("sizes", [(40,), (17, 8, 15)])
 @pytest.mark.parametrize("share", [1.0, 0.6])
 def test_a_pass_goes_on_where_rows_leave_and_return(sizes, share):
-    """Rows that were drawn do not come again in the pass, and all others in play do come."""
+    """No row comes twice in a pass; those in play throughout, and those not gone by, do come."""
     rng = np.random.default_rng(len(sizes))
     classes = np.repeat(np.arange(len(sizes)), sizes)[rng.permutation(40)]
     strata = make_strata(classes, len(sizes))
     stream, some = open_stream(jax.random.key(1), len(sizes)), all_in_play(strata)
-    came = np.zeros(40, int)
+    came, always = np.zeros(40, int), np.ones(40, bool)  # in this pass of its class
     for _ in range(40):
         active = rng.random(40) < share
         active[rng.permutation(40)[:20]] = True
         before = stream.passes
         stream, some = rearranged_compiled(stream, strata, some, jnp.asarray(~active), keep=0.0)
-        came[~active] = 0  # those that return come once more
+        always &= active
         held = [np.flatnonzero(active & (classes == c)) for c in range(len(sizes))]
         assert some.sizes.tolist() == [len(rows) for rows in held]
         assert sorted(some.order.tolist()) == list(range(40))
         for c in np.flatnonzero(np.asarray(stream.passes) > before):  # nothing in play was left
-            assert (came[held[c]] > 0).all()
-            came[classes == c] = 0
+            assert (came[always & (classes == c)] > 0).all()
+            came[classes == c], always[classes == c] = 0, active[classes == c]
         for _ in range(int(rng.integers(0, 4))):
             before = np.asarray(stream.passes)
             stream, rows = next_subset(stream, strata, 5, some)
@@ -303,10 +306,26 @@ def test_a_pass_goes_on_where_rows_leave_and_return(sizes, share):
             came[rows] += 1
             for c, own in enumerate(held):
                 if stream.passes[c] > before[c]:
-                    assert (came[own] > 0).all()
-                    came[classes == c] = 0
+                    assert (came[always & (classes == c)] > 0).all()
+                    assert (came[own] <= 2).all()  # of the draw that fills itself
+                    came[classes == c], always[classes == c] = 0, active[classes == c]
                 else:
                     assert (came[own] <= 1).all()
+    assert min(stream.passes) > 3
+
+
+@pytest.mark.parametrize("keep", [0.25, 0.7])
+def test_rows_too_few_for_the_share_are_kept_at_it_all_the_same(keep):
+    classes = np.repeat(np.arange(50), 10)
+    strata, every = make_strata(classes, 50), all_in_play(make_strata(classes, 50))
+    out = np.arange(500) % 10 < 1 + np.arange(500) // 10 % 2  # one or two of each class
+    stream, kept = open_stream(jax.random.key(0), 50), np.zeros(500)
+    for _ in range(200):
+        stream, some = rearranged_compiled(stream, strata, every, jnp.asarray(out), keep=keep)
+        for start, size in zip(np.asarray(strata.starts), np.asarray(some.sizes), strict=True):
+            kept[np.asarray(some.order)[start : start + size]] += 1
+    assert (kept[~out] == 200).all()
+    assert (np.abs(kept[out] / 200 - keep) < 5 * np.sqrt(keep * (1 - keep) / 200)).all()
 
 
 def test_where_a_place_went_is_found_again():
@@ -478,7 +497,7 @@ def test_quotas_are_the_same_in_64_bits(most):
     found = []
     for x64 in (False, True):
         with jax.enable_x64(x64):
-            quotas = [stratified_quotas(key, counts, 7, most=most) for key in keys]
+            quotas = [quotas_by(key, counts, 7, most=most) for key in keys]
             assert {x.dtype for x in quotas} == {np.dtype("int32")}
             found.append([x.tolist() for x in quotas])
     assert found[0] == found[1]

@@ -9,7 +9,7 @@ from helpers import numpy_cross_entropy, numpy_distances
 
 from crest_jax import ArraySource, Examples, cross_entropy, last_layer_gradients, logit_gradients
 from crest_jax.coresets.distances import sums_of_all
-from crest_jax.gradients.chunked import in_chunks
+from crest_jax.gradients.chunked import bytes_needed, in_chunks
 from crest_jax.gradients.losses import fitting, per_example
 from crest_jax.gradients.sketches import sketched_products
 
@@ -178,3 +178,10 @@ def test_bad_losses_and_features_are_refused_in_a_sentence():
     below = ArraySource(np.zeros((2, 1)), np.array([-1, 0]))
     with pytest.raises(ValueError, match="the lowest label is -1 but the model's 3 logits are for"):
         fitting(cross_entropy, below)(jnp.zeros((1, 3)), jnp.array([0]))
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_embeddings_that_are_read_from_the_data_need_no_memory(keeps):
+    examples = Examples(jnp.ones((5, 3)), jnp.zeros(5))
+    given = lambda params, state, examples: (examples.inputs, examples.labels)  # noqa: E731
+    assert bytes_needed(given, {}, {}, examples, keeps=keeps) == 0
