@@ -20,6 +20,7 @@ from experiments.harness.distributed import leads, wait_for_all
 KEPT = 3
 FOLDER = "checkpoints"
 DAMAGED = "damaged_checkpoints"
+_LOGGERS = ("absl", "asyncio")  # of what Orbax's threads say about errors
 
 
 @contextlib.contextmanager
@@ -32,12 +33,13 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _but_closed_loops(told: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a hook for uncaught errors that drops those of writes after one that failed."""
+def _but_closed_loops(told: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return a hook for errors in callbacks that drops those of writes after one that failed."""
 
-    def tell(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    def tell(trouble: Any) -> None:
+        error = trouble.exc_value
         if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-            told(kind, error, trace)
+            told(trouble)
 
     return tell
 
@@ -63,14 +65,14 @@ class Checkpoints:
         )
         with _quiet():
             self._manager = ocp.CheckpointManager(self.folder, options=options)
-        self._logger = logging.getLogger("absl")
-        self._level = self._logger.level
-        self._hook = sys.excepthook
+        self._levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+        self._hook = sys.unraisablehook
 
     def __enter__(self) -> "Checkpoints":
         """Keep back what Orbax's threads log about errors: they are told in one sentence."""
-        self._logger.setLevel(logging.CRITICAL)
-        sys.excepthook = _but_closed_loops(self._hook)
+        for name in _LOGGERS:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        sys.unraisablehook = _but_closed_loops(self._hook)
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -80,9 +82,10 @@ class Checkpoints:
                 self.wait()
         finally:
             self._manager.close()
-            self._logger.setLevel(self._level)
             if error is None:  # else its threads may speak until the end
-                sys.excepthook = self._hook
+                sys.unraisablehook = self._hook
+                for name, level in self._levels.items():
+                    logging.getLogger(name).setLevel(level)
 
     @property
     def newest(self) -> int | None:

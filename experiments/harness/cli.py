@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import io
 import re
 import sys
@@ -73,8 +74,12 @@ def one_sentence(interrupted: str | Callable[[], str]) -> Iterator[None]:
     except KeyboardInterrupt:
         threading.excepthook = _ignore
         sys.exit(told())
-    except (UserError, FloatingPointError, OSError, data.DataError) as error:
+    except (UserError, FloatingPointError, data.DataError) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None
+        what = f"a file cannot be written ({error.strerror}); make room, then go on with --resume."
+        sys.exit(f"error: {what if full else error}")
     except ValueError as error:
         sys.exit(f"error: {as_options(str(error))}")
 
