@@ -129,6 +129,7 @@ def test_products_with_rows_of_elsewhere(kind):
 def test_many_problems(form, kind, method):
     for seed in range(30):
         solve(form, kind, seed, method)
+    jax.clear_caches()  # compiled programs of all together exhaust a process's memory maps
 
 
 @pytest.mark.slow
@@ -138,6 +139,7 @@ def test_many_problems(form, kind, method):
 def test_many_problems_with_rows_of_elsewhere(form, kind, method):
     for seed in range(30):
         solve(form, kind, seed, method)
+    jax.clear_caches()  # compiled programs of all together exhaust a process's memory maps
 
 
 @pytest.mark.slow
