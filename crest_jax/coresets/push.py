@@ -173,18 +173,21 @@ def turn(oracle: PointOracle, top: Array, state: _State, target: Array, pending:
     slot = jnp.where(sure, state.taken, state.picks.shape[0])
     # The lowest clients whose change the gains do not know of yet; ``count`` stands for none.
     waiting = state.pushed > cover
-    (changed,) = jnp.nonzero(waiting, size=pending, fill_value=count)
-    real, places = changed < count, jnp.minimum(changed, count - 1)
-    each = real if oracle.weights is None else jnp.where(real, oracle.weights[places], 0.0)
-    less = oracle.gains_lost(places, state.pushed[places], cover[places], each)
+    places = jnp.cumsum(waiting, dtype=jnp.int32)
+    slots = jnp.where(waiting, places - 1, pending)
+    changed = jnp.full(pending, count, jnp.int32)
+    changed = changed.at[slots].set(jnp.arange(count, dtype=jnp.int32), mode="drop")
+    real, rows = changed < count, jnp.minimum(changed, count - 1)
+    each = real if oracle.weights is None else jnp.where(real, oracle.weights[rows], 0.0)
+    less = oracle.gains_lost(rows, state.pushed[rows], cover[rows], each)
     # Kahan's sum: rounding of many small differences would add up above any margin.
     lost = less - state.cut
     gains = state.gains - lost
-    still = (less == 0) & (jnp.sum(waiting, dtype=jnp.int32) <= pending)
+    still = (less == 0) & (places[-1] <= pending)
     number = jnp.where(state.taken < target, looked.shape[0], 0)
     return state._replace(
         cover=cover,
-        pushed=state.pushed.at[changed].set(cover[places], mode="drop"),
+        pushed=state.pushed.at[changed].set(cover[rows], mode="drop"),
         nearest=nearest,
         gains=gains,
         cut=(state.gains - gains) - lost,

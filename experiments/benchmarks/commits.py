@@ -4,8 +4,8 @@
     python -m experiments.benchmarks.commits ../before . --out runs/commits
 
 Both have a process of their own that waits while the other works. Every case is called once before it
-is timed, so that compilation is apart. Writes ``lines.jsonl``, one line a call, and ``page.md``: medians,
-and the ratio of each pair of calls with its quartiles.
+is timed, so that compilation is apart. Writes ``lines.jsonl``, one line a pair, and ``page.md``:
+medians, and the ratio of each pair of calls with its quartiles.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -130,7 +130,7 @@ def compare(config: CommitsConfig) -> None:
     workers = {"before": _Worker(config.before), "after": _Worker(config.after)}
     bar = tqdm(total=len(names) * config.rounds + len(TRAININGS) * config.trainings, unit="pair")
 
-    def pair(name: str, turn: int, calls: dict[str, Callable[[], float]]) -> None:
+    def pair(name: str, turn: int, calls: Mapping[str, Callable[[], float]]) -> None:
         order = ("before", "after") if turn % 2 == 0 else ("after", "before")
         found = {which: calls[which]() for which in order}
         append_line(config.out / "lines.jsonl", {"name": name, "turn": turn, **found})
