@@ -96,7 +96,7 @@ SLOW_CASES = {  # of tests whose other cases are quick
         "cosine-sizes3-64",
         "euclidean-sizes2-64",
     },
-    "test_nothing_compiles_after_the_first_region": {"paper", "none", "signed"},
+    "test_nothing_compiles_after_the_first_region": {"signed-probe", "none-probe"},
     "test_the_observations_of_every_window_are_remembered_and_not_many_more": {
         "3.0-0.01-1e-06",
         "1.0-0.01-1e-06",

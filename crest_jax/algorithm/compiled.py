@@ -1,5 +1,6 @@
 """The compiled functions of CREST: none closes over data, and none compiles twice in a run."""
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from crest_jax.algorithm.config import CrestConfig
-from crest_jax.algorithm.regions import relative_error
+from crest_jax.algorithm.regions import Region, predict, relative_error
 from crest_jax.coresets.mini_batch import medoids
 from crest_jax.data.chunks import chunk_length
 from crest_jax.data.devices import whole
@@ -22,7 +23,15 @@ from crest_jax.data.exclusion import (
     share_drawn,
 )
 from crest_jax.gradients.chunked import bytes_needed, in_chunks
-from crest_jax.gradients.curvature import DECAYS, Moments, draw_probes, gradient_and_diagonal, smooth
+from crest_jax.gradients.curvature import (
+    DECAYS,
+    Moments,
+    covered,
+    draw_probes,
+    gradient_and_diagonal,
+    hessian_vector_product,
+    smooth,
+)
 from crest_jax.gradients.losses import per_example, weighted_mean
 from crest_jax.types import ApplyFn, Array, EmbedFn, Examples, LossFn, ModelState, Params, PyTree
 
@@ -53,14 +62,16 @@ class Compiled(NamedTuple):
     Attributes:
       score_and_select: ``score_and_select``.
       probe_loss: ``probe_loss``.
-      error: ``regions.relative_error``.
-      curvature: ``curvature``.
+      errors: ``errors``.
+      fit: ``fit``.
+      fold: ``fold``.
     """
 
     score_and_select: Any
     probe_loss: Any
-    error: Any
-    curvature: Any
+    errors: Any
+    fit: Any
+    fold: Any
 
 
 def compile_for(problem: Problem) -> Compiled:
@@ -80,8 +91,9 @@ def _compiled(problem: Problem) -> Compiled:
     return Compiled(
         jax.jit(partial(score_and_select, problem), static_argnames="form"),
         jax.jit(partial(probe_loss, problem)),
-        jax.jit(relative_error),
-        jax.jit(partial(curvature, problem)),
+        jax.jit(partial(errors, problem)),
+        jax.jit(partial(fit, problem)),
+        jax.jit(partial(fold, problem)),
     )
 
 
@@ -218,25 +230,75 @@ def probe_loss(
     return weighted_mean(per_example(problem.loss_fn, logits, examples.labels), weights)
 
 
-def curvature(
+def errors(
+    problem: Problem, region: Region, params: Params, model_state: ModelState, examples: Examples
+) -> tuple[Array, Array, Array]:
+    """Measure the loss [] of the probe examples; return it, and ``rho`` of the model and of no change.
+
+    With ``curvature="direction"`` the second-order term of the model is taken here: one product with
+    the Hessian of the same examples at the anchor.
+    """
+    loss = probe_loss(problem, params, model_state, examples, region.probe_weights)
+    bend = None
+    if problem.config.curvature == "direction":
+        delta = jax.tree.map(jnp.subtract, params, region.anchor)
+        part = covered(delta, problem.config.curvature_of)
+        delta = jax.tree.map(lambda d, p: jnp.zeros_like(d) if p is None else d, delta, part)
+        at_anchor = _loss_of(problem, region.model_state, examples, region.probe_weights)
+        bend = optax.tree.vdot(delta, hessian_vector_product(at_anchor, region.anchor, delta))
+    rho = relative_error(predict(region, params, bend), loss)
+    return loss, rho, relative_error(region.loss, loss)
+
+
+def _loss_of(
+    problem: Problem, model_state: ModelState, examples: Examples, weights: Array
+) -> Callable[[Params], Array]:
+    return lambda params: probe_loss(problem, params, model_state, examples, weights)
+
+
+class Fit(NamedTuple):
+    """Sums over weighted examples.
+
+    Attributes:
+      gradient: of the gradients.
+      diagonal: of the Hessians' diagonals.
+      weight: [], of the weights.
+    """
+
+    gradient: Params
+    diagonal: Params
+    weight: Array
+
+
+def fit(
     problem: Problem,
     probes: Params,
     params: Params,
     model_state: ModelState,
     examples: Examples,
     weights: Array,
-    moments: Moments,
-) -> tuple[Moments, Params, Params, Array]:
-    """Return the moments, the smoothed gradient and Hessian diagonal, and the diagonal's norm."""
+    before: Fit | None,
+) -> Fit:
+    """Add the gradient and the Hessian's diagonal of some weighted examples."""
+    loss, weight = _loss_of(problem, model_state, examples, weights), jnp.sum(weights)
+    pair = gradient_and_diagonal(probes, loss, params)
+    gradient, diagonal = (optax.tree.scale(weight, x) for x in pair)
+    found = Fit(gradient, diagonal, weight)
+    return found if before is None else jax.tree.map(jnp.add, before, found)
 
-    def loss(params: Params) -> Array:
-        return probe_loss(problem, params, model_state, examples, weights)
 
+def fold(problem: Problem, moments: Moments, fit: Fit) -> tuple[Moments, Params, Params | None, Array]:
+    """Fold the mean into the moments.
+
+    Returns the moments, the gradient and the diagonal of the model, and the curvature's norm [].
+    """
+    pair = (optax.tree.scale(1 / fit.weight, x) for x in (fit.gradient, fit.diagonal))
     smoothing = problem.config.smoothing
     beta1, beta2 = DECAYS[smoothing]
-    pair = gradient_and_diagonal(probes, loss, params)
-    moments, gradient, diagonal = smooth(moments, *pair, smoothing=smoothing, beta1=beta1, beta2=beta2)
-    return moments, gradient, diagonal, optax.tree.norm(diagonal)
+    moments, gradient, diagonal, norm = smooth(
+        moments, *pair, smoothing=smoothing, beta1=beta1, beta2=beta2
+    )
+    return moments, gradient, diagonal if problem.config.curvature == "diagonal" else None, norm
 
 
 new_probes = jax.jit(draw_probes, static_argnames="num_probes")

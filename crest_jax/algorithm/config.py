@@ -10,6 +10,8 @@ from crest_jax.data.exclusion import ExclusionConfig
 from crest_jax.gradients.curvature import Smoothing
 
 Nonfinite = Literal["stop", "skip"]
+Curvature = Literal["direction", "diagonal"]
+Fitted = Literal["probe", "coresets"]
 SELECT_SPAN = (0.35, 0.5)  # shares of the steps between which ``recommended`` selects
 MANY_PASSES = 10  # over the data: in more, exclusion ends where the learning rate first drops
 
@@ -29,6 +31,11 @@ class CrestConfig:
       max_interval: longest T1, in steps.
       coresets_per_interval: b; a region begins with ``P = b * T1`` coresets.
       max_coresets: largest P.
+      fitted_on: the examples that the quadratic model is fitted on: "probe", those on which the loss
+        is measured, or "coresets", all P of the region, as in the paper. No step that follows trains on
+        the former as such; on the latter it does, and the model is too optimistic.
+      curvature: "direction": the Hessian along the way that the parameters have gone, one product at
+        each check; "diagonal": the Hessian's diagonal at the anchor, as in the paper.
       smoothing: how gradient and curvature are smoothed over regions: "none", "signed" (a mean of the
         diagonals that keeps their sign) or "paper"; see ``gradients.curvature.smooth``.
       curvature_of: regular expression: the Hessian's diagonal is taken of the parameters in whose path
@@ -63,6 +70,8 @@ class CrestConfig:
     max_interval: int
     coresets_per_interval: float
     max_coresets: int
+    fitted_on: Fitted
+    curvature: Curvature
     smoothing: Smoothing
     curvature_of: str | None
     reference_step: int | None
@@ -116,7 +125,9 @@ class CrestConfig:
             max_interval=16,
             coresets_per_interval=1.0,
             max_coresets=16,
-            smoothing="signed",
+            fitted_on="probe",
+            curvature="direction",
+            smoothing="none",
             curvature_of=None,
             reference_step=round(0.1 * steps) if warmup is None else warmup,
             select_from=start or None,
@@ -165,6 +176,8 @@ class CrestConfig:
             max_interval=longest,
             coresets_per_interval=5.0,
             max_coresets=longest,
+            fitted_on="coresets",
+            curvature="diagonal",
             smoothing="paper",
             curvature_of=None,
             reference_step=round(0.1 * steps) if warmup is None else warmup,
@@ -212,6 +225,8 @@ class CrestConfig:
                 f"curvature_of is {self.curvature_of!r} but must be a regular expression ({error}); "
                 "correct it."
             ) from error
+        _checks.one_of("fitted_on", self.fitted_on, get_args(Fitted))
+        _checks.one_of("curvature", self.curvature, get_args(Curvature))
         _checks.one_of("smoothing", self.smoothing, get_args(Smoothing))
         _checks.one_of("nonfinite", self.nonfinite, get_args(Nonfinite))
 

@@ -10,22 +10,19 @@ import math
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from crest_jax import _checks
-from crest_jax.algorithm.compiled import new_probes
+from crest_jax.algorithm.fitting import check_model, fit_model, measure_loss
 from crest_jax.algorithm.nonfinite import begin_finite, stop_if_not_finite
 from crest_jax.algorithm.parts import Model, Parts
 from crest_jax.algorithm.regions import check_interval, empty_region
 from crest_jax.algorithm.scoring import add_coresets
-from crest_jax.algorithm.state import CrestState, Event, Reason, count_work, empty_buffer, event_of
+from crest_jax.algorithm.state import CrestState, Event, Reason, empty_buffer, event_of
 from crest_jax.data import pool
 from crest_jax.data.chunks import ALWAYS, steps_in, take_several, waits_for_host
-from crest_jax.data.devices import copied, place, read_numbers
-from crest_jax.data.prefetch import nth_row
-from crest_jax.gradients.curvature import covered, init_moments, restrict
+from crest_jax.data.devices import copied, place
+from crest_jax.gradients.curvature import covered, init_moments
 from crest_jax.types import Array, Batch, ModelState, Params, Work
 
 
@@ -34,6 +31,7 @@ def init(parts: Parts, key: Array, params: Params, model_state: ModelState) -> C
     config, rules = parts.config, parts.rules
     stream_key, key = pool.split_key(rules, key)
     part = covered(params, config.curvature_of)
+    held = part if config.curvature == "diagonal" else None
     state = CrestState(
         step=0,
         interval=0,
@@ -49,7 +47,7 @@ def init(parts: Parts, key: Array, params: Params, model_state: ModelState) -> C
         pool=pool.open_pool(rules, stream_key),
         buffer=empty_buffer(config.max_coresets, config.batch_size),
         moments=init_moments(params, part, smoothing=config.smoothing),
-        region=empty_region(copied(params), copied(model_state), part, config.probe_size),
+        region=empty_region(copied(params), copied(model_state), held, config.probe_size),
     )
     return place(state, rules.mesh)
 
@@ -68,11 +66,12 @@ def refresh(
         return state, None
     model, before, finite = Model(params, model_state), state.num_selected, True
     reason: Reason = "kept" if state.num_regions else "start"
-    rho = loss = None
+    rho = unchanged = loss = None
     if due:
         state = close_window(parts, state)
     if due and reason == "kept":
-        state, loss, rho, finite = parts.phase("check", check_model, parts, state, model)
+        found = parts.phase("check", check_model, parts, state, model)
+        state, (loss, rho, unchanged, finite) = found
         if parts.rules.skip_nonfinite and not (finite and math.isfinite(loss)):
             reason = "nonfinite"
         elif not rho <= parts.config.tau:
@@ -88,11 +87,11 @@ def refresh(
         state = parts.phase("selection", extend, parts, state, model)
     stop_if_not_finite(state, loss, scores=finite or parts.rules.skip_nonfinite)
     added = state.num_selected - before
-    return state, event_of(state, reason, rho=rho, loss=loss, coresets=added)
+    return state, event_of(state, reason, rho=rho, rho_unchanged=unchanged, loss=loss, coresets=added)
 
 
 def begin_region(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState, float, bool]:
-    """Take an anchor, its loss, the first coreset, a quadratic model, P coresets; see ``fit_model``."""
+    """Take an anchor, its loss, a quadratic model (see ``fit_model``) and P coresets."""
     config, buffer = parts.config, state.buffer
     own, indices, weights = pool.draw(parts.rules, state.pool, config.probe_size)
     region = state.region._replace(
@@ -109,7 +108,11 @@ def begin_region(parts: Parts, state: CrestState, model: Model) -> tuple[CrestSt
     )
     state, measured = parts.phase("check", measure_loss, parts, state, model)
     state = state._replace(region=state.region._replace(loss=measured))
-    state = parts.phase("selection", add_coresets, parts, state, model, 1)
+    first = 1
+    if config.fitted_on == "coresets":  # P by the length of the region before
+        length = state.interval or math.ceil(config.interval_multiplier)
+        first = num_coresets(parts, state.step, min(length, config.max_interval))
+    state = parts.phase("selection", add_coresets, parts, state, model, first)
     state, loss, finite = parts.phase("curvature", fit_model, parts, state, model)
     interval = check_interval(
         state.reference_norm,
@@ -117,8 +120,8 @@ def begin_region(parts: Parts, state: CrestState, model: Model) -> tuple[CrestSt
         multiplier=config.interval_multiplier,
         maximum=config.max_interval,
     )
-    more = num_coresets(parts, state.step, interval) - 1
-    if more > 0:
+    more = num_coresets(parts, state.step, interval) - first
+    if more > 0 and config.fitted_on == "probe":
         state = parts.phase("selection", add_coresets, parts, state, model, more)
     return (
         state._replace(
@@ -142,42 +145,6 @@ def extend(parts: Parts, state: CrestState, model: Model) -> CrestState:
     left = max(1, state.next_check - state.step)
     number = min(num_coresets(parts, state.step, state.interval), left)
     return add_coresets(parts, state._replace(buffer=state.buffer.discard()), model, number)
-
-
-def fit_model(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState, float, bool]:
-    """Take g and h, the smoothed gradient and Hessian diagonal, on the first coreset.
-
-    Returns the state, the anchor's loss, and whether all scores so far were finite.
-    """
-    key, probe_key = jax.random.split(state.key)
-    indices, weights = nth_row(state.buffer.indices, state.buffer.weights, np.int32(0))
-    probes = new_probes(probe_key, restrict(model.params, state.region.curvature), 1)
-    given = probes, *model, parts.source.take(indices), weights, state.moments
-    moments, gradient, curvature, norm = parts.compiled.curvature(*given)
-    passes = 2 * len(indices)
-    state = count_work(state, curvature_forward=passes, curvature_backward=passes)
-    region = state.region._replace(gradient=gradient, curvature=curvature)
-    loss, found, finite = read_numbers(region.loss, norm, state.all_finite)
-    state = state._replace(key=key, moments=moments, region=region, curvature_norm=found)
-    due = state.step >= (parts.config.reference_step or 0)
-    if due and math.isnan(state.reference_norm) and math.isfinite(found):
-        state = state._replace(reference_norm=found)
-    return state, loss, finite
-
-
-def measure_loss(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState, Array]:
-    """Return the loss [] of the probe examples V_r."""
-    region = state.region
-    examples = parts.source.take(region.probe_indices)
-    loss = parts.compiled.probe_loss(*model, examples, region.probe_weights)
-    return count_work(state, check_forward=parts.config.probe_size), loss
-
-
-def check_model(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState, float, float, bool]:
-    """Return loss, its relative error ``rho = |F(delta) - L(w)| / L(w)``, and if scores were finite."""
-    state, loss = measure_loss(parts, state, model)
-    error = parts.compiled.error(state.region, model.params, loss)
-    return state, *read_numbers(loss, error, state.all_finite)
 
 
 def close_window(parts: Parts, state: CrestState) -> CrestState:

@@ -20,11 +20,10 @@ def crest(
 ) -> BatchSelector:
     """Choose mini-batches by CREST.
 
-    At a region's anchor: probe examples are drawn and their loss is measured, ``P`` random subsets are
-    drawn, scored, and one coreset of ``m`` is selected from each, and the gradient and the Hessian's
-    diagonal are taken on the first coreset. Each coreset is one mini-batch, trained on whole. After
-    ``T1`` steps the loss of the probe examples is compared with the quadratic model; the region ends
-    when the relative error exceeds ``tau``. Outside the steps ``select_from`` to ``select_until``
+    At a region's anchor: probe examples are drawn, their loss and its gradient are measured, and ``P``
+    random subsets are drawn, scored, and one coreset of ``m`` is selected from each. Each coreset is
+    one mini-batch, trained on whole. After ``T1`` steps the loss of the probe examples is compared with
+    the quadratic model; the region ends when the relative error exceeds ``tau``. Outside the steps ``select_from`` to ``select_until``
     mini-batches are those of ``dynamic_pruning``, and exclusion lives on the losses that the loop hands
     back through ``observe``.
 

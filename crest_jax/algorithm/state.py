@@ -141,6 +141,8 @@ class Event(NamedTuple):
       began_region: whether a region began.
       num_regions: number of the current region, from 1.
       rho: relative error of the quadratic model, None without a check.
+      rho_unchanged: what that of a model were that predicts no change; below ``rho``, the quadratic
+        model is worse than none.
       loss: mean loss of the probe examples now, None when not measured.
       interval: T1, steps.
       coresets: coresets selected now.
@@ -156,6 +158,7 @@ class Event(NamedTuple):
     began_region: bool
     num_regions: int
     rho: float | None
+    rho_unchanged: float | None
     loss: float | None
     interval: int
     coresets: int
@@ -171,6 +174,7 @@ def event_of(
     reason: Reason,
     *,
     rho: float | None = None,
+    rho_unchanged: float | None = None,
     loss: float | None = None,
     coresets: int = 0,
 ) -> Event:
@@ -181,6 +185,7 @@ def event_of(
         began_region=reason in ("start", "error", "nonfinite"),
         num_regions=state.num_regions,
         rho=rho,
+        rho_unchanged=rho_unchanged,
         loss=loss,
         interval=state.interval,
         coresets=coresets,

@@ -177,11 +177,13 @@ class Moments(NamedTuple):
     Attributes:
       gradient: of the gradients ("paper").
       curvature: of the diagonals ("signed") or of their squares ("paper").
+      square: [], float32, of the squared norms of the diagonals.
       updates: [], int32.
     """
 
     gradient: Params | None
     curvature: Params | None
+    square: Array
     updates: Array
 
 
@@ -204,6 +206,7 @@ def init_moments(params: Params, part: Params | None = None, *, smoothing: Smoot
     return Moments(
         zeros(params) if smoothing == "paper" else None,
         None if smoothing == "none" else zeros(part),
+        jnp.zeros((), jnp.float32),
         jnp.zeros((), jnp.int32),
     )
 
@@ -216,8 +219,8 @@ def smooth(
     smoothing: Smoothing,
     beta1: float,
     beta2: float,
-) -> tuple[Moments, Params, Params]:
-    """Fold a new gradient and diagonal into the moments and return the smoothed pair.
+) -> tuple[Moments, Params, Params, Array]:
+    """Fold a new gradient and diagonal into the moments; return the smoothed pair and the norm.
 
     * ``"none"``: the new gradient and diagonal as they are.
     * ``"signed"``: the new gradient, and the bias-corrected mean of the diagonals with decay
@@ -225,6 +228,10 @@ def smooth(
     * ``"paper"``: bias-corrected mean of the gradients with decay ``beta1``, and square root of the
       bias-corrected mean of the squared diagonals with decay ``beta2`` (Yang, Kang and Mirzasoleiman,
       ICML 2023, Section 4; AdaHessian, Yao et al., AAAI 2021).
+
+    The norm is the root of the mean of the squared norms, decay ``beta2``, of the diagonals as they
+    come. One estimate by Hutchinson has the norm of ``H z``, on average that of the whole Hessian: its
+    noise is as large in every region. The norm of a mean of diagonals falls with their number alone.
 
     Args:
       moments: state, of ``init_moments`` for this smoothing.
@@ -235,26 +242,30 @@ def smooth(
       beta2: decay for curvature, in [0, 1).
 
     Returns:
-      The new state, the gradient and the curvature to use.
+      The new state, the gradient and the curvature to use, and the norm [] of the curvature.
 
     Example:
       >>> state = init_moments(jnp.zeros(1), smoothing="paper")
       >>> options = dict(smoothing="paper", beta1=0.9, beta2=0.999)
-      >>> _, g, h = smooth(state, jnp.array([1.0]), jnp.array([-2.0]), **options)
-      >>> [round(float(x[0]), 3) for x in (g, h)]
-      [1.0, 2.0]
+      >>> _, g, h, norm = smooth(state, jnp.array([1.0]), jnp.array([-2.0]), **options)
+      >>> [round(float(x), 3) for x in (g[0], h[0], norm)]
+      [1.0, 2.0, 2.0]
     """
-    if smoothing == "none":
-        return moments, gradient, diagonal
     updates = moments.updates + 1
+    now = optax.tree.norm(diagonal, squared=True).astype(jnp.float32)
+    square = now if smoothing == "none" else optax.tree.update_moment(now, moments.square, beta2, 1)
+    norm = jnp.sqrt(square if smoothing == "none" else _bias_corrected(square, beta2, updates))
+    if smoothing == "none":
+        return Moments(None, None, square, updates), gradient, diagonal, norm
     order = 2 if smoothing == "paper" else 1
     second = optax.tree.update_moment(diagonal, moments.curvature, beta2, order)
     curvature = _bias_corrected(second, beta2, updates)
     if smoothing == "signed":
-        return Moments(None, second, updates), gradient, curvature
+        return Moments(None, second, square, updates), gradient, curvature, norm
     first = optax.tree.update_moment(gradient, moments.gradient, beta1, 1)
     mean = _bias_corrected(first, beta1, updates)
-    return Moments(first, second, updates), mean, jax.tree.map(jnp.sqrt, curvature)
+    moments = Moments(first, second, square, updates)
+    return moments, mean, jax.tree.map(jnp.sqrt, curvature), norm
 
 
 def _bias_corrected(moment: Params, decay: float, updates: Array) -> Params:

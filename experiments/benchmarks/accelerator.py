@@ -161,10 +161,10 @@ def training_programs() -> Iterator[Work]:
     scored = parts.compiled.score_and_select
     yield Work("8 subsets: scored and chosen", scored, score, {"form": form})
     some, ones = source.take(rows[:SUBSET]), jnp.ones(SUBSET)
-    yield Work("check: loss", parts.compiled.probe_loss, (*model, some, ones))
-    yield Work("check: error", parts.compiled.error, (state.region, model.params, jnp.float32(1)))
+    yield Work("loss of the probe", parts.compiled.probe_loss, (*model, some, ones))
+    yield Work("check", parts.compiled.errors, (state.region, *model, some))
     probes = draw_probes(jax.random.key(1), model.params, 1)
-    yield Work("curvature", parts.compiled.curvature, (probes, *model, some, ones, state.moments))
+    yield Work("curvature", parts.compiled.fit, (probes, *model, some, ones, None))
     batch = Batch(*source.take(rows[:BATCH]), jnp.ones(BATCH), rows[:BATCH])
     yield Work("training step", jax.jit(step), (model, batch))
     batches = jax.tree.map(lambda x: jnp.stack([x] * 8), batch)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+from crest_jax.algorithm.config import Curvature, Fitted
 from crest_jax.gradients.curvature import Smoothing
 from experiments.data import OwnOptions
 from experiments.data.dataset import Fit
@@ -175,6 +176,10 @@ class CrestOptions:
     """b: a region begins with P = b * T1 coresets."""
     max_coresets: int | None = None
     """Largest P."""
+    fitted_on: Fitted | None = None
+    """Examples that the quadratic model is fitted on."""
+    curvature: Curvature | None = None
+    """The Hessian along the way gone, at the check, or its diagonal at the anchor."""
     smoothing: Smoothing | None = None
     """How gradient and curvature are smoothed over regions."""
     curvature_of: str | None = None

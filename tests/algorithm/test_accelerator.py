@@ -9,7 +9,7 @@ from small_settings import exclusion, settings
 
 from crest_jax import ArraySource, crest, fit
 from crest_jax.algorithm import crest as algorithm
-from crest_jax.algorithm import scoring
+from crest_jax.algorithm import fitting, scoring
 from crest_jax.coresets.greedy import greedy
 from crest_jax.coresets.mini_batch import most_rounds
 from crest_jax.data import pool
@@ -137,7 +137,7 @@ def test_the_host_waits_once_a_check_and_once_more_a_region(monkeypatch):
     step = jax.jit(lambda params, batch: (params - 0.02 * batch.weights.mean(), None))
     params, events, quiet = jnp.zeros((FEATURES, CLASSES)), [], 0
     state = selection.init(jax.random.key(0), params, {})
-    for module in (algorithm, pool):
+    for module in (fitting, pool):
         monkeypatch.setattr(module, "read_numbers", counted)
     monkeypatch.setattr(ArrayImpl, "_value", property(spied))
     for _ in range(60):

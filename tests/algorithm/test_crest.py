@@ -118,7 +118,7 @@ def test_error_is_exactly_zero_at_zero_step() -> None:
 @pytest.mark.slow
 def test_step_and_error_are_right_under_adamw_with_weight_decay() -> None:
     tx = optax.adamw(0.02, weight_decay=0.3)
-    history = train(CONFIG, tx, 60)
+    history = train(dataclasses.replace(CONFIG, curvature="diagonal"), tx, 60)
     anchors, compared = {}, 0
     for state, event, params, model_state, _ in history:
         if event is None:
@@ -127,12 +127,13 @@ def test_step_and_error_are_right_under_adamw_with_weight_decay() -> None:
             region, anchor = anchors["last"]
             delta = {name: np.float64(params[name]) - anchor[0][name] for name in params}
             start = probe_loss(*anchor, region.probe_indices)
+            now = probe_loss(params, model_state, region.probe_indices)
             predicted = start + sum(
                 np.vdot(region.gradient[name], delta[name])
                 + 0.5 * np.vdot(delta[name], region.curvature[name] * delta[name])
                 for name in params
             )
-            now = probe_loss(params, model_state, region.probe_indices)
+            assert event.rho_unchanged == pytest.approx(abs(start - now) / now, rel=1e-3, abs=1e-5)
             assert event.rho == pytest.approx(abs(predicted - now) / now, rel=1e-3, abs=1e-5)
             assert event.loss == pytest.approx(
                 probe_loss(params, model_state, state.region.probe_indices), rel=1e-5
@@ -189,7 +190,8 @@ def test_regions_checks_and_counters_agree() -> None:
             assert event.coresets == min(8, int(np.ceil(1.6 * event.interval)))
         assert event.work.check_forward == checks * config.probe_size
         assert event.work.selection_forward == event.num_selected * config.subset_size
-        assert event.work.curvature_backward == curvatures * 2 * config.batch_size
+        # A diagonal when a region begins, and a product at a check that is not the first.
+        assert event.work.curvature_backward == (curvatures + checks - regions) * 2 * config.probe_size
     last = history[-1][0]
     assert (
         last.num_selected
@@ -272,7 +274,7 @@ def test_learned_examples_kept_in_play_count_for_those_left_out() -> None:
 
 
 def test_curvature_of_a_part_has_no_arrays_elsewhere_and_selects_on() -> None:
-    config = dataclasses.replace(CONFIG, curvature_of="^b$")
+    config = dataclasses.replace(CONFIG, curvature="diagonal", curvature_of="^b$")
     events = [event for _, event, *_ in train(config, optax.sgd(0.1), 30) if event is not None]
     assert events[-1].num_regions > 1
     selector = crest(linear, make_source(), config)
@@ -289,8 +291,10 @@ def test_curvature_of_a_part_has_no_arrays_elsewhere_and_selects_on() -> None:
         )
 
 
-@pytest.mark.parametrize("smoothing", ["signed", "paper", "none"])
-def test_nothing_compiles_after_the_first_region(smoothing: Any) -> None:
+@pytest.mark.parametrize(
+    ("smoothing", "fitted_on"), [("signed", "probe"), ("paper", "coresets"), ("none", "probe")]
+)
+def test_nothing_compiles_after_the_first_region(smoothing: Any, fitted_on: Any) -> None:
     compiled: list[str] = []
 
     def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
@@ -300,7 +304,8 @@ def test_nothing_compiles_after_the_first_region(smoothing: Any) -> None:
     config = settings(
         batch_size=12, subset_size=36, probe_size=30, exclusion={"threshold": 0.3, "window": 7},
         tau=0.02, interval_multiplier=1.0, max_interval=16, coresets_per_interval=1.3,
-        smoothing=smoothing,
+        smoothing=smoothing, fitted_on=fitted_on,
+        curvature="direction" if smoothing == "none" else "diagonal",
     )  # fmt: skip
     tx = optax.sgd(0.3, momentum=0.9)
     selector, step = crest(linear, make_source(), config), make_step(tx)
@@ -655,7 +660,7 @@ def test_the_observations_of_every_window_are_remembered_and_not_many_more(
 ) -> None:
     config = dataclasses.replace(
         CONFIG, coresets_per_interval=ratio, tau=tau, interval_multiplier=multiplier, max_interval=8,
-        max_coresets=8, exclusion=exclusion(threshold=0.1, window=30),
+        max_coresets=8, exclusion=exclusion(threshold=0.1, window=30), curvature="diagonal",
     )  # fmt: skip
     selector = crest(linear, make_source(), config)
     params = [jax.tree.map(lambda x, i=i: x + 0.1 * i, make_params()) for i in range(2)]

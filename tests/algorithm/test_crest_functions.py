@@ -71,11 +71,20 @@ def test_coresets_are_appended_and_cover_their_subsets(parts, state):
     assert second.region is state.region
 
 
-def test_the_quadratic_model_is_gradient_and_hessian_diagonal_of_the_first_coreset(parts, state):
+@pytest.mark.parametrize("fitted_on", ["probe", "coresets"])
+def test_the_quadratic_model_is_gradient_and_hessian_diagonal_of_its_examples(state, fitted_on):
+    config = dataclasses.replace(CONFIG, curvature="diagonal", fitted_on=fitted_on)
+    parts = parts_of(config)
     state = algorithm.add_coresets(parts, state, MODEL, 2)
+    region = state.region._replace(probe_indices=jnp.arange(9), probe_weights=1.0 + jnp.arange(9))
+    state = state._replace(region=region)
     fitted, _, finite = algorithm.fit_model(parts, state, MODEL)
     assert finite
-    rows, weights = np.asarray(state.buffer.indices[0]), np.asarray(state.buffer.weights[0])
+    rows, weights = np.arange(9), 1.0 + np.arange(9)
+    if fitted_on == "coresets":
+        rows, weights = (
+            np.asarray(x[:2]).ravel() for x in (state.buffer.indices, state.buffer.weights)
+        )
 
     def loss(flat):
         logits = INPUTS[rows] @ flat.reshape(FEATURES, CLASSES)
@@ -85,7 +94,7 @@ def test_the_quadratic_model_is_gradient_and_hessian_diagonal_of_the_first_cores
     np.testing.assert_allclose(fitted.region.gradient, gradient, atol=1e-6)
     assert fitted.curvature_norm == pytest.approx(float(jnp.linalg.norm(fitted.region.curvature)))
     assert fitted.reference_norm == fitted.curvature_norm
-    assert fitted.work.curvature_forward == 2 * CONFIG.batch_size
+    assert fitted.work.curvature_forward == 2 * len(rows)
     # One Rademacher probe is no diagonal, but its mean over many keys is.
     hessian = np.diag(jax.hessian(loss)(PARAMS.ravel())).reshape(PARAMS.shape)
     drawn = [
@@ -106,6 +115,33 @@ def test_the_reference_norm_waits_for_the_end_of_the_warm_up(state):
     assert later.reference_norm == taken.reference_norm != later.curvature_norm
 
 
+@pytest.mark.parametrize("smoothing", ["none", "signed", "paper"])
+def test_regions_of_parameters_that_stay_have_one_length(smoothing):
+    """Averaging lowers the noise of a diagonal, and no norm may take that for less curvature."""
+    rng = np.random.default_rng(0)
+    inputs, labels = rng.normal(size=(2000, 50)).astype(np.float32), rng.integers(0, 10, 2000)
+    first, last = rng.normal(size=(50, 64)) / 7, rng.normal(size=(64, 10)) / 8
+    model = Model({"a": jnp.float32(first), "b": jnp.float32(last)}, {})
+
+    def network(params, state, inputs, *, train, rng):
+        return jnp.tanh(inputs @ params["a"]) @ params["b"], state
+
+    config = dataclasses.replace(
+        settings(batch_size=64, subset_size=128, probe_size=64, max_coresets=1, exclusion=None),
+        smoothing=smoothing, interval_multiplier=7.5, max_interval=100,
+    )  # fmt: skip
+    parts = make_parts(
+        network, ArraySource(inputs, labels), config, loss_fn=cross_entropy, embed_fn=None,
+        phase=untimed,
+    )  # fmt: skip
+    state, lengths = algorithm.init(parts, jax.random.key(1), *model), []
+    for _ in range(20):
+        state, *_ = algorithm.begin_region(parts, state, model)
+        lengths.append(state.interval)
+    assert lengths[0] == 8
+    assert max(lengths) - min(lengths) <= 1
+
+
 def test_a_region_begins_with_what_its_name_says(parts, state):
     waiting = algorithm.add_coresets(parts, state, MODEL, 3)
     waiting = waiting._replace(step=7, buffer=waiting.buffer._replace(num_used=1))
@@ -121,17 +157,27 @@ def test_a_region_begins_with_what_its_name_says(parts, state):
     assert begun.buffer.num_coresets == algorithm.num_coresets(parts, 7, begun.interval)
 
 
-def test_the_check_compares_the_model_with_the_loss_at_the_parameters_now(parts, state):
+@pytest.mark.parametrize("curvature", ["diagonal", "direction"])
+def test_the_check_compares_the_model_with_the_loss_at_the_parameters_now(curvature):
+    parts = parts_of(dataclasses.replace(CONFIG, curvature=curvature))
+    state = algorithm.init(parts, jax.random.key(0), *MODEL)
     begun, start, _ = algorithm.begin_region(parts, state, MODEL)
-    assert algorithm.check_model(parts, begun, MODEL)[1:] == (start, 0.0, True)
-    moved = PARAMS + 0.1
-    _, loss, rho, _ = algorithm.check_model(parts, begun, Model(moved, {}))
+    assert algorithm.check_model(parts, begun, MODEL)[1] == (start, 0.0, 0.0, True)
+    delta = 0.3 * np.random.default_rng(1).normal(size=PARAMS.shape)
+    moved = PARAMS + jnp.asarray(delta, jnp.float32)
+    _, (loss, rho, unchanged, _) = algorithm.check_model(parts, begun, Model(moved, {}))
     region = begun.region
-    delta = np.full(PARAMS.shape, 0.1)
-    said = start + np.vdot(region.gradient, delta) + np.vdot(delta, region.curvature * delta) / 2
-    now = mean_loss(moved, np.asarray(region.probe_indices), np.ones(9))
+    rows = np.asarray(region.probe_indices)
+    bend = np.vdot(region.curvature * delta, delta) if curvature == "diagonal" else None
+    if bend is None:
+        at_anchor = lambda p: jnp.mean(cross_entropy(INPUTS[rows] @ p, jnp.asarray(LABELS[rows])))  # noqa: E731
+        hessian = jax.hessian(at_anchor)(PARAMS).reshape(PARAMS.size, PARAMS.size)
+        bend = delta.ravel() @ np.float64(hessian) @ delta.ravel()
+    said = start + np.vdot(region.gradient, delta) + bend / 2
+    now = mean_loss(moved, rows, np.ones(9))
     assert loss == pytest.approx(now, rel=1e-6)
     assert rho == pytest.approx(abs(said - now) / now, rel=1e-3)
+    assert unchanged == pytest.approx(abs(start - now) / now, rel=1e-3)
 
 
 @pytest.mark.parametrize(("tau", "reason"), [(1e6, "kept"), (1e-6, "error")])
@@ -144,7 +190,7 @@ def test_a_check_that_is_due_keeps_or_ends_the_region(tau, reason):
         state._replace(step=state.next_check - 1), None,
     )  # fmt: skip
     due = state._replace(step=state.next_check)
-    after, event = algorithm.refresh(parts, due, PARAMS + 0.1, {})
+    after, event = algorithm.refresh(parts, due, PARAMS * 3, {})
     assert (event.reason, event.began_region) == (reason, reason == "error")
     assert event.rho > 0
     assert after.num_regions == event.num_regions == 1 + event.began_region
@@ -186,6 +232,8 @@ def test_paper_is_the_paper_field_by_field() -> None:
         "max_interval": 40,  # mini-batches of a tenth of the data
         "coresets_per_interval": 5.0,  # b
         "max_coresets": 40,
+        "fitted_on": "coresets",
+        "curvature": "diagonal",
         "smoothing": "paper",  # AdaHessian's moments
         "curvature_of": None,
         "reference_step": 782,

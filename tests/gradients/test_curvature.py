@@ -104,12 +104,13 @@ def numpy_smoothing(pairs, smoothing, beta1, beta2):
         first, second = (
             (1 - beta) * beta ** np.arange(t)[::-1] / (1 - beta**t) for beta in (beta1, beta2)
         )
+        norm = np.sqrt(second @ (diagonals**2).sum(axis=1))
         if smoothing == "none":
-            yield gradients[-1], diagonals[-1]
+            yield gradients[-1], diagonals[-1], np.linalg.norm(diagonals[-1])
         elif smoothing == "signed":
-            yield gradients[-1], second @ diagonals
+            yield gradients[-1], second @ diagonals, norm
         else:
-            yield first @ gradients, np.sqrt(second @ diagonals**2)
+            yield first @ gradients, np.sqrt(second @ diagonals**2), norm
 
 
 @pytest.mark.parametrize("smoothing", ["none", "signed", "paper"])
@@ -125,8 +126,9 @@ def test_smoothing_matches_the_weighted_mean_over_all_regions(smoothing, betas, 
         options = {"smoothing": smoothing, "beta1": betas[0], "beta2": betas[1]}
         moments = init_moments(tree(pairs[0, 0]), smoothing=smoothing)
         for pair, expected in zip(pairs, numpy_smoothing(pairs, smoothing, *betas), strict=True):
-            moments, *found = smooth(moments, tree(pair[0]), tree(pair[1]), **options)
-            for one, other in zip(found, expected, strict=True):
+            moments, *found, norm = smooth(moments, tree(pair[0]), tree(pair[1]), **options)
+            assert float(norm) == pytest.approx(expected[-1], rel=1e-5)  # float32
+            for one, other in zip(found, expected[:-1], strict=True):
                 flat = np.concatenate([np.asarray(one["a"]), np.asarray(one["b"]).ravel()])
                 np.testing.assert_allclose(flat, other, rtol=tolerance, atol=tolerance / 10)
 
