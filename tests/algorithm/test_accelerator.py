@@ -8,7 +8,6 @@ from jax._src.array import ArrayImpl
 from small_settings import exclusion, settings
 
 from crest_jax import ArraySource, crest, fit
-from crest_jax.algorithm import crest as algorithm
 from crest_jax.algorithm import fitting, scoring
 from crest_jax.coresets.greedy import greedy
 from crest_jax.coresets.mini_batch import most_rounds
@@ -134,7 +133,8 @@ def test_the_host_waits_once_a_check_and_once_more_a_region(monkeypatch):
         exclusion=exclusion(window=10, threshold=0.9, keep_fraction=0.25),
     )  # fmt: skip
     selection = crest(linear, ArraySource(INPUTS, LABELS), config)
-    step = jax.jit(lambda params, batch: (params - 0.02 * batch.weights.mean(), None))
+    slope = 0.05 * np.arange(CLASSES, dtype=np.float32)[None]
+    step = jax.jit(lambda params, batch: (params - slope * batch.weights.mean(), None))
     params, events, quiet = jnp.zeros((FEATURES, CLASSES)), [], 0
     state = selection.init(jax.random.key(0), params, {})
     for module in (fitting, pool):

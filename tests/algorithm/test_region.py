@@ -43,18 +43,25 @@ def test_the_model_is_exact_on_a_quadratic_with_a_diagonal_hessian():
                 truth = (curvature / 2 * point**2 + slope * point).sum() + constant
                 np.testing.assert_allclose(predict(region, tree(point)), truth, rtol=1e-10)
                 measured = 0.5 + 3 * rng.random()
-                error = relative_error(region, tree(point), jnp.asarray(measured))
+                error = relative_error(predict(region, tree(point)), jnp.asarray(measured))
                 np.testing.assert_allclose(error, abs(truth - measured) / measured, rtol=1e-8)
 
 
 def test_the_error_is_exactly_zero_at_the_anchor():
     rng = np.random.default_rng(1)
-    error = jax.jit(relative_error)
+    error = jax.jit(lambda region, params, loss: relative_error(predict(region, params), loss))
     for _ in range(10):
         region, tree, (anchor, *_) = random_region(rng, jnp.float32)
         assert float(error(region, tree(anchor), region.loss)) == 0.0
         assert float(error(region, tree(anchor + 0.5), region.loss)) > 0.0
         assert float(error(region, tree(anchor), region.loss * 2)) == 0.5
+
+
+def test_along_the_way_gone_the_model_takes_what_it_is_told():
+    region, tree, (anchor, gradient, _, loss) = random_region(np.random.default_rng(2), jnp.float32)
+    delta = np.arange(7) / 7
+    found = predict(region._replace(curvature=None), tree(anchor + delta), jnp.float32(0.5))
+    assert float(found) == pytest.approx(loss + gradient @ delta + 0.25, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -89,12 +89,12 @@ def test_counted_passes_follow_from_the_events(
     assert metrics["forward"] == {
         "step": STEPS * 64,
         "selection": metrics["num_selected"] * 128,
-        "curvature": regions * 2 * 64,
+        "curvature": checks * 2 * 64,  # a diagonal for a region, a product at a check
         "check": checks * 64,
         "evaluation": 4 * 355,
     }
     assert metrics["backward"] == {
-        "step": STEPS * 64, "selection": 0, "curvature": regions * 2 * 64,
+        "step": STEPS * 64, "selection": 0, "curvature": checks * 2 * 64,
     }  # fmt: skip
 
 
