@@ -33,7 +33,7 @@ import optax
 from crest_jax import ArraySource, CrestConfig, crest, cross_entropy
 from crest_jax.algorithm import predict, relative_error
 from crest_jax.flax import from_linen
-from crest_jax.gradients import weighted_mean
+from crest_jax.gradients import hessian_vector_product, weighted_mean
 from experiments import data
 from experiments.models import build
 
@@ -60,13 +60,20 @@ def train_step(params, opt_state, batch):
 @jax.jit
 def look(region, params, examples):
     """What the model predicts for the probe rows, their true loss, and the relative error."""
-    logits, _ = apply_fn(params, {}, examples.inputs, train=False, rng=None)
-    loss = jnp.mean(cross_entropy(logits, examples.labels))
-    return predict(region, params), loss, relative_error(region, params, loss)
+
+    def mean_loss(params):
+        logits, _ = apply_fn(params, {}, examples.inputs, train=False, rng=None)
+        return jnp.mean(cross_entropy(logits, examples.labels))
+
+    delta = jax.tree.map(jnp.subtract, params, region.anchor)
+    bend = optax.tree.vdot(delta, hessian_vector_product(mean_loss, region.anchor, delta))
+    loss, predicted = mean_loss(params), predict(region, params, bend)
+    return predicted, loss, relative_error(predicted, loss)
 
 
 # %% [markdown]
-# The state of the selector is an open tuple: the region's anchor, gradient and curvature are in it.
+# The state of the selector is an open tuple: the region's anchor and its gradient are in it, and the
+# Hessian is taken along the way gone.
 
 # %%
 config = dataclasses.replace(

@@ -23,9 +23,9 @@ def crest(
     At a region's anchor: probe examples are drawn, their loss and its gradient are measured, and ``P``
     random subsets are drawn, scored, and one coreset of ``m`` is selected from each. Each coreset is
     one mini-batch, trained on whole. After ``T1`` steps the loss of the probe examples is compared with
-    the quadratic model; the region ends when the relative error exceeds ``tau``. Outside the steps ``select_from`` to ``select_until``
-    mini-batches are those of ``dynamic_pruning``, and exclusion lives on the losses that the loop hands
-    back through ``observe``.
+    the quadratic model; the region ends when the relative error exceeds ``tau``. Outside the steps
+    ``select_from`` to ``select_until`` mini-batches are those of ``dynamic_pruning``, and exclusion
+    lives on the losses that the loop hands back through ``observe``.
 
     Args:
       apply_fn: the model. Everything here calls it in evaluation mode.
