@@ -105,6 +105,15 @@ SLOW_CASES = {  # of tests whose other cases are quick
     "test_lists_change_no_pick": {"late", "early"},
     "test_learned_examples_kept_fall_short_by_what_is_documented": {"16-0.3"},
     "test_a_share_of_products_is_reached_by_the_same_picks_of_both_methods": {"labels1"},
+    "test_regions_of_parameters_that_stay_have_one_length": {"none", "paper"},
+    "test_usual_gains_are_left_as_they_are": {"rbf"},
+    "test_learned_and_other_examples_weigh_alike_however_short_the_windows": {
+        "0.05-4-0.0-4",
+        "0.5-20-0.25-4",
+        "0.5-4-0.25-None",
+    },
+    "test_the_quadratic_model_is_gradient_and_hessian_diagonal_of_its_examples": {"coresets"},
+    "test_the_check_compares_the_model_with_the_loss_at_the_parameters_now": {"diagonal"},
     "test_an_example_learns": {"equinox_loop", "nnx_loop", "linen_loop", "plain_jax_loop"},
     "test_methods_do_the_same_in_every_mode": {
         "64 bits-crest",
