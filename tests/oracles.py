@@ -28,10 +28,9 @@ def dissimilarities(points, metric):
         values[empty[:, None] | empty[None, :]] = 1.0
         np.fill_diagonal(values, 0.0)
         return values.astype(np.float64)
-    largest = np.abs(wide).max(initial=0) or 1.0
-    distances = (
-        np.sqrt((((wide / largest)[:, None] - (wide / largest)[None]) ** 2).sum(axis=2))
-    ) * largest
+    apart = wide[:, None] - wide[None]  # before any scale: exact where rows lie close together
+    largest = np.abs(apart).max(initial=0) or 1.0
+    distances = np.sqrt(((apart / largest) ** 2).sum(axis=2)) * largest
     distances = distances.astype(np.float64)
     if metric == "sqeuclidean":
         return distances**2

@@ -31,6 +31,7 @@ from crest_jax.gradients.curvature import (
     gradient_and_diagonal,
     hessian_vector_product,
     smooth,
+    with_part,
 )
 from crest_jax.gradients.losses import per_example, weighted_mean
 from crest_jax.types import ApplyFn, Array, EmbedFn, Examples, LossFn, ModelState, Params, PyTree
@@ -243,7 +244,7 @@ def errors(
     if problem.config.curvature == "direction":
         delta = jax.tree.map(jnp.subtract, params, region.anchor)
         part = covered(delta, problem.config.curvature_of)
-        delta = jax.tree.map(lambda d, p: jnp.zeros_like(d) if p is None else d, delta, part)
+        delta = with_part(optax.tree.zeros_like(delta), part)
         at_anchor = _loss_of(problem, region.model_state, examples, region.probe_weights)
         bend = optax.tree.vdot(delta, hessian_vector_product(at_anchor, region.anchor, delta))
     rho = relative_error(predict(region, params, bend), loss)

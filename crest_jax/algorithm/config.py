@@ -38,9 +38,9 @@ class CrestConfig:
         each check; "diagonal": the Hessian's diagonal at the anchor, as in the paper.
       smoothing: how gradient and curvature are smoothed over regions: "none", "signed" (a mean of the
         diagonals that keeps their sign) or "paper"; see ``gradients.curvature.smooth``.
-      curvature_of: regular expression: the Hessian's diagonal is taken of the parameters in whose path
-        it is found (``"classifier|layer_5"``), and counts as 0 elsewhere, which saves most of its time
-        and two of the four copies of the parameters that CREST holds. None: of all.
+      curvature_of: regular expression: the Hessian is taken of the parameters in whose path it is found
+        (``"classifier|layer_5"``), and counts as 0 elsewhere, which saves most of a diagonal's time and
+        the copies of the parameters that CREST holds for it. None: of all.
       reference_step: ``|H_0|`` is the curvature's norm at the first region from this step on: the end
         of the warm-up. None: the first region of all.
       select_from: step from which on coresets are selected. Before it mini-batches are random,

@@ -113,7 +113,7 @@ def gradient_and_diagonal(probes: Params, loss_fn: Loss, params: Params) -> tupl
     whole = len(jax.tree.leaves(part)) == len(jax.tree.leaves(params))
 
     def loss_of_part(part: Params) -> Array:
-        return loss_fn(_with_part(params, part))
+        return loss_fn(with_part(params, part))
 
     gradient, product = jax.linearize(jax.grad(loss_of_part), part)
     if not whole:
@@ -163,7 +163,13 @@ def restrict(tree: PyTree, part: PyTree) -> PyTree:
     return jax.tree.map(lambda p, x: None if p is None else x, part, tree, is_leaf=_is_none)
 
 
-def _with_part(tree: PyTree, part: PyTree) -> PyTree:
+def with_part(tree: PyTree, part: PyTree) -> PyTree:
+    """Return ``part`` with what ``tree`` has where ``part`` has None.
+
+    Example:
+      >>> with_part({"a": 1, "b": 2}, {"a": None, "b": 0})
+      {'a': 1, 'b': 0}
+    """
     return jax.tree.map(lambda p, x: x if p is None else p, part, tree, is_leaf=_is_none)
 
 
@@ -251,10 +257,10 @@ def smooth(
       >>> [round(float(x), 3) for x in (g[0], h[0], norm)]
       [1.0, 2.0, 2.0]
     """
-    updates = moments.updates + 1
+    updates, beta2 = moments.updates + 1, 0.0 if smoothing == "none" else beta2
     now = optax.tree.norm(diagonal, squared=True).astype(jnp.float32)
-    square = now if smoothing == "none" else optax.tree.update_moment(now, moments.square, beta2, 1)
-    norm = jnp.sqrt(square if smoothing == "none" else _bias_corrected(square, beta2, updates))
+    square = optax.tree.update_moment(now, moments.square, beta2, 1)
+    norm = jnp.sqrt(_bias_corrected(square, beta2, updates))
     if smoothing == "none":
         return Moments(None, None, square, updates), gradient, diagonal, norm
     order = 2 if smoothing == "paper" else 1

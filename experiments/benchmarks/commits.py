@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from experiments.harness.cli import UserError, one_sentence, parse
 from experiments.harness.records import append_line, table
-from experiments.harness.run_folder import held_new_folder
+from experiments.harness.run_folder import commit_of, held_new_folder
 from experiments.sweep import command_line
 
 TRAININGS = ("stratified", "crest", "dynamic_pruning", "top_loss", "craig", "gradmatch")
@@ -156,13 +156,6 @@ def compare(config: CommitsConfig) -> None:
     write_page(config)
 
 
-def _commit(checkout: Path) -> str:
-    asked = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--exclude=*"]
-    return (
-        subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    )
-
-
 def write_page(config: CommitsConfig) -> None:
     """Write ``page.md`` from the lines."""
     lines = [json.loads(line) for line in (config.out / "lines.jsonl").read_text().splitlines()]
@@ -174,7 +167,7 @@ def write_page(config: CommitsConfig) -> None:
         before, after = (f"{scale * x:.3g} {unit}" for x in np.median(times, axis=0))
         rows.append([name, before, after, *(f"{x:.2f}" for x in ratios), str(len(times))])
     head = ["", "before", "after", "ratio", "lower quartile", "upper quartile", "pairs"]
-    commits = " and ".join(_commit(x) for x in (config.before, config.after))
+    commits = " and ".join(str(commit_of(x)) for x in (config.before, config.after))
     made = f"`{command_line(__file__, None)}`: commits {commits}, {os.cpu_count()} cores"
     text = f"{made}\n\n{table(head, rows)}\n"
     (config.out / "page.md").write_text(text)

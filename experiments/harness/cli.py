@@ -78,7 +78,7 @@ def one_sentence(interrupted: str | Callable[[], str]) -> Iterator[None]:
         sys.exit(f"error: {error}")
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None
-        what = f"a file cannot be written ({error.strerror}); make room, then go on with --resume."
+        what = f"a file cannot be written ({error.strerror}); make room and start again."
         sys.exit(f"error: {what if full else error}")
     except ValueError as error:
         sys.exit(f"error: {as_options(str(error))}")

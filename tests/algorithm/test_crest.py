@@ -291,6 +291,27 @@ def test_curvature_of_a_part_has_no_arrays_elsewhere_and_selects_on() -> None:
         )
 
 
+def test_along_the_way_gone_the_hessian_of_a_part_is_its_block() -> None:
+    params, moved = make_params(), jax.tree.map(lambda x: x + 0.4 * jnp.cos(x * 99), make_params(1))
+    selector = crest(linear, make_source(), dataclasses.replace(CONFIG, curvature_of="^b$"))
+    state, _ = selector.refresh(selector.init(jax.random.key(0), params, STATE), params, STATE)
+    region = state.region
+    examples = make_source().take(region.probe_indices)
+
+    def loss(b: jax.Array) -> jax.Array:
+        logits, _ = linear(params | {"b": b}, STATE, examples.inputs, train=False, rng=None)
+        return cross_entropy(logits, examples.labels).mean()
+
+    delta = {name: np.float64(moved[name]) - np.float64(params[name]) for name in params}
+    said = float(region.loss) + sum(np.vdot(region.gradient[name], delta[name]) for name in delta)
+    said += 0.5 * delta["b"] @ np.float64(jax.hessian(loss)(params["b"])) @ delta["b"]
+    there = jax.tree.map(np.asarray, (moved, STATE))
+    now = probe_loss(*there, np.asarray(region.probe_indices))
+    _, event = selector.refresh(state._replace(step=state.next_check), moved, STATE)
+    assert event is not None
+    assert event.rho == pytest.approx(abs(said - now) / now, rel=1e-3) != 0
+
+
 @pytest.mark.parametrize(
     ("smoothing", "fitted_on"), [("signed", "probe"), ("paper", "coresets"), ("none", "probe")]
 )
