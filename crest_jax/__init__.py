@@ -5,7 +5,7 @@
 ``from crest_jax.flax import from_linen``.
 """
 
-from crest_jax.algorithm.config import CrestConfig
+from crest_jax.algorithm.config import CrestConfig, RegionConfig
 from crest_jax.algorithm.selector import crest
 from crest_jax.algorithm.state import Event
 from crest_jax.baselines.pruning import dynamic_pruning
@@ -47,6 +47,7 @@ __all__ = [
     "Factored",
     "HostSource",
     "LossFn",
+    "RegionConfig",
     "Source",
     "crest",
     "cross_entropy",

@@ -112,8 +112,6 @@ def one_of(name: str, value: Any, known: Sequence[str]) -> None:
 def handed_back(losses: Any, rows: Any) -> Any:
     """Return the losses [m] that a training step hands back for the rows [m] of its mini-batch.
 
-    Of k steps both are [k, m].
-
     Raises:
       ValueError: when they have another shape or are no floating-point numbers.
 

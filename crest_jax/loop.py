@@ -21,6 +21,7 @@ from crest_jax.types import (
     Batch,
     BatchSelector,
     Examples,
+    Inside,
     LossFn,
     ModelState,
     Params,
@@ -75,9 +76,10 @@ def fit(
       on_event: called with every event of the selection.
       on_step: called with the step's number, from 0, and its metrics (still on the device); after the
         program that ran the step.
-      scan: most steps in one program, for which ``jit`` must be able to trace the step; 1 calls it as
-        it is. "auto": 32 where the step comes from ``jax.jit`` and the state lies on a GPU or TPU, else
-        1; on a CPU convolutions in a loop are several times slower.
+      scan: most steps in one program, for which ``jit`` must be able to trace the step (see
+        ``several_steps``); 1 calls it as it is. "auto": 32 where the step comes from ``jax.jit`` and
+        the state lies on a GPU or TPU, else 1; on a CPU convolutions in a loop are several times
+        slower.
 
     Returns:
       The trained state.
@@ -98,29 +100,111 @@ def fit(
     _checks.positive_int("steps", steps)
     most = most_steps(scan, train_step, train_state)
     state = selection.init(_checks.prng_key("key", key), *view(train_state))
-    if most > 1:
+    traced = selection.traced if most > 1 else None
+    refresh = selection.refresh if traced is None else traced.refresh
+    if traced is not None:
         train_state = copied(train_state)  # each program takes over the memory of the one before
     step = 0
     while step < steps:
-        state, event = selection.refresh(state, *view(train_state))
+        state, event = refresh(state, *view(train_state))
         if event is not None and on_event is not None:
             on_event(event)
-        k = chunk_length(min(selection.quiet(state), steps - step, most)) if most > 1 else 1
-        if k > 1:
-            assert selection.next_batches is not None
-            state, batch = selection.next_batches(state, k)
-            train_state, metrics, found = _several_steps(train_step, losses, train_state, batch)
-        else:
+        if traced is None:
             state, batch = selection.next_batch(state)
             train_state, metrics = train_step(train_state, batch)
-            found = None if losses is None else losses(metrics)
-        if losses is not None:
-            state = selection.observe(state, batch, found)
+            if losses is not None:
+                state = selection.observe(state, batch, losses(metrics))
+            each = [metrics]
+        else:
+            k = chunk_length(min(traced.quiet(state), steps - step, most))
+            state, train_state, metrics = several_steps(
+                selection, train_step, state, train_state, k, view=view, losses=losses
+            )
+            each = [] if on_step is None else [jax.tree.map(itemgetter(i), metrics) for i in range(k)]
+            step += k - 1
         if on_step is not None:
-            for i in range(k):
-                on_step(step + i, jax.tree.map(itemgetter(i), metrics) if k > 1 else metrics)
-        step += k
+            for i, one in enumerate(each, step + 1 - len(each)):
+                on_step(i, one)
+        step += 1
     return train_state
+
+
+def several_steps(
+    selection: BatchSelector,
+    train_step: TrainStep,
+    state: Any,
+    train_state: Any,
+    number: int,
+    *,
+    view: View = view,
+    losses: Callable[[Any], Array] | None = None,
+) -> tuple[Any, Any, Any]:
+    """Take steps in one program: each mini-batch is chosen, trained on and observed on the device.
+
+    The host calls ``selection.traced.refresh`` before, in place of ``selection.refresh``, and asks
+    ``selection.traced.quiet`` for the most steps. ``chunk_length`` keeps the number of programs small.
+
+    Args:
+      selection: how mini-batches are chosen, with ``traced``.
+      train_step: as of ``fit``; ``jit`` must be able to trace it. Pass the same function at every call.
+      state: state of the selection.
+      train_state: state of the training, whose memory the program takes over: not used again.
+      number: steps, k.
+      view: as of ``fit``; the same function at every call.
+      losses: as of ``fit``; the same function at every call.
+
+    Returns:
+      The state of the selection, that of the training, and what the steps measured, leaves [k, ...].
+
+    Raises:
+      ValueError: when mini-batches of the selection need the host.
+
+    Example:
+      >>> from crest_jax.baselines.random import random_batches
+      >>> from crest_jax.data.sources import ArraySource
+      >>> selection = random_batches(ArraySource(np.ones((4, 1), np.float32), np.zeros(4, int)), 2)
+      >>> step = lambda total, batch: (total + batch.inputs.sum(), total)
+      >>> state = selection.init(jax.random.key(0), None, None)
+      >>> given = selection, step, state, jnp.zeros(()), 3
+      >>> several_steps(*given, view=lambda state: (state, {}))[2].tolist()
+      [0.0, 2.0, 4.0]
+    """
+    traced = selection.traced
+    if traced is None:
+        raise ValueError(
+            "the selection's traced is None, since its mini-batches need the host, but steps in one "
+            "program need it; take single steps, or hold the data in an ArraySource."
+        )
+    fixed, changing = traced.open(state)
+    static = traced.inside, train_step, view, losses
+    changing, train_state, metrics = _several_steps(*static, number, fixed, changing, train_state)
+    return traced.close(state, changing, number), train_state, metrics
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnames="train_state")
+def _several_steps(
+    inside: Inside,
+    train_step: TrainStep,
+    view: View,
+    losses: Callable[[Any], Array] | None,
+    number: int,
+    fixed: Any,
+    changing: Any,
+    train_state: Any,
+) -> tuple[Any, Any, Any]:
+    def one(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], Any]:
+        changing, train_state = carry
+        changing, batch = inside.next_batch(fixed, changing, *view(train_state))
+        train_state, metrics = train_step(train_state, batch)
+        if losses is not None:
+            changing = inside.observe(fixed, changing, batch, losses(metrics))
+        return (changing, train_state), metrics
+
+    if number == 1:  # on a CPU convolutions in a loop are several times slower
+        carry, metrics = one((changing, train_state), None)
+        return *carry, jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
+    (changing, train_state), metrics = jax.lax.scan(one, (changing, train_state), None, length=number)
+    return changing, train_state, metrics
 
 
 def most_steps(scan: int | Literal["auto"], train_step: TrainStep, train_state: Any) -> int:
@@ -135,20 +219,6 @@ def most_steps(scan: int | Literal["auto"], train_step: TrainStep, train_state: 
         return scan
     jitted = isinstance(train_step, type(jax.jit(len)))  # others may do what no trace keeps
     return 32 if jitted and on_accelerator(train_state) else 1
-
-
-@partial(jax.jit, static_argnames=("train_step", "losses"), donate_argnames="train_state")
-def _several_steps(
-    train_step: TrainStep, losses: Callable[[Any], Array] | None, train_state: Any, batches: Batch
-) -> tuple[Any, Any, Any]:
-    """Take a step with each of the mini-batches, leaves [k, m, ...]; metrics and losses [k, ...]."""
-
-    def one(train_state: Any, batch: Batch) -> tuple[Any, tuple[Any, Any]]:
-        train_state, metrics = train_step(train_state, batch)
-        return train_state, (metrics, None if losses is None else losses(metrics))
-
-    train_state, (metrics, found) = jax.lax.scan(one, train_state, batches)
-    return train_state, metrics, found
 
 
 def accuracy(logits: Array, labels: Array) -> Array:

@@ -91,8 +91,9 @@ class Source(Protocol):
     """Random access to a data set.
 
     A source may also have ``labels``, those of all examples on the host, ``mesh``, the devices that its
-    examples lie on, and ``prefetch(indices)``, which starts to fetch examples that ``take`` will be
-    asked for soon; see ``ArraySource`` and ``HostSource``.
+    examples lie on, and one of these: ``arrays`` with ``gather(arrays, indices)``, a value without data
+    that does what ``take`` does and that ``jit`` can trace, or ``prefetch(indices)``, which starts to
+    fetch examples that ``take`` will be asked for soon. See ``ArraySource`` and ``HostSource``.
 
     Attributes:
       classes: [n], whole numbers or strings, the class of every example, for stratified draws and
@@ -153,37 +154,59 @@ def ignore_losses(state: Any, batch: Batch, losses: Array) -> Any:
     return state
 
 
-def one_step(state: Any) -> int:
-    """Return 1: the ``quiet`` of methods that must be asked before every step."""
-    del state
-    return 1
+class Inside(Protocol):
+    """What a way of choosing mini-batches does inside a program, as ``jit`` can trace it.
+
+    It is a value that holds no data: equal ones share compiled programs. What it reads comes as
+    ``fixed``, what it changes as ``changing``, both pytrees of arrays.
+    """
+
+    def next_batch(
+        self, fixed: Any, changing: Any, params: Params, model_state: ModelState
+    ) -> tuple[Any, Batch]:
+        """Return what was changed, and the next mini-batch."""
+
+    def observe(self, fixed: Any, changing: Any, batch: Batch, losses: Array) -> Any:
+        """Return what the losses [m] of the step change."""
+
+
+class Traced(NamedTuple):
+    """A way of choosing mini-batches for many steps in one program; ``loop.several_steps`` makes it.
+
+    Attributes:
+      refresh: ``(state, params, model_state) -> (state, event or None)``: what the host does between
+        programs.
+      quiet: ``state -> k``, asked after it: most steps in the next program, at least 1.
+      open: ``state -> (fixed, changing)``: the arrays that a program reads, and those it changes.
+      inside: what it does with them.
+      close: ``(state, changing, k) -> state`` after ``k`` steps.
+    """
+
+    refresh: Callable[[Any, Params, ModelState], tuple[Any, Any]]
+    quiet: Callable[[Any], int]
+    open: Callable[[Any], tuple[Any, Any]]
+    inside: Inside
+    close: Callable[[Any, Any, int], Any]
 
 
 class BatchSelector(NamedTuple):
     """A way of choosing mini-batches, as pure functions of a state.
 
-    * ``init(key, params, model_state) -> state``
-    * ``refresh(state, params, model_state) -> (state, event or None)``, called before every step;
-      it does nothing until there is something to do.
-    * ``next_batch(state) -> (state, batch)``
-    * ``observe(state, batch, losses) -> state``, called after every step with the losses [m] that the
-      step computed anyway; most methods ignore them.
-
-    Steps can also run many at a time, as one program:
-
-    * ``quiet(state) -> k``, asked after ``refresh``: how many steps from here on need no ``refresh``,
-      at least 1.
-    * ``next_batches(state, k) -> (state, batches)`` gives the mini-batches of ``k`` steps, at most the
-      quiet ones, as ``next_batch`` gives them one by one; leaves [k, m, ...]. ``observe`` takes them
-      and losses [k, m]. None where only one step is ever quiet.
+    Attributes:
+      init: ``(key, params, model_state) -> state``.
+      refresh: ``(state, params, model_state) -> (state, event or None)``, called before every step; it
+        does nothing until there is something to do.
+      next_batch: ``state -> (state, batch)``.
+      observe: ``(state, batch, losses) -> state``, called after every step with the losses [m] that the
+        step computed anyway; most methods ignore them.
+      traced: the same inside a program, for many steps in one; None where a mini-batch needs the host.
     """
 
     init: Callable[[Array, Params, ModelState], Any]
     refresh: Callable[[Any, Params, ModelState], tuple[Any, Any]]
     next_batch: Callable[[Any], tuple[Any, Batch]]
     observe: Callable[[Any, Batch, Array], Any] = ignore_losses
-    quiet: Callable[[Any], int] = one_step
-    next_batches: Callable[[Any, int], tuple[Any, Batch]] | None = None
+    traced: Traced | None = None
 
 
 class Work(NamedTuple):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from crest_jax import CrestConfig, ExclusionConfig
+from crest_jax import CrestConfig, ExclusionConfig, RegionConfig
+from crest_jax.algorithm.config import Embedding
 from experiments.data import DATASETS, OWN_DATASETS, WITH_FOLDER
 from experiments.harness.cli import UserError, as_options
 from experiments.harness.options import (
@@ -195,16 +196,20 @@ class TrainConfig:
             else:
                 made = CrestConfig.recommended(
                     steps=steps, first_drop=round(DROPS[0] * steps), batch_size=self.batch_size,
-                    warmup=warmup, num_examples=num_examples,
+                    num_examples=num_examples,
                 )  # fmt: skip
-            fields = {field.name for field in dataclasses.fields(CrestConfig)} - {"exclusion"}
-            given = {name: getattr(own, name) for name in changed(own, "_") if name in fields}
+            given: dict[str, Any] = {"nonfinite": self.run.nonfinite}
+            if own.subset_size is not None:
+                given["subset_size"] = own.subset_size
+            if own.embedding in get_args(Embedding):
+                given["embedding"] = own.embedding
             if own.select_span is not None:
                 low, high = (round(share * steps) for share in own.select_span)
                 given["select_from"] = low or None
                 given["select_until"] = None if high >= steps else max(high, low + 1)
             given["exclusion"] = None if own.exclude is False else self._exclusion(made.exclusion)
-            return dataclasses.replace(made, **given, nonfinite=self.run.nonfinite)
+            given["region"] = self._region(made.region, warmup, num_examples)
+            return dataclasses.replace(made, **given)
         except ValueError as error:
             raise UserError(as_options(str(error))) from error
 
@@ -216,6 +221,15 @@ class TrainConfig:
                 f"--crest.exclude is False but --method {self.method} only excludes; leave it out."
             )
         return found
+
+    def _region(self, made: RegionConfig | None, warmup: int, num_examples: int) -> RegionConfig | None:
+        own = self.crest
+        given = {name: getattr(own.region, name) for name in changed(own.region, "_")}
+        wanted = bool(given) or made is not None if own.regions is None else own.regions
+        if not wanted:
+            return None
+        plain = RegionConfig(probe_size=min(256, num_examples), reference_step=warmup)
+        return dataclasses.replace(made or plain, **given)
 
     def _exclusion(self, made: ExclusionConfig | None) -> ExclusionConfig:
         given = {

@@ -141,6 +141,10 @@ def sentence(found: Pilot) -> str:
         trials += f", extrapolated to {found.target}"
     left = ", ".join(f"{value:.2f} (r = {r})" for r, value in found.redundancy.variance.items())
     advice, redundancy = found.advice, found.redundancy
+    region = ""
+    if advice.region is not None:
+        most = advice.region.max_coresets, advice.region.max_interval
+        region = " --crest.region.max-coresets {} --crest.region.max-interval {}".format(*most)
     return (
         f"{'Yes' if found.pays else 'No'}: at equal seconds CREST should be "
         f"{found.gain_at_equal_time:+.2f} ± {found.gain_at_equal_time_error:.2f} points from "
@@ -155,8 +159,7 @@ def sentence(found: Pilot) -> str:
         f"coresets, over stratified: {left}. Learned: {100 * redundancy.learned:.0f} % of the "
         "examples; "
         f"m picks stand for {100 * redundancy.covered:.0f} % of the spread of 4m. Suggested: "
-        f"--crest.subset-size {advice.subset_size} --crest.max-coresets {advice.max_coresets} "
-        f"--crest.max-interval {advice.max_interval}."
+        f"--crest.subset-size {advice.subset_size}{region}."
     )
 
 

@@ -13,6 +13,7 @@ from experiments.harness.options import (
     ExclusionOptions,
     NetworkConfig,
     OptimConfig,
+    RegionOptions,
     RunConfig,
 )
 
@@ -60,7 +61,6 @@ IMBALANCED_RESNET = replace(RESNET, dataset="fashion_mnist_20k_imbalanced")
 MINILM = TrainConfig(
     dataset="rotten_tomatoes", model="minilm", epochs=2, budget=0.1, batch_size=32, run=ONE_CHECKPOINT,
     optim=OptimConfig(name="adamw", learning_rate=2e-4, schedule="linear"),
-    crest=CrestOptions(curvature_of="classifier|layer_5"),
 )  # fmt: skip
 
 EQUAL_TIME: dict[str, Setting] = {
@@ -118,7 +118,7 @@ PAPER: dict[str, Setting] = {
             optim=OptimConfig(
                 name="adamw", learning_rate=1e-5, weight_decay=0.1, schedule="linear", warmup=0.06
             ),
-            crest=CrestOptions(curvature_of="classifier|layer_11"),
+            crest=CrestOptions(region=RegionOptions(curvature_of="classifier|layer_11")),
         )
     ),
 }  # fmt: skip

@@ -10,6 +10,7 @@ the bias and variance of the gradient. Pictures are inlined in the page and also
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -57,6 +58,19 @@ def quality_made(path: Path) -> str:
     return first if first.startswith("`") else "By experiments.studies.gradient_quality."
 
 
+def _regions(page: Page, runs: list[dict[str, Any]], one: dict[str, Any]) -> None:
+    """Show the regions of a run of CREST that has some."""
+    own = one["settings"]["region"]
+    if own is None:
+        return
+    page.section(
+        "Quadratic regions",
+        "One run of CREST: where its model of the loss held and where it was given up.",
+    )
+    page.picture("regions", region_figure(one, own["tau"]), f"Seed {one['seed']}.")
+    page.table(region_rows(runs))
+
+
 def build(config: ReportConfig) -> None:
     """Make the page."""
     runs, made = read_runs(config.runs)
@@ -85,13 +99,7 @@ def build(config: ReportConfig) -> None:
     if crest:
         path = file_of(config.runs, crest[0], "config.json")
         settings = TrainConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
-        page.section(
-            "Quadratic regions",
-            "One run of CREST: where its model of the loss held and where it was given up.",
-        )
-        caption = f"Seed {crest[0]['seed']}."
-        page.picture("regions", region_figure(crest[0], crest[0]["settings"]["tau"]), caption)
-        page.table(region_rows(runs))
+        _regions(page, runs, crest[0])
         shown = by_method([r for r in runs if r["budget"] == crest[0]["budget"]])
         groups = {name: [picks_of(config.runs, r) for r in shown[name]] for name in compared(runs)}
         page.section("What is picked", "Counted in each twentieth of the run.")

@@ -47,7 +47,7 @@ from experiments.harness.run_folder import (
     write_json,
     write_network,
 )
-from experiments.harness.steps import NONE_BAD, SEGMENTS, Trained, take_steps
+from experiments.harness.steps import NONE_BAD, SEGMENTS, Counted, Trained, between, take_steps
 from experiments.harness.timing import TRAINING, PhaseTimer
 from experiments.presets import SETTINGS
 
@@ -194,23 +194,7 @@ class _Course(NamedTuple):
         if self.most == 1:
             return 1
         border = next(border for border in self.borders if border > step)
-        return chunk_length(min(program.selection.quiet(selected), border - step, self.most))
-
-
-def _train(
-    program: Program, trained: Trained, selected: Any, step: int, number: int
-) -> tuple[Trained, Any, jax.Array]:
-    """Take the next mini-batches, train on them and note what they were; return the last loss, too."""
-    selection = program.selection
-    if number > 1:
-        assert selection.next_batches is not None
-        selected, batch = selection.next_batches(selected, number)
-    else:
-        selected, batch = selection.next_batch(selected)
-    given = program.train_step, trained, batch, np.int32(step)
-    trained, measured = take_steps(*given, steps=program.steps)
-    selected = selection.observe(selected, batch, measured.losses)
-    return trained, selected, measured.loss if number == 1 else measured.loss[-1]
+        return chunk_length(min(between(program.selection)[1](selected), border - step, self.most))
 
 
 def _selected(
@@ -219,7 +203,7 @@ def _selected(
     """Let the selection look at the network; return its state and note what it did."""
     state = trained.network
     try:
-        selected, event = program.selection.refresh(selected, state.params, state.model_state)
+        selected, event = between(program.selection)[0](selected, state.params, state.model_state)
     except FloatingPointError as error:
         _stop_if(int(trained.bad), selected, checkpoints, config)  # a step was bad before
         raise FloatingPointError(f"{error} {_last_good(checkpoints)}") from error
@@ -259,7 +243,9 @@ def _run(
     evaluated, accuracy, shown = progress.evaluated, math.nan, 0.0
     bad = place(jnp.full((), NONE_BAD), program.train.mesh)
     network, picks = copied((held.network, held.picks))  # each program takes over their memory
-    trained, selected = Trained(network, picks, bad), held.selected
+    done = place(jnp.asarray(progress.step, jnp.int32), program.train.mesh)
+    trained, selected = Trained(network, picks, bad, done), held.selected
+    counted = Counted(program.train_step, program.steps)
     most = most_steps(config.machine.scan or "auto", program.train_step, held.network)
     course = _Course(tuple(sorted(evaluations | saves)), most)
     patience = config.machine.step_timeout or (TIMEOUT if jax.process_count() > 1 else None)
@@ -274,10 +260,10 @@ def _run(
                 timer("step", jax.block_until_ready, trained)
             selected = _selected(program, trained, selected, config, checkpoints)
             if due:
-                quiet_until = step + program.selection.quiet(selected)
+                quiet_until = step + between(program.selection)[1](selected)
             number = course.chunk(program, selected, step)
-            given = program, trained, selected, step, number
-            trained, selected, loss = timer.ahead("step", _train, *given)
+            given = program.selection, counted, selected, trained, number
+            selected, trained, loss = timer.ahead("step", take_steps, *given)
             step += number
             if step in evaluations | saves:
                 timer("step", jax.block_until_ready, trained)

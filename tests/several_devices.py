@@ -155,6 +155,7 @@ def train(options, folder):
 
     from crest_jax import crest, cross_entropy, place
     from crest_jax.gradients import weighted_mean
+    from crest_jax.loop import several_steps
 
     mesh = None if options.no_mesh else jax.make_mesh((jax.device_count(),), ("data",))
     source = build(mesh, options.source, folder)
@@ -189,21 +190,27 @@ def train(options, folder):
     selected = selection.init(jax.random.key(1), params, {})
     compiled = Compilations()
     rows, weights, losses_seen, events, late = [], [], [], [], []
-    several = jax.jit(lambda state, batches: jax.lax.scan(step, state, batches))
+
+    def noting(state, batch):
+        state, losses = step(state, batch)
+        return state, (losses, batch.indices, batch.weights)
+
+    given = {"view": lambda state: (state[0], {}), "losses": lambda noted: noted[0]}
     number = 0
     while number < STEPS:
         before = compiled.count
-        selected, event = selection.refresh(selected, state[0], {})
-        k = min(selection.quiet(selected), STEPS - number, options.scan)
+        k = 1
         if options.scan == 1:
+            selected, event = selection.refresh(selected, state[0], {})
             selected, batch = selection.next_batch(selected)
             state, losses = step(state, batch)
+            selected, own = selection.observe(selected, batch, losses), (batch.indices, batch.weights)
         else:
-            selected, batch = selection.next_batches(selected, k)
-            state, losses = several(state, batch)
-        selected = selection.observe(selected, batch, losses)
-        rows.append(np.asarray(batch.indices).reshape(k, -1))
-        weights.append(np.asarray(batch.weights).reshape(k, -1))
+            selected, event = selection.traced.refresh(selected, state[0], {})
+            k = min(selection.traced.quiet(selected), STEPS - number, options.scan)
+            selected, state, (_, *own) = several_steps(selection, noting, selected, state, k, **given)
+        rows.append(np.asarray(own[0]).reshape(k, -1))
+        weights.append(np.asarray(own[1]).reshape(k, -1))
         if event is not None:
             events.append([number, event.num_regions, event.coresets, event.excluded])
             losses_seen.append([event.loss or 0.0, event.rho or 0.0])
@@ -213,7 +220,7 @@ def train(options, folder):
     return {
         "rows": np.concatenate(rows), "weights": np.concatenate(weights), "events": np.array(events),
         "losses": np.array(losses_seen), "params": flat, "late": np.array(late),
-        "devices": len(batch.inputs.sharding.device_set),
+        "devices": len(source.take(own[0].reshape(-1)[:16]).inputs.sharding.device_set),
     }  # fmt: skip
 
 

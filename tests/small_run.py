@@ -10,6 +10,7 @@ from experiments.harness.options import (
     ExclusionOptions,
     MachineConfig,
     NetworkConfig,
+    RegionOptions,
     RunConfig,
 )
 
@@ -23,7 +24,7 @@ SMALL = TrainConfig(
     network=NetworkConfig(width=16),
     run=RunConfig(evaluations=4, checkpoints=4),
     crest=CrestOptions(
-        probe_size=64,
+        region=RegionOptions(probe_size=64),
         select_span=(0.2, 0.8),  # random, coresets, random
         exclusion=ExclusionOptions(window=8),
     ),
@@ -39,7 +40,7 @@ def options(config: TrainConfig) -> list[str]:
         *("--network.width", str(config.network.width), "--batch-size", "64"),
         *("--epochs", str(config.epochs), "--budget", str(config.budget)),
         *("--run.evaluations", str(config.run.evaluations)),
-        *("--run.checkpoints", str(config.run.checkpoints), "--crest.probe-size", "64"),
+        *("--run.checkpoints", str(config.run.checkpoints), "--crest.region.probe-size", "64"),
         *("--crest.exclusion.window", "8", "--out", str(config.out)),
         *("--crest.select-span", "0.2", "0.8", "--machine.no-compilation-cache"),
     ]

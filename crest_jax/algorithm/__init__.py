@@ -1,6 +1,6 @@
 """CREST: Algorithm 1 of the paper, and nothing else."""
 
-from crest_jax.algorithm.config import CrestConfig
+from crest_jax.algorithm.config import CrestConfig, RegionConfig
 from crest_jax.algorithm.regions import Region, predict, relative_error
 from crest_jax.algorithm.state import CoresetBuffer, CrestState, Event
 
@@ -10,6 +10,7 @@ __all__ = [
     "CrestState",
     "Event",
     "Region",
+    "RegionConfig",
     "predict",
     "relative_error",
 ]

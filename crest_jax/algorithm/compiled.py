@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from crest_jax.algorithm.config import CrestConfig
+from crest_jax.algorithm.config import CrestConfig, RegionConfig
 from crest_jax.algorithm.regions import Region, predict, relative_error
 from crest_jax.coresets.mini_batch import medoids
 from crest_jax.data.chunks import chunk_length
@@ -55,6 +55,12 @@ class Problem(NamedTuple):
     loss_fn: LossFn
     embed_fn: EmbedFn
     mesh: Mesh | None
+
+    @property
+    def region(self) -> RegionConfig:
+        """Settings of regions, where coresets are kept."""
+        assert self.config.region is not None
+        return self.config.region
 
 
 class Compiled(NamedTuple):
@@ -241,9 +247,9 @@ def errors(
     """
     loss = probe_loss(problem, params, model_state, examples, region.probe_weights)
     bend = None
-    if problem.config.curvature == "direction":
+    if problem.region.curvature == "direction":
         delta = jax.tree.map(jnp.subtract, params, region.anchor)
-        part = covered(delta, problem.config.curvature_of)
+        part = covered(delta, problem.region.curvature_of)
         delta = with_part(optax.tree.zeros_like(delta), part)
         at_anchor = _loss_of(problem, region.model_state, examples, region.probe_weights)
         bend = optax.tree.vdot(delta, hessian_vector_product(at_anchor, region.anchor, delta))
@@ -294,12 +300,12 @@ def fold(problem: Problem, moments: Moments, fit: Fit) -> tuple[Moments, Params,
     Returns the moments, the gradient and the diagonal of the model, and the curvature's norm [].
     """
     pair = (optax.tree.scale(1 / fit.weight, x) for x in (fit.gradient, fit.diagonal))
-    smoothing = problem.config.smoothing
+    smoothing = problem.region.smoothing
     beta1, beta2 = DECAYS[smoothing]
     moments, gradient, diagonal, norm = smooth(
         moments, *pair, smoothing=smoothing, beta1=beta1, beta2=beta2
     )
-    return moments, gradient, diagonal if problem.config.curvature == "diagonal" else None, norm
+    return moments, gradient, diagonal if problem.region.curvature == "diagonal" else None, norm
 
 
 new_probes = jax.jit(draw_probes, static_argnames="num_probes")

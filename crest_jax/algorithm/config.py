@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from crest_jax import _checks
 from crest_jax.data.exclusion import ExclusionConfig
@@ -12,19 +12,18 @@ from crest_jax.gradients.curvature import Smoothing
 Nonfinite = Literal["stop", "skip"]
 Curvature = Literal["direction", "diagonal"]
 Fitted = Literal["probe", "coresets"]
+Embedding = Literal["last_layer", "logits"]
 SELECT_SPAN = (0.35, 0.5)  # shares of the steps between which ``recommended`` selects
 MANY_PASSES = 10  # over the data: in more, exclusion ends where the learning rate first drops
 
 
 @dataclasses.dataclass(frozen=True)
-class CrestConfig:
-    """Settings of CREST: take ``CrestConfig.recommended`` or ``CrestConfig.paper`` and replace fields.
+class RegionConfig:
+    """Coresets that are kept for several steps, for as long as a quadratic model of the loss holds.
 
     Symbols are those of Yang, Kang and Mirzasoleiman (ICML 2023).
 
     Attributes:
-      batch_size: m, examples in a mini-batch coreset.
-      subset_size: r, examples in the random subset that a coreset is selected from.
       probe_size: examples on which the loss is measured for rho.
       tau: a region ends when the relative error rho of its quadratic model exceeds tau.
       interval_multiplier: h0; T1, the steps until the next check, is ``ceil(h0 * |H_0| / |H_l|)``.
@@ -43,38 +42,91 @@ class CrestConfig:
         the copies of the parameters that CREST holds for it. None: of all.
       reference_step: ``|H_0|`` is the curvature's norm at the first region from this step on: the end
         of the warm-up. None: the first region of all.
+
+    Raises:
+      ValueError: at construction, when a value breaks its rule.
+
+    Example:
+      >>> RegionConfig(tau=0.05).max_interval
+      16
+    """
+
+    probe_size: int = 256
+    tau: float = 0.1
+    interval_multiplier: float = 8.0
+    max_interval: int = 16
+    coresets_per_interval: float = 1.0
+    max_coresets: int = 16
+    fitted_on: Fitted = "probe"
+    curvature: Curvature = "direction"
+    smoothing: Smoothing = "none"
+    curvature_of: str | None = None
+    reference_step: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("probe_size", "max_coresets", "max_interval"):
+            _checks.positive_int(name, getattr(self, name))
+        for name in ("coresets_per_interval", "interval_multiplier", "tau"):
+            _checks.in_range(name, getattr(self, name), 0.0, 1e6, open_low=True)
+        _check_step("reference_step", self.reference_step, "pass the last step of the warm-up")
+        try:
+            re.compile(self.curvature_of or "")
+        except re.error as error:
+            raise ValueError(
+                f"curvature_of is {self.curvature_of!r} but must be a regular expression ({error}); "
+                "correct it."
+            ) from error
+        _checks.one_of("fitted_on", self.fitted_on, get_args(Fitted))
+        _checks.one_of("curvature", self.curvature, get_args(Curvature))
+        _checks.one_of("smoothing", self.smoothing, get_args(Smoothing))
+
+
+def _check_step(name: str, value: Any, remedy: str) -> None:
+    _checks.require(
+        value is None or (isinstance(value, int) and value >= 0),
+        f"{name} is {value!r} but must be None or an integer of at least 0; {remedy}.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CrestConfig:
+    """Settings of CREST: take ``CrestConfig.recommended`` or ``CrestConfig.paper`` and replace fields.
+
+    Symbols are those of Yang, Kang and Mirzasoleiman (ICML 2023).
+
+    Attributes:
+      batch_size: m, examples in a mini-batch coreset.
+      subset_size: r, examples in the random subset that a coreset is selected from.
+      region: for how long coresets are kept. None: every coreset is chosen just before the step that
+        trains on it.
+      embedding: what examples are compared by where ``crest`` is given no ``embed_fn``: "last_layer",
+        the gradient with respect to the last layer's weights, where the model is one of ``from_linen``
+        or ``from_nnx`` that ends in a linear layer, and with respect to the logits elsewhere; or
+        "logits", with respect to these.
       select_from: step from which on coresets are selected. Before it mini-batches are random,
         stratified by class, out of the active examples, and nothing is scored. None: from the first
         step on.
       select_until: step from which on mini-batches are random again. None: coresets to the end.
       exclusion: what becomes of learned examples; None: all stay active.
-      nonfinite: what a NaN or infinite loss, embedding or curvature does: "stop" raises. "skip" begins
-        a region whose loss or curvature is bad anew with other examples, and raises when three in a row
-        are; one in which a scored example was bad begins anew at its next check, until when a bad
-        embedding counts as zero.
+      nonfinite: what a NaN or infinite loss, embedding or curvature does: "stop" raises. With "skip" a
+        bad embedding counts as zero; a region whose loss or curvature is bad begins anew with other
+        examples, which raises when three in a row are; and one in which a scored example was bad begins
+        anew at its next check.
 
     Raises:
       ValueError: at construction, when a value breaks its rule.
 
     Example:
       >>> config = CrestConfig.recommended(steps=1000, batch_size=64)
-      >>> dataclasses.replace(config, tau=0.05).tau
-      0.05
+      >>> dataclasses.replace(config, subset_size=256).subset_size
+      256
     """
 
     batch_size: int
     subset_size: int
-    probe_size: int
-    tau: float
-    interval_multiplier: float
-    max_interval: int
-    coresets_per_interval: float
-    max_coresets: int
-    fitted_on: Fitted
-    curvature: Curvature
-    smoothing: Smoothing
-    curvature_of: str | None
-    reference_step: int | None
+    region: RegionConfig | None
+    embedding: Embedding
     select_from: int | None
     select_until: int | None
     exclusion: ExclusionConfig | None
@@ -87,10 +139,9 @@ class CrestConfig:
         steps: int,
         first_drop: int | None = None,
         batch_size: int = 128,
-        warmup: int | None = None,
         num_examples: int | None = None,
     ) -> "CrestConfig":
-        """What we recommend: coresets in the middle of training, learned examples kept in part.
+        """What we recommend: fresh coresets in the middle of training, learned examples kept in part.
 
         Coresets are selected from 35 % of the steps on, for noise early in training is forgotten, up to
         the first drop of the learning rate, after which less variance buys nothing.
@@ -100,7 +151,6 @@ class CrestConfig:
           first_drop: step at which the learning rate first drops; None: half of the steps, which is
             also right for a cosine.
           batch_size: examples in a mini-batch; subsets hold twice as many.
-          warmup: steps of the warm-up; None: a tenth of the steps.
           num_examples: examples of the data; in more than ten passes over them exclusion ends at the
             first drop. None: to the end.
 
@@ -119,17 +169,8 @@ class CrestConfig:
         return cls(
             batch_size=batch_size,
             subset_size=2 * batch_size,
-            probe_size=256 if num_examples is None else min(256, num_examples),
-            tau=0.1,
-            interval_multiplier=8.0,
-            max_interval=16,
-            coresets_per_interval=1.0,
-            max_coresets=16,
-            fitted_on="probe",
-            curvature="direction",
-            smoothing="none",
-            curvature_of=None,
-            reference_step=round(0.1 * steps) if warmup is None else warmup,
+            region=None,
+            embedding="last_layer",
             select_from=start or None,
             select_until=None if drop >= steps else max(drop, start + 1),
             exclusion=ExclusionConfig.recommended(until=max(1, drop) if many else None),
@@ -159,7 +200,7 @@ class CrestConfig:
 
         Example:
           >>> config = CrestConfig.paper(num_examples=50_000, steps=7_820)
-          >>> config.subset_size, config.coresets_per_interval, config.select_until
+          >>> config.subset_size, config.region.coresets_per_interval, config.select_until
           (500, 5.0, None)
         """
         _checks.positive_int("num_examples", num_examples)
@@ -170,17 +211,19 @@ class CrestConfig:
         return cls(
             batch_size=batch_size,
             subset_size=subset,
-            probe_size=subset,
-            tau=0.1,
-            interval_multiplier=1.0,
-            max_interval=longest,
-            coresets_per_interval=5.0,
-            max_coresets=longest,
-            fitted_on="coresets",
-            curvature="diagonal",
-            smoothing="paper",
-            curvature_of=None,
-            reference_step=round(0.1 * steps) if warmup is None else warmup,
+            region=RegionConfig(
+                probe_size=subset,
+                tau=0.1,
+                interval_multiplier=1.0,
+                max_interval=longest,
+                coresets_per_interval=5.0,
+                max_coresets=longest,
+                fitted_on="coresets",
+                curvature="diagonal",
+                smoothing="paper",
+                reference_step=round(0.1 * steps) if warmup is None else warmup,
+            ),
+            embedding="logits",
             select_from=None,
             select_until=None,
             exclusion=ExclusionConfig.paper(window=max(1, round(0.1 * steps))),
@@ -189,24 +232,19 @@ class CrestConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name in ("batch_size", "subset_size", "probe_size", "max_coresets", "max_interval"):
+        for name in ("batch_size", "subset_size"):
             _checks.positive_int(name, getattr(self, name))
         _checks.require(
             self.batch_size <= self.subset_size,
             f"batch_size is {self.batch_size} but must not exceed subset_size {self.subset_size}, "
             "since a coreset is selected out of a subset; raise subset_size.",
         )
-        for name in ("coresets_per_interval", "interval_multiplier", "tau"):
-            _checks.in_range(name, getattr(self, name), 0.0, 1e6, open_low=True)
-        for name, remedy in (
-            ("reference_step", "pass the last step of the warm-up"),
-            ("select_from", "None selects from the first step on"),
-        ):
-            value = getattr(self, name)
-            _checks.require(
-                value is None or (isinstance(value, int) and value >= 0),
-                f"{name} is {value!r} but must be None or an integer of at least 0; {remedy}.",
-            )
+        _checks.require(
+            self.region is None or isinstance(self.region, RegionConfig),
+            f"region is {_checks.brief(self.region)} but must be a RegionConfig or None; None chooses "
+            "every coreset at its step.",
+        )
+        _check_step("select_from", self.select_from, "None selects from the first step on")
         _checks.require(
             self.select_until is None
             or (isinstance(self.select_until, int) and self.select_until > (self.select_from or 0)),
@@ -218,17 +256,13 @@ class CrestConfig:
             f"exclusion is {_checks.brief(self.exclusion)} but must be an ExclusionConfig or None; "
             "ExclusionConfig.recommended() is usual.",
         )
-        try:
-            re.compile(self.curvature_of or "")
-        except re.error as error:
-            raise ValueError(
-                f"curvature_of is {self.curvature_of!r} but must be a regular expression ({error}); "
-                "correct it."
-            ) from error
-        _checks.one_of("fitted_on", self.fitted_on, get_args(Fitted))
-        _checks.one_of("curvature", self.curvature, get_args(Curvature))
-        _checks.one_of("smoothing", self.smoothing, get_args(Smoothing))
+        _checks.one_of("embedding", self.embedding, get_args(Embedding))
         _checks.one_of("nonfinite", self.nonfinite, get_args(Nonfinite))
+
+    @property
+    def most_coresets(self) -> int:
+        """Coresets that are held at most."""
+        return 1 if self.region is None else self.region.max_coresets
 
     def selects(self, step: int) -> bool:
         """Return whether coresets are selected at a step.

@@ -14,27 +14,32 @@ import jax.numpy as jnp
 
 from crest_jax import _checks
 from crest_jax.algorithm.fitting import check_model, fit_model, measure_loss
-from crest_jax.algorithm.nonfinite import begin_finite, stop_if_not_finite
+from crest_jax.algorithm.nonfinite import begin_finite, stop_if_bad_scores, stop_if_not_finite
 from crest_jax.algorithm.parts import Model, Parts
 from crest_jax.algorithm.regions import check_interval, empty_region
 from crest_jax.algorithm.scoring import add_coresets
 from crest_jax.algorithm.state import CrestState, Event, Reason, empty_buffer, event_of
 from crest_jax.data import pool
-from crest_jax.data.chunks import ALWAYS, steps_in, take_several, waits_for_host
-from crest_jax.data.devices import copied, place
+from crest_jax.data.devices import copied, place, read_numbers
 from crest_jax.gradients.curvature import covered, init_moments
 from crest_jax.types import Array, Batch, ModelState, Params, Work
+
+LOOK_EVERY = 100  # steps after which scores are looked at for NaN and infinity, without regions
 
 
 def init(parts: Parts, key: Array, params: Params, model_state: ModelState) -> CrestState:
     """Return the state before the first step."""
-    config, rules = parts.config, parts.rules
+    config, rules, own = parts.config, parts.rules, parts.config.region
     stream_key, key = pool.split_key(rules, key)
-    part = covered(params, config.curvature_of)
-    held = part if config.curvature == "diagonal" else None
+    moments = region = None
+    if own is not None:
+        part = covered(params, own.curvature_of)
+        held = part if own.curvature == "diagonal" else None
+        moments = init_moments(params, part, smoothing=own.smoothing)
+        region = empty_region(copied(params), copied(model_state), held, own.probe_size)
     state = CrestState(
         step=0,
-        interval=0,
+        interval=1 if own is None else 0,
         next_check=0,
         num_regions=0,
         num_selected=0,
@@ -45,9 +50,9 @@ def init(parts: Parts, key: Array, params: Params, model_state: ModelState) -> C
         all_finite=jnp.ones((), bool),
         key=key,
         pool=pool.open_pool(rules, stream_key),
-        buffer=empty_buffer(config.max_coresets, config.batch_size),
-        moments=init_moments(params, part, smoothing=config.smoothing),
-        region=empty_region(copied(params), copied(model_state), held, config.probe_size),
+        buffer=empty_buffer(config.most_coresets, config.batch_size),
+        moments=moments,
+        region=region,
     )
     return place(state, rules.mesh)
 
@@ -55,16 +60,35 @@ def init(parts: Parts, key: Array, params: Params, model_state: ModelState) -> C
 def refresh(
     parts: Parts, state: CrestState, params: Params, model_state: ModelState
 ) -> tuple[CrestState, Event | None]:
+    """Do what is due before a step, and choose its coreset where coresets are chosen at every step."""
+    state, event = between(parts, state, params, model_state)
+    config, buffer = parts.config, state.buffer
+    if config.region is None and config.selects(state.step) and buffer.empty:
+        model, state = Model(params, model_state), state._replace(buffer=buffer.discard())
+        state = parts.phase("selection", add_coresets, parts, state, model, 1)
+    return state, event
+
+
+def between(
+    parts: Parts, state: CrestState, params: Params, model_state: ModelState
+) -> tuple[CrestState, Event | None]:
+    """Do what is due on the host before a step, or before a program that takes several."""
+    if not parts.config.selects(state.step):
+        return _between_random(parts, state)
+    if parts.config.region is None:
+        return _between_fresh(parts, state)
+    return _in_regions(parts, state, Model(params, model_state))
+
+
+def _in_regions(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState, Event | None]:
     """Check the region when that is due, begin another where it fails, add coresets where none is left.
 
     The loop of Algorithm 1 over regions: whether ``rho`` exceeds ``tau`` is looked at every T1 steps.
     """
-    if not parts.config.selects(state.step):
-        return _refresh_random(parts, state)
     due, empty = state.step >= state.next_check, state.buffer.empty
     if not (due or empty):
         return state, None
-    model, before, finite = Model(params, model_state), state.num_selected, True
+    before, finite = state.num_selected, True
     reason: Reason = "kept" if state.num_regions else "start"
     rho = unchanged = loss = None
     if due:
@@ -74,7 +98,7 @@ def refresh(
         state, (loss, rho, unchanged, finite) = found
         if parts.rules.skip_nonfinite and not (finite and math.isfinite(loss)):
             reason = "nonfinite"
-        elif not rho <= parts.config.tau:
+        elif not rho <= parts.region.tau:
             reason = "error"
         else:
             state = state._replace(next_check=state.step + state.interval)
@@ -92,9 +116,10 @@ def refresh(
 
 def begin_region(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState, float, bool]:
     """Take an anchor, its loss, a quadratic model (see ``fit_model``) and P coresets."""
-    config, buffer = parts.config, state.buffer
+    config, buffer, before = parts.region, state.buffer, state.region
     own, indices, weights = pool.draw(parts.rules, state.pool, config.probe_size)
-    region = state.region._replace(
+    assert before is not None
+    region = before._replace(
         anchor=copied(model.params),
         model_state=copied(model.state),
         probe_indices=indices,
@@ -107,7 +132,7 @@ def begin_region(parts: Parts, state: CrestState, model: Model) -> tuple[CrestSt
         region=region,
     )
     state, measured = parts.phase("check", measure_loss, parts, state, model)
-    state = state._replace(region=state.region._replace(loss=measured))
+    state = state._replace(region=region._replace(loss=measured))
     first = 1
     if config.fitted_on == "coresets":  # P by the length of the region before
         length = state.interval or math.ceil(config.interval_multiplier)
@@ -134,10 +159,9 @@ def begin_region(parts: Parts, state: CrestState, model: Model) -> tuple[CrestSt
 
 def num_coresets(parts: Parts, step: int, interval: int) -> int:
     """Return ``P = b * T1``, no more than fit the buffer and the steps that still select."""
-    config = parts.config
-    left = (config.select_until or math.inf) - step
-    wanted = min(config.coresets_per_interval * interval, left)
-    return min(config.max_coresets, math.ceil(wanted))
+    left = (parts.config.select_until or math.inf) - step
+    wanted = min(parts.region.coresets_per_interval * interval, left)
+    return min(parts.region.max_coresets, math.ceil(wanted))
 
 
 def extend(parts: Parts, state: CrestState, model: Model) -> CrestState:
@@ -168,43 +192,32 @@ def next_batch(parts: Parts, state: CrestState) -> tuple[CrestState, Batch]:
     return state._replace(step=state.step + 1), batch
 
 
-def quiet(parts: Parts, state: CrestState) -> int:
-    """Return the steps before the next check, window's end or choice, or the end of the span."""
-    config, step = parts.config, state.step
-    if waits_for_host(parts.source):
-        return 1
-    if config.selects(step):
-        left = min(state.next_check, config.select_until or ALWAYS) - step
-        return max(1, min(left, state.buffer.num_coresets - state.buffer.num_used))
-    begins = max(0, (config.select_from or 0) - step) or ALWAYS
-    return min(begins, pool.quiet(parts.rules, state.pool, step))
-
-
-def next_batches(parts: Parts, state: CrestState, k: int) -> tuple[CrestState, Batch]:
-    """Hand out the next ``k`` coresets, or random mini-batches outside the span."""
-    if parts.config.selects(state.step):
-        buffer, indices, weights = state.buffer.take_several(k)
-        state = state._replace(buffer=buffer)
-    else:
-        own, indices, weights = pool.draw_many(parts.rules, state.pool, parts.config.batch_size, k)
-        state = state._replace(pool=own)
-    return state._replace(step=state.step + k), take_several(parts.source, indices, weights)
-
-
 def observe(parts: Parts, state: CrestState, batch: Batch, losses: Any) -> CrestState:
     """Note the losses of a random mini-batch; those of subsets are noted when they are scored."""
     losses = _checks.handed_back(losses, batch.indices)  # checked at every step, also where not needed
-    first = state.step - steps_in(batch) + 1
-    if not parts.rules.excludes(first) or parts.config.selects(state.step - 1):
+    if parts.rules.exclusion is None or parts.config.selects(state.step - 1):
         return state
     return state._replace(pool=pool.observe(parts.rules, state.pool, batch.indices, losses))
 
 
-def _refresh_random(parts: Parts, state: CrestState) -> tuple[CrestState, Event | None]:
+def _between_random(parts: Parts, state: CrestState) -> tuple[CrestState, Event | None]:
     before, buffer = state.excluded, state.buffer
     state = close_window(parts, state)
     if buffer.num_coresets > 0:
         unused = state.num_unused + buffer.num_coresets - buffer.num_used
         state = state._replace(num_unused=unused, buffer=buffer.discard())
         return state, event_of(state, "span_end")
+    return state, None if state.excluded == before else event_of(state, "window")
+
+
+def _between_fresh(parts: Parts, state: CrestState) -> tuple[CrestState, Event | None]:
+    first, before = state.num_selected == 0, state.excluded
+    state = close_window(parts, state)
+    if state.step >= state.next_check:
+        if not first:
+            (finite,) = read_numbers(state.all_finite)
+            stop_if_bad_scores(state, finite=finite or parts.rules.skip_nonfinite)
+        state = state._replace(next_check=state.step + LOOK_EVERY)
+    if first and state.buffer.empty:
+        return state, event_of(state, "span_start")
     return state, None if state.excluded == before else event_of(state, "window")

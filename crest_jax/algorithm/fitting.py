@@ -20,7 +20,8 @@ def fit_model(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState
 
     Returns the state, the anchor's loss, and whether all scores so far were finite.
     """
-    config, buffer, region = parts.config, state.buffer, state.region
+    config, buffer, region = parts.region, state.buffer, state.region
+    assert region is not None
     key, probe_key = jax.random.split(state.key)
     probes = new_probes(probe_key, covered(model.params, config.curvature_of), 1)
     if config.fitted_on == "probe":
@@ -37,7 +38,7 @@ def fit_model(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState
     region = region._replace(gradient=gradient, curvature=curvature)
     loss, found, finite = read_numbers(region.loss, norm, state.all_finite)
     state = state._replace(key=key, moments=moments, region=region, curvature_norm=found)
-    due = state.step >= (parts.config.reference_step or 0)
+    due = state.step >= (parts.region.reference_step or 0)
     if due and math.isnan(state.reference_norm) and math.isfinite(found):
         state = state._replace(reference_norm=found)
     return state, loss, finite
@@ -46,9 +47,10 @@ def fit_model(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState
 def measure_loss(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState, Array]:
     """Return the loss [] of the probe examples V_r."""
     region = state.region
+    assert region is not None
     examples = parts.source.take(region.probe_indices)
     loss = parts.compiled.probe_loss(*model, examples, region.probe_weights)
-    return count_work(state, check_forward=parts.config.probe_size), loss
+    return count_work(state, check_forward=parts.region.probe_size), loss
 
 
 def check_model(parts: Parts, state: CrestState, model: Model) -> tuple[CrestState, tuple[Any, ...]]:
@@ -57,10 +59,12 @@ def check_model(parts: Parts, state: CrestState, model: Model) -> tuple[CrestSta
     Returns the state; and the loss, its relative error ``rho = |F(delta) - L(w)| / L(w)``, what that
     were for a model that predicts no change, and whether all scores so far were finite.
     """
-    size = parts.config.probe_size
-    examples = parts.source.take(state.region.probe_indices)
-    found = parts.compiled.errors(state.region, *model, examples)
+    size = parts.region.probe_size
+    region = state.region
+    assert region is not None
+    examples = parts.source.take(region.probe_indices)
+    found = parts.compiled.errors(region, *model, examples)
     state = count_work(state, check_forward=size)
-    if parts.config.curvature == "direction":
+    if parts.region.curvature == "direction":
         state = count_work(state, curvature_forward=2 * size, curvature_backward=2 * size)
     return state, read_numbers(*found, state.all_finite)

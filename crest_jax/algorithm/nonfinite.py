@@ -42,9 +42,15 @@ def stop_if_not_finite(state: CrestState, loss: float | None, *, scores: bool) -
                 f"the {name} is {value} at step {state.step} {where} but must be finite; lower the "
                 "learning rate or look for bad inputs."
             )
-    if not scores:
+    stop_if_bad_scores(state, finite=scores)
+
+
+def stop_if_bad_scores(state: CrestState, *, finite: bool) -> None:
+    """Raise ``FloatingPointError`` where not all losses and embeddings were finite."""
+    where = f" (region {state.num_regions})" if state.num_regions else ""
+    if not finite:
         raise FloatingPointError(
             "a loss or an embedding of the scored examples was NaN or infinite before step "
-            f"{state.step} {where} but all must be finite; lower the learning rate or look for bad "
+            f"{state.step}{where} but all must be finite; lower the learning rate or look for bad "
             "inputs."
         )

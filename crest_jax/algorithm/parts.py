@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 from crest_jax import _checks
 from crest_jax.algorithm.compiled import Compiled, Problem, compile_for
-from crest_jax.algorithm.config import CrestConfig
+from crest_jax.algorithm.config import CrestConfig, RegionConfig
 from crest_jax.algorithm.nonfinite import TRIES
 from crest_jax.data.classes import classes_in
 from crest_jax.data.devices import num_devices
 from crest_jax.data.pool import PoolRules, make_rules
 from crest_jax.data.prefetch import Lookahead
-from crest_jax.gradients.embeddings import logit_gradients
+from crest_jax.gradients.embeddings import default_gradients, logit_gradients
 from crest_jax.gradients.losses import fitting
 from crest_jax.types import ApplyFn, EmbedFn, LossFn, ModelState, Params, PhaseFn, Source
 
@@ -34,7 +34,7 @@ class Parts(NamedTuple):
     """What never changes in a run.
 
     Attributes:
-      config: settings.
+      problem: what the compiled functions are made from.
       source: the data.
       rules: which examples may be drawn.
       compiled: the compiled functions.
@@ -43,13 +43,23 @@ class Parts(NamedTuple):
       backward_passes: those of the embedding, for each example.
     """
 
-    config: CrestConfig
+    problem: Problem
     source: Source
     rules: PoolRules
     compiled: Compiled
     ahead: Lookahead
     phase: PhaseFn
     backward_passes: int
+
+    @property
+    def config(self) -> CrestConfig:
+        """Settings."""
+        return self.problem.config
+
+    @property
+    def region(self) -> RegionConfig:
+        """Settings of regions, where coresets are kept."""
+        return self.problem.region
 
     @property
     def num_classes(self) -> int:
@@ -72,44 +82,51 @@ def make_parts(
     phase: PhaseFn,
 ) -> Parts:
     """Check the data against the settings and compile what a run needs; arguments as of ``crest``."""
-    count, classes = len(source), classes_in(source)
-    for name in ("subset_size", "probe_size"):
+    count, classes, own = len(source), classes_in(source), config.region
+    sizes = {"subset_size": config.subset_size} | (
+        {} if own is None else {"probe_size": own.probe_size}
+    )
+    for name, size in sizes.items():
         _checks.require(
-            getattr(config, name) <= count,
-            f"{name} is {getattr(config, name)} but the data hold {count} examples; lower {name}.",
+            size <= count, f"{name} is {size} but the data hold {count} examples; lower {name}."
         )
-    embed_fn = embed_fn or logit_gradients(apply_fn, loss_fn)
+    if embed_fn is None:
+        embeddings = default_gradients if config.embedding == "last_layer" else logit_gradients
+        embed_fn = embeddings(apply_fn, loss_fn)
     mesh = getattr(source, "mesh", None)
     loss_fn = fitting(loss_fn, source)
     rules = make_rules(
         classes,
-        largest_draw=max(config.subset_size, config.probe_size),
+        largest_draw=max(sizes.values()),
         exclusion=config.exclusion,
         capacity=most_observations(config),
         skip_nonfinite=config.nonfinite == "skip",
         mesh=mesh,
     )
-    compiled = compile_for(Problem(config, apply_fn, loss_fn, embed_fn, mesh))
+    problem = Problem(config, apply_fn, loss_fn, embed_fn, mesh)
+    compiled = compile_for(problem)
     passes = getattr(embed_fn, "backward_passes", 0)
-    return Parts(config, source, rules, compiled, Lookahead(source), phase, passes)
+    return Parts(problem, source, rules, compiled, Lookahead(source), phase, passes)
 
 
 def most_observations(config: CrestConfig) -> int:
     """Return how many observations the longest exclusion window holds.
 
-    A window ends at a check, up to an interval late. At worst every region ends at its first check, a
-    step after it began; a region has as many coresets as its first interval asks for. Those of one
-    region may come before their steps.
+    With regions a window ends at a check, up to an interval late. At worst every region ends at its
+    first check, a step after it began; a region has as many coresets as its first interval asks for.
+    Those of one region may come before their steps.
 
     Example:
       >>> config = CrestConfig.recommended(steps=1000)
-      >>> most_observations(config) == 256 * (100 + 16 + 16)
+      >>> most_observations(config) == 256 * (100 + 1)
       True
     """
     if config.exclusion is None:
         return 1
-    each_step = max(1, min(math.ceil(config.coresets_per_interval), config.max_coresets))
-    tries = TRIES if config.nonfinite == "skip" else 1
-    steps = config.exclusion.window + config.max_interval
-    subsets = tries * (each_step * steps + config.max_coresets)
+    own, steps = config.region, config.exclusion.window
+    subsets = steps + 1
+    if own is not None:
+        each_step = max(1, min(math.ceil(own.coresets_per_interval), own.max_coresets))
+        tries = TRIES if config.nonfinite == "skip" else 1
+        subsets = tries * (each_step * (steps + own.max_interval) + own.max_coresets)
     return min(subsets * max(config.batch_size, config.subset_size), MOST_OBSERVATIONS)

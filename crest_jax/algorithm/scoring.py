@@ -24,8 +24,8 @@ def add_coresets(parts: Parts, state: CrestState, model: Model, number: int) -> 
     first subset fills the last turn of all of them.
     """
     config, rules = parts.config, parts.rules
-    form = _form(parts, state)
-    turns, state = _drawn(parts, state, number, config.max_coresets if form.memory else 1)
+    form = form_of(parts, state)
+    turns, state = _drawn(parts, state, number, config.most_coresets if form.memory else 1)
     parts.ahead.fetch(turns[0][1])
     first = state.buffer.num_coresets
     for turn, (indices, flat, real) in enumerate(turns):
@@ -33,7 +33,7 @@ def add_coresets(parts: Parts, state: CrestState, model: Model, number: int) -> 
             parts.ahead.fetch(turns[turn + 1][1])
         buffer, exclusion = state.buffer, state.pool.exclusion
         places = np.arange(indices.shape[0], dtype=np.int32)
-        slots = np.where(places < real, first + places, config.max_coresets).astype(np.int32)
+        slots = np.where(places < real, first + places, config.most_coresets).astype(np.int32)
         held, noted, finite = parts.compiled.score_and_select(
             *model,
             parts.source.take(flat),
@@ -79,7 +79,7 @@ def _drawn(
     return turns, state
 
 
-def _form(parts: Parts, state: CrestState) -> Form:
+def form_of(parts: Parts, state: CrestState) -> Form:
     """Return how subsets are scored where the state lies."""
     config, rules, classes = parts.config, parts.rules, parts.num_classes
     memory = share_of_memory(state.key)

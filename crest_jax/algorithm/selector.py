@@ -3,8 +3,9 @@
 from functools import partial
 
 from crest_jax.algorithm.config import CrestConfig
-from crest_jax.algorithm.crest import init, next_batch, next_batches, observe, quiet, refresh
+from crest_jax.algorithm.crest import init, next_batch, observe, refresh
 from crest_jax.algorithm.parts import make_parts
+from crest_jax.algorithm.traced import traced
 from crest_jax.gradients.losses import cross_entropy
 from crest_jax.types import ApplyFn, BatchSelector, EmbedFn, LossFn, PhaseFn, Source, untimed
 
@@ -20,19 +21,20 @@ def crest(
 ) -> BatchSelector:
     """Choose mini-batches by CREST.
 
-    At a region's anchor: probe examples are drawn, their loss and its gradient are measured, and ``P``
-    random subsets are drawn, scored, and one coreset of ``m`` is selected from each. Each coreset is
-    one mini-batch, trained on whole. After ``T1`` steps the loss of the probe examples is compared with
-    the quadratic model; the region ends when the relative error exceeds ``tau``. Outside the steps
-    ``select_from`` to ``select_until`` mini-batches are those of ``dynamic_pruning``, and exclusion
-    lives on the losses that the loop hands back through ``observe``.
+    Just before each step a random subset is drawn and scored, and the coreset of ``m`` that is selected
+    from it is the mini-batch, trained on whole. With ``config.region`` coresets are kept for several
+    steps, as in the paper: at a region's anchor probe examples are drawn, their loss and its gradient
+    are measured, and ``P`` subsets give one coreset each; after ``T1`` steps the loss of the probe
+    examples is compared with the quadratic model, and the region ends when the relative error exceeds
+    ``tau``. Outside the steps ``select_from`` to ``select_until`` mini-batches are those of
+    ``dynamic_pruning``, and exclusion lives on the losses that the loop hands back through ``observe``.
 
     Args:
       apply_fn: the model. Everything here calls it in evaluation mode.
-      source: the data, at least ``subset_size`` and ``probe_size`` examples.
+      source: the data, at least as many examples as a subset and the probe.
       config: settings: ``CrestConfig.recommended(...)`` or ``CrestConfig.paper(...)``.
       loss_fn: per-example losses.
-      embed_fn: gradient embeddings; None takes the gradient with respect to the logits.
+      embed_fn: gradient embeddings; None: see ``CrestConfig.embedding``.
       phase: runs each phase (``"selection"``, ``"curvature"``, ``"check"``); a script passes a timer.
 
     Returns:
@@ -58,7 +60,7 @@ def crest(
       >>> for step in range(5):
       ...     state, event = selector.refresh(state, params, {})
       ...     state, batch = selector.next_batch(state)
-      >>> state.num_regions, batch.weights.sum().tolist()
+      >>> state.num_selected, batch.weights.sum().tolist()
       (1, 8.0)
     """
     parts = make_parts(apply_fn, source, config, loss_fn=loss_fn, embed_fn=embed_fn, phase=phase)
@@ -67,6 +69,5 @@ def crest(
         partial(refresh, parts),
         partial(next_batch, parts),
         partial(observe, parts),
-        partial(quiet, parts),
-        partial(next_batches, parts),
+        traced(parts),
     )

@@ -3,17 +3,15 @@
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
 from crest_jax import _checks
 from crest_jax.algorithm.regions import Region
-from crest_jax.data.chunks import rows_from
 from crest_jax.data.pool import Pool
 from crest_jax.data.prefetch import Lookahead
 from crest_jax.gradients.curvature import Moments
 from crest_jax.types import Array, Work
 
-Reason = Literal["start", "error", "nonfinite", "kept", "span_end", "window"]
+Reason = Literal["start", "error", "nonfinite", "kept", "span_start", "span_end", "window"]
 
 
 class CoresetBuffer(NamedTuple):
@@ -51,29 +49,14 @@ class CoresetBuffer(NamedTuple):
         Raises:
           ValueError: when all were handed out.
         """
-        self._holds(1)
+        _checks.require(
+            not self.empty,
+            f"the next mini-batch was asked for with {self.num_used} of {self.num_coresets} coresets "
+            "used, which leaves none; call refresh before every next_batch.",
+        )
         last = self.num_coresets - 1
         indices, weights = ahead.nth_coreset(self.indices, self.weights, self.num_used, last)
         return self._replace(num_used=self.num_used + 1), indices, weights
-
-    def take_several(self, number: int) -> tuple["CoresetBuffer", Array, Array]:
-        """Return the buffer after more coresets were handed out, indices and weights [number, m].
-
-        Raises:
-          ValueError: when fewer are left.
-        """
-        self._holds(number)
-        indices, weights = rows_from(self.indices, self.weights, np.int32(self.num_used), number)
-        return self._replace(num_used=self.num_used + number), indices, weights
-
-    def _holds(self, number: int) -> None:
-        left = self.num_coresets - self.num_used
-        _checks.require(
-            number <= left,
-            f"{number} of the next mini-batches were asked for with {self.num_used} of "
-            f"{self.num_coresets} coresets used, which leaves {left}; call refresh before, and ask for "
-            "no more than quiet(state).",
-        )
 
 
 def empty_buffer(max_coresets: int, batch_size: int) -> CoresetBuffer:
@@ -104,8 +87,8 @@ class CrestState(NamedTuple):
       key: PRNG key.
       pool: the examples that may be drawn.
       buffer: the coresets that wait for their steps.
-      moments: moving averages of gradient and curvature.
-      region: the quadratic model.
+      moments: moving averages of gradient and curvature; None without regions.
+      region: the quadratic model; None without regions.
     """
 
     step: int
@@ -121,8 +104,8 @@ class CrestState(NamedTuple):
     key: Array
     pool: Pool
     buffer: CoresetBuffer
-    moments: Moments
-    region: Region
+    moments: Moments | None
+    region: Region | None
 
     @property
     def excluded(self) -> int:
@@ -136,8 +119,9 @@ class Event(NamedTuple):
     Attributes:
       step: batches handed out before.
       reason: "start", "error" (rho above tau) or "nonfinite": a region began; "kept": the region was
-        checked, or coresets were added to it, and goes on; "span_end": mini-batches are random from
-        here on; "window": between random mini-batches, examples were excluded or returned.
+        checked, or coresets were added to it, and goes on; "span_start": without regions, coresets are
+        chosen at every step from here on; "span_end": mini-batches are random from here on; "window":
+        between mini-batches, examples were excluded or returned.
       began_region: whether a region began.
       num_regions: number of the current region, from 1.
       rho: relative error of the quadratic model, None without a check.
@@ -149,7 +133,7 @@ class Event(NamedTuple):
       num_selected: coresets selected so far.
       num_unused: coresets discarded so far.
       excluded: number of excluded examples.
-      curvature_norm: norm of the Hessian's diagonal in the current region.
+      curvature_norm: norm of the Hessian's diagonal in the current region; None without regions.
       work: examples passed through the model so far, beside the training steps.
     """
 
@@ -165,7 +149,7 @@ class Event(NamedTuple):
     num_selected: int
     num_unused: int
     excluded: int
-    curvature_norm: float
+    curvature_norm: float | None
     work: Work
 
 
@@ -192,7 +176,7 @@ def event_of(
         num_selected=state.num_selected,
         num_unused=state.num_unused,
         excluded=state.excluded,
-        curvature_norm=state.curvature_norm,
+        curvature_norm=None if state.region is None else state.curvature_norm,
         work=state.work,
     )
 

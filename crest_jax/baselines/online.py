@@ -1,15 +1,19 @@
 """Online batch selection: the highest losses of a large random batch."""
 
-from typing import NamedTuple
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from crest_jax import _checks
+from crest_jax.data.chunks import ALWAYS, waits_for_host
 from crest_jax.data.classes import classes_in
 from crest_jax.data.devices import place
 from crest_jax.data.sampler import RowStream, next_subset, open_stream
-from crest_jax.data.strata import make_strata
+from crest_jax.data.sources import Gather
+from crest_jax.data.strata import Strata, make_strata
 from crest_jax.gradients.losses import cross_entropy, fitting, per_example
 from crest_jax.types import (
     ApplyFn,
@@ -22,6 +26,7 @@ from crest_jax.types import (
     Params,
     PhaseFn,
     Source,
+    Traced,
     Work,
     untimed,
 )
@@ -31,6 +36,51 @@ from crest_jax.types import (
 def _handed_out(rows: Array) -> tuple[Array, Array]:
     """Return weights [m] of 1 and a copy of rows [m], since a mini-batch may be donated."""
     return jnp.ones(rows.shape, jnp.float32), jnp.copy(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Highest:
+    apply_fn: ApplyFn
+    loss_fn: LossFn
+    size: int
+
+    def __call__(
+        self, params: Params, model_state: ModelState, examples: Examples, rows: Array
+    ) -> Array:
+        logits, _ = self.apply_fn(params, model_state, examples.inputs, train=False, rng=None)
+        losses = per_example(self.loss_fn, logits, examples.labels)
+        return rows[jax.lax.top_k(losses, self.size)[1]]
+
+
+@partial(jax.jit, static_argnames="highest")
+def _highest(
+    highest: _Highest, params: Params, model_state: ModelState, examples: Examples, rows: Array
+) -> Array:
+    return highest(params, model_state, examples, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inside:
+    gather: Gather
+    highest: _Highest
+    pool_size: int
+
+    def next_batch(
+        self,
+        fixed: tuple[Any, Strata],
+        changing: tuple[RowStream, Array],
+        params: Params,
+        model_state: ModelState,
+    ) -> tuple[tuple[RowStream, Array], Batch]:
+        arrays, strata = fixed
+        stream, rows = next_subset(changing[0], strata, self.pool_size)
+        picked = self.highest(params, model_state, self.gather(arrays, rows), rows)
+        ones = jnp.ones(picked.shape, jnp.float32)
+        return (stream, picked), Batch(*self.gather(arrays, picked), ones, picked)
+
+    def observe(self, fixed: Any, changing: Any, batch: Batch, losses: Array) -> Any:
+        del fixed, batch, losses
+        return changing
 
 
 class TopLossState(NamedTuple):
@@ -100,13 +150,9 @@ def top_loss_batches(
     )
     mesh, groups = getattr(source, "mesh", None), classes_in(source)
     strata = make_strata(groups.codes, groups.number, mesh=mesh)
-    fitting_loss = fitting(loss_fn, source)
 
-    @jax.jit
-    def highest(params: Params, model_state: ModelState, examples: Examples, rows: Array) -> Array:
-        logits, _ = apply_fn(params, model_state, examples.inputs, train=False, rng=None)
-        losses = per_example(fitting_loss, logits, examples.labels)
-        return rows[jax.lax.top_k(losses, batch_size)[1]]
+    highest = _Highest(apply_fn, fitting(loss_fn, source), batch_size)
+    held: Any = source
 
     def init(key: Array, params: Params, model_state: ModelState) -> TopLossState:
         del params, model_state
@@ -115,7 +161,7 @@ def top_loss_batches(
 
     def select(state: TopLossState, params: Params, model_state: ModelState) -> TopLossState:
         stream, rows = next_subset(state.stream, strata, pool_size)
-        picked = highest(params, model_state, source.take(rows), rows)
+        picked = _highest(highest, params, model_state, source.take(rows), rows)
         work = state.work._replace(selection_forward=state.work.selection_forward + pool_size)
         return state._replace(chosen=state.chosen + 1, stream=stream, rows=picked, work=work)
 
@@ -135,4 +181,18 @@ def top_loss_batches(
         batch = Batch(*source.take(state.rows), *_handed_out(state.rows))
         return state._replace(step=state.step + 1), batch
 
-    return BatchSelector(init, refresh, next_batch)
+    def closed(state: TopLossState, changing: tuple[RowStream, Array], k: int) -> TopLossState:
+        scored = state.work.selection_forward + k * pool_size
+        work, step = state.work._replace(selection_forward=scored), state.step + k
+        return TopLossState(step, step, work, *changing)
+
+    traced = None
+    if not waits_for_host(source):
+        traced = Traced(
+            lambda state, params, model_state: (state, None),
+            lambda state: ALWAYS,
+            lambda state: ((held.arrays, strata), (state.stream, state.rows)),
+            _Inside(held.gather, highest, pool_size),
+            closed,
+        )
+    return BatchSelector(init, refresh, next_batch, traced=traced)

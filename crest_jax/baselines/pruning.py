@@ -1,17 +1,21 @@
 """Dynamic pruning: random mini-batches that hold few of the examples already learned."""
 
+import dataclasses
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from crest_jax import _checks
 from crest_jax.baselines.random import check_batch
-from crest_jax.data import pool
-from crest_jax.data.chunks import steps_in, take_several, waits_for_host
+from crest_jax.data import inside, pool
+from crest_jax.data.chunks import waits_for_host
 from crest_jax.data.classes import classes_in, one_class
+from crest_jax.data.devices import read_numbers
 from crest_jax.data.exclusion import ExclusionConfig
+from crest_jax.data.inside import Drawing, Drawn
 from crest_jax.data.pool import Pool, PoolRules
 from crest_jax.data.prefetch import Lookahead
-from crest_jax.types import Array, Batch, BatchSelector, ModelState, Params, Source
+from crest_jax.data.sources import Gather
+from crest_jax.types import Array, Batch, BatchSelector, Examples, ModelState, Params, Source, Traced
 
 
 class DynamicPruningState(NamedTuple):
@@ -19,12 +23,10 @@ class DynamicPruningState(NamedTuple):
 
     Attributes:
       step: batches handed out.
-      num_observed: batches whose losses were handed back.
       pool: the examples that may be drawn.
     """
 
     step: int
-    num_observed: int
     pool: Pool
 
     @property
@@ -34,7 +36,7 @@ class DynamicPruningState(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    source: Source
+    source: Any  # a Source
     batch_size: int
     rules: PoolRules
     ahead: Lookahead
@@ -64,8 +66,8 @@ def dynamic_pruning(
 
     Raises:
       ValueError: when an argument is out of range; from ``observe``, when the losses are no
-        floating-point numbers [m]; from ``refresh``, at the end of the first window, when no losses
-        were handed back.
+        floating-point numbers [m]; from ``refresh``, at the end of a window in which no losses were
+        handed back.
       FloatingPointError: from ``refresh``, at the end of a window; see ``nonfinite``.
 
     Example:
@@ -94,55 +96,90 @@ def dynamic_pruning(
         mesh=getattr(source, "mesh", None),
     )
     parts = _Parts(source, batch_size, rules, Lookahead(source))
+    traced = None
+    if not waits_for_host(source):
+        traced = Traced(
+            partial(_refresh, parts),
+            partial(_quiet, parts),
+            partial(_opened, parts),
+            _Inside(parts.source.gather, batch_size, exclusion),
+            _closed,
+        )
     return BatchSelector(
         partial(_init, parts),
         partial(_refresh, parts),
         partial(_next_batch, parts),
         partial(_observe, parts),
-        partial(_quiet, parts),
-        partial(_next_batches, parts),
+        traced,
     )
 
 
 def _init(parts: _Parts, key: Array, params: Params, model_state: ModelState) -> DynamicPruningState:
     del params, model_state
     _, stream_key = pool.split_key(parts.rules, key)
-    return DynamicPruningState(0, 0, pool.open_pool(parts.rules, stream_key))
+    return DynamicPruningState(0, pool.open_pool(parts.rules, stream_key))
 
 
 def _refresh(
     parts: _Parts, state: DynamicPruningState, params: Params, model_state: ModelState
 ) -> tuple[DynamicPruningState, None]:
     del params, model_state
-    over = parts.rules.excludes(state.step) and state.step >= state.pool.window_end
-    _checks.require(
-        not over or state.num_observed > 0,
-        f"no losses were handed back in {state.step} steps but exclusion needs them; call observe "
-        "after every step, or pass losses to fit.",
-    )
+    if parts.rules.excludes(state.step) and state.step >= state.pool.window_end:
+        (observed,) = read_numbers(state.pool.exclusion.num_observations)
+        _checks.require(
+            observed > 0,
+            f"no losses were handed back in the window before step {state.step} but exclusion needs "
+            "them; call observe after every step, or pass losses to fit.",
+        )
     return state._replace(pool=pool.close(parts.rules, state.pool, state.step)), None
 
 
 def _next_batch(parts: _Parts, state: DynamicPruningState) -> tuple[DynamicPruningState, Batch]:
     own, indices, weights = pool.draw(parts.rules, state.pool, parts.batch_size, parts.ahead)
-    batch = Batch(*parts.source.take(indices), weights, indices)
+    examples: Examples = parts.source.take(indices)
+    batch = Batch(*examples, weights, indices)
     return state._replace(step=state.step + 1, pool=own), batch
 
 
 def _quiet(parts: _Parts, state: DynamicPruningState) -> int:
-    return 1 if waits_for_host(parts.source) else pool.quiet(parts.rules, state.pool, state.step)
+    return pool.quiet(parts.rules, state.pool, state.step)
 
 
-def _next_batches(
-    parts: _Parts, state: DynamicPruningState, k: int
-) -> tuple[DynamicPruningState, Batch]:
-    own, indices, weights = pool.draw_many(parts.rules, state.pool, parts.batch_size, k)
-    batches = take_several(parts.source, indices, weights)
-    return state._replace(step=state.step + k, pool=own), batches
+def _opened(parts: _Parts, state: DynamicPruningState) -> tuple[tuple[Any, Drawing], Drawn]:
+    drawing, drawn = inside.opened(parts.rules, state.pool)
+    return (parts.source.arrays, drawing), drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inside:
+    gather: Gather
+    size: int
+    exclusion: ExclusionConfig
+
+    def next_batch(
+        self,
+        fixed: tuple[Any, Drawing],
+        changing: Drawn,
+        params: Params,
+        model_state: ModelState,
+    ) -> tuple[Drawn, Batch]:
+        del params, model_state
+        arrays, drawing = fixed
+        drawn, rows, weights = inside.draw_inside(self.exclusion, drawing, changing, self.size)
+        examples = self.gather(arrays, rows)
+        return drawn, Batch(examples.inputs, examples.labels, weights, rows)
+
+    def observe(self, fixed: Any, changing: Drawn, batch: Batch, losses: Array) -> Drawn:
+        del fixed
+        return inside.observe_inside(self.exclusion, changing, batch.indices, losses)
+
+
+def _closed(state: DynamicPruningState, drawn: Drawn, k: int) -> DynamicPruningState:
+    return state._replace(step=state.step + k, pool=inside.closed(state.pool, drawn))
 
 
 def _observe(
     parts: _Parts, state: DynamicPruningState, batch: Batch, losses: Any
 ) -> DynamicPruningState:
     seen = pool.observe(parts.rules, state.pool, batch.indices, losses)
-    return state._replace(pool=seen, num_observed=state.num_observed + steps_in(batch))
+    return state._replace(pool=seen)

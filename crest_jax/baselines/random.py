@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from crest_jax import _checks
-from crest_jax.data.chunks import ALWAYS, drawn_by, waits_for_host
+from crest_jax.data.chunks import ALWAYS, draws_in_programs
 from crest_jax.data.classes import Classes, classes_in, one_class
 from crest_jax.data.devices import place
 from crest_jax.data.prefetch import Lookahead
@@ -109,9 +109,12 @@ def _batches(source: Source, batch_size: int, groups: Classes) -> BatchSelector:
         examples = source.take(rows)
         return SamplingState(state.step + 1, stream), Batch(*examples, weights, rows)
 
-    def quiet(state: SamplingState) -> int:
-        del state
-        return 1 if waits_for_host(source) else ALWAYS
-
-    several = drawn_by(source, _evenly, batch_size, lambda state: (strata,))
-    return BatchSelector(init, refresh, next_batch, quiet=quiet, next_batches=several)
+    traced = draws_in_programs(
+        source,
+        _evenly,
+        batch_size,
+        lambda state: (strata,),
+        refresh=refresh,
+        quiet=lambda state: ALWAYS,
+    )
+    return BatchSelector(init, refresh, next_batch, traced=traced)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax import _checks
-from crest_jax.data.chunks import drawn_by, waits_for_host
+from crest_jax.data.chunks import draws_in_programs
 from crest_jax.data.classes import classes_in
 from crest_jax.data.devices import place
 from crest_jax.data.prefetch import Lookahead
@@ -187,12 +187,12 @@ def subset_batches(
         batch = Batch(*source.take(rows), weights, rows)
         return state._replace(step=state.step + 1, stream=stream), batch
 
-    several = drawn_by(source, _weighted, batch_size, _arrays)
-    return BatchSelector(init, refresh, next_batch, quiet=partial(_quiet, source), next_batches=several)
+    traced = draws_in_programs(source, _weighted, batch_size, _arrays, refresh=refresh, quiet=_quiet)
+    return BatchSelector(init, refresh, next_batch, traced=traced)
 
 
-def _quiet(source: Source, state: SubsetState) -> int:
-    return 1 if waits_for_host(source) else state.next_selection - state.step
+def _quiet(state: SubsetState) -> int:
+    return state.next_selection - state.step
 
 
 def _arrays(state: SubsetState) -> tuple[Strata, Array]:

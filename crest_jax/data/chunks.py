@@ -1,5 +1,6 @@
-"""Several mini-batches at once, for steps that run as one program."""
+"""Several draws, and several steps, in one program."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,8 +9,8 @@ import jax
 
 from crest_jax.data.prefetch import Draw
 from crest_jax.data.sampler import RowStream
-from crest_jax.data.sources import ArraySource
-from crest_jax.types import Array, Batch, Examples, Source
+from crest_jax.data.sources import Gather
+from crest_jax.types import Array, Batch, Inside, ModelState, Params, Source, Traced
 
 ALWAYS = 2**31 - 1  # more steps than any run has
 
@@ -57,64 +58,87 @@ def draw_several(
     return stream, rows, weights
 
 
-@partial(jax.jit, static_argnames="number")
-def rows_from(rows: Array, weights: Array, first: Array, number: int) -> tuple[Array, Array]:
-    """Return ``number`` rows of each of two arrays [p, m], from the one at ``first``.
+@dataclasses.dataclass(frozen=True)
+class _Drawing:
+    gather: Gather
+    draw: Draw
+    size: int
 
-    Example:
-      >>> import jax.numpy as jnp
-      >>> rows_from(jnp.eye(3), jnp.ones((3, 3)), jnp.int32(1), 2)[0].tolist()
-      [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
-    """
-    found = (jax.lax.dynamic_slice_in_dim(x, first, number) for x in (rows, weights))
-    return tuple(found)  # type: ignore[return-value]
+    def next_batch(
+        self, fixed: Any, changing: RowStream, params: Params, model_state: ModelState
+    ) -> tuple[RowStream, Batch]:
+        del params, model_state
+        arrays, given = fixed
+        stream, rows, weights = self.draw(changing, *given, self.size)
+        return stream, Batch(*self.gather(arrays, rows), weights, rows)
 
-
-def take_several(source: Source, rows: Array, weights: Array) -> Batch:
-    """Return the mini-batches of rows [k, m], leaves [k, m, ...].
-
-    Example:
-      >>> import jax.numpy as jnp, numpy as np
-      >>> from crest_jax.data.sources import ArraySource
-      >>> rows = jnp.array([[0, 2], [1, 0]])
-      >>> take_several(ArraySource(np.eye(3)), rows, jnp.ones((2, 2))).inputs.shape
-      (2, 2, 3)
-    """
-    if isinstance(source, ArraySource):
-        return Batch(*source.take(rows), weights, rows)
-    flat = source.take(rows.reshape(-1))
-    found: Examples = jax.tree.map(lambda leaf: leaf.reshape(*rows.shape, *leaf.shape[1:]), flat)
-    return Batch(*found, weights, rows)
+    def observe(self, fixed: Any, changing: RowStream, batch: Batch, losses: Array) -> RowStream:
+        del fixed, batch, losses
+        return changing
 
 
-def drawn_by(
-    source: Source, draw: Draw, size: int, read: Callable[[Any], tuple[Any, ...]]
-) -> Callable[[Any, int], tuple[Any, Batch]]:
-    """Return the ``next_batches`` of a method whose state has a ``step`` and a ``stream``.
+def draws_in_programs(
+    source: Source,
+    draw: Draw,
+    size: int,
+    read: Callable[[Any], tuple[Any, ...]],
+    *,
+    refresh: Callable[..., tuple[Any, Any]],
+    quiet: Callable[[Any], int],
+) -> Traced | None:
+    """Return the ``traced`` of a method whose state has a ``step`` and a ``stream``.
 
     Args:
       source: the data.
       draw: draws a mini-batch, ``(stream, *arrays, size)``.
       size: examples in a mini-batch.
       read: the arrays of a state that it draws by.
+      refresh: of the method.
+      quiet: see ``Traced``.
 
     Example:
       >>> import numpy as np
       >>> from crest_jax import ArraySource, random_batches
       >>> selector = random_batches(ArraySource(np.eye(4)), 2)
-      >>> selector.next_batches(selector.init(jax.random.key(0), None, None), 3)[1].inputs.shape
-      (3, 2, 4)
+      >>> fixed, changing = selector.traced.open(selector.init(jax.random.key(0), None, None))
+      >>> selector.traced.inside.next_batch(fixed, changing, None, None)[1].inputs.shape
+      (2, 4)
     """
+    if waits_for_host(source):
+        return None
+    held: Any = source
+    return Traced(
+        refresh,
+        quiet,
+        lambda state: ((held.arrays, read(state)), state.stream),
+        _Drawing(held.gather, draw, size),
+        lambda state, stream, k: state._replace(step=state.step + k, stream=stream),
+    )
 
-    def next_batches(state: Any, k: int) -> tuple[Any, Batch]:
-        stream, rows, weights = draw_several(draw, k, (size,), state.stream, *read(state))
-        return state._replace(step=state.step + k, stream=stream), take_several(source, rows, weights)
 
-    return next_batches
+class _Same:
+    """What no value can be compared with but itself, so that ``jit`` takes it as a static argument."""
+
+    def __init__(self, inside: Inside) -> None:
+        self.next_batch, self.observe = inside.next_batch, inside.observe
+
+
+def hashable(inside: Inside) -> Inside:
+    """Return a value that ``jit`` can tell from others, also where a model in it is none.
+
+    Example:
+      >>> hashable(None) is None
+      True
+    """
+    try:
+        hash(inside)
+    except TypeError:
+        return _Same(inside)
+    return inside
 
 
 def waits_for_host(source: Source) -> bool:
-    """Return whether every mini-batch of a source is read on the host, in time for its step.
+    """Return whether a source cannot be read inside a program, so that each mini-batch needs the host.
 
     Example:
       >>> import numpy as np
@@ -122,15 +146,4 @@ def waits_for_host(source: Source) -> bool:
       >>> waits_for_host(ArraySource(np.eye(3)))
       False
     """
-    return hasattr(source, "prefetch")
-
-
-def steps_in(batch: Batch) -> int:
-    """Return the number of mini-batches, 1 for one that is not in a chunk.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> steps_in(Batch(None, None, jnp.ones((5, 2)), jnp.ones((5, 2))))
-      5
-    """
-    return 1 if batch.indices.ndim == 1 else len(batch.indices)
+    return getattr(source, "gather", None) is None

@@ -334,22 +334,22 @@ def importance_weights(left_at: Array, indices: Array, keep: float) -> Array:
 
 
 @jax.jit
-def _observe(
-    exclusion: Exclusion, indices: Array, losses: Array, threshold: float
+def handed_back(
+    noted: Noted, all_finite: Array, indices: Array, losses: Array, threshold: float
 ) -> tuple[Noted, Array]:
-    noted = noted_in(exclusion)
-    if indices.ndim == 1:
-        noted = observe(noted, indices, losses, threshold)
-    else:
-        steps = indices, losses
-        noted, _ = jax.lax.scan(lambda n, step: (observe(n, *step, threshold), None), noted, steps)
-    return noted, exclusion.all_finite & jnp.all(jnp.isfinite(losses))
+    """Note the losses [b] of a training step, and whether all so far were finite [].
+
+    Example:
+      >>> noted, finite = noted_in(init_exclusion(2, 1, capacity=2)), jnp.array(True)
+      >>> bool(handed_back(noted, finite, jnp.array([1]), jnp.array([jnp.nan]), 0.1)[1])
+      False
+    """
+    finite = all_finite & jnp.all(jnp.isfinite(losses))
+    return observe(noted, indices, losses, threshold), finite
 
 
 def observe_losses(exclusion: Exclusion, indices: Array, losses: Any, threshold: float) -> Exclusion:
     """Note the losses [b] observed at ``indices`` [b], compiled; see ``observe``.
-
-    Of several steps, losses and indices [k, b], they are noted one step after the other.
 
     A loss that is NaN or infinite counts as high, and is told by ``pool.close``: here nothing is read.
 
@@ -361,7 +361,8 @@ def observe_losses(exclusion: Exclusion, indices: Array, losses: Any, threshold:
       >>> int(observe_losses(state, jnp.array([1]), jnp.array([0.5]), 0.1).num_observations)
       1
     """
-    noted, finite = _observe(exclusion, indices, _checks.handed_back(losses, indices), threshold)
+    losses = _checks.handed_back(losses, indices)
+    noted, finite = handed_back(noted_in(exclusion), exclusion.all_finite, indices, losses, threshold)
     return exclusion._replace(**noted._asdict(), all_finite=finite)
 
 

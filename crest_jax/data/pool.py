@@ -217,7 +217,7 @@ def draw_many(rules: PoolRules, pool: Pool, size: int, number: int) -> tuple[Poo
 
 
 def observe(rules: PoolRules, pool: Pool, indices: Array, losses: Any) -> Pool:
-    """Note the losses [b] of a training step, or [k, b] of several; see ``exclusion.observe_losses``.
+    """Note the losses [b] of a training step; see ``exclusion.observe_losses``.
 
     Example:
       >>> import jax.numpy as jnp

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,29 +78,47 @@ class ArraySource:
         self.classes = classes_for(classes, self.labels, self._count)
         self.mesh = None if mesh is None else automatic(mesh)
         on_devices = place(jax.tree.map(jnp.asarray, checked), mesh)
-        self._share, self._filled = share, 0
+        filled = 0
         if shard and mesh is not None:
             held = jax.tree.map(lambda leaf: spread(np.asarray(leaf), mesh), numbers)
             # Rows that fill a process's devices evenly stand after each share.
-            self._filled = jax.tree.leaves(held)[0].shape[0] // jax.process_count() - share
+            filled = jax.tree.leaves(held)[0].shape[0] // jax.process_count() - share
         else:
             held = place(jax.tree.map(jnp.asarray, numbers), mesh)
-        self._examples = Examples(held, on_devices)
+        self.arrays = Examples(held, on_devices)
+        self.gather = Gather(self.mesh, share, filled)
 
     def __len__(self) -> int:
         """Return the number of examples."""
         return self._count
 
     def take(self, indices: Array) -> Examples:
-        """Return the examples at ``indices`` [b], or [k, b] of k mini-batches, gathered on the device.
+        """Return the examples at ``indices`` [b], gathered on the device.
 
         Those on the host are checked; the values of those on the device are not read.
         """
         if not isinstance(indices, jax.Array):
             indices = jnp.asarray(rows_valid(indices, len(self)))
-        rows, axis = indices.shape[-1], indices.ndim - 1
-        sharding = None if self.mesh is None else split(self.mesh, rows, axis)
-        return _take(self._examples, indices, self._share, self._filled, sharding)
+        return self.gather(self.arrays, indices)
+
+
+class Gather(NamedTuple):
+    """How the arrays of an ``ArraySource`` are read, also inside a program; a value without data.
+
+    Attributes:
+      mesh: the devices that what is read is split over; None: one.
+      share: examples that each process passed.
+      filled: rows that follow each share.
+    """
+
+    mesh: Mesh | None
+    share: int
+    filled: int
+
+    def __call__(self, arrays: Examples, indices: Array) -> Examples:
+        """Return the examples at ``indices`` [b] out of ``arrays``."""
+        sharding = None if self.mesh is None else split(self.mesh, indices.shape[0])
+        return _take(arrays, indices, self.share, self.filled, sharding)
 
 
 @partial(jax.jit, static_argnames=("share", "filled", "sharding"))

@@ -126,7 +126,8 @@ class _Clock:
             marks.append(time.perf_counter())
             return selector.next_batch(state)
 
-        trained = jax.block_until_ready(train(selector._replace(next_batch=next_batch), steps, key))
+        own = selector._replace(next_batch=next_batch, traced=None)
+        trained = jax.block_until_ready(train(own, steps, key))
         _checks.require(
             len(marks) == steps,
             f"train took {len(marks)} batches but was asked for {steps} steps; take one for each step.",
@@ -354,7 +355,7 @@ def gain_per_doubling(half: float, once: float, twice: float, factor: float) -> 
 
 
 def advise(config: CrestConfig, costs: Costs, variance: dict[int, float]) -> CrestConfig:
-    """Return the settings with the r and P that the measured costs suggest.
+    """Return the settings with the r and, with regions, the P that the measured costs suggest.
 
     ``r`` is the one that leaves the least variance per second (scoring costs in proportion to ``r``);
     ``P`` and the interval grow until curvature and check take less than a tenth of a region's steps.
@@ -362,19 +363,18 @@ def advise(config: CrestConfig, costs: Costs, variance: dict[int, float]) -> Cre
     Example:
       >>> costs = Costs(step=1.0, selection=0.5, curvature=2.0, check=0.4)
       >>> found = advise(CrestConfig.recommended(steps=1000), costs, {256: 0.4, 512: 0.25, 1024: 0.2})
-      >>> found.subset_size, found.max_coresets
-      (512, 24)
+      >>> found.subset_size
+      512
     """
     unit = costs.selection / config.subset_size
     size = min(variance, key=lambda r: variance[r] * (costs.step + unit * r))
+    config, own = dataclasses.replace(config, subset_size=size), config.region
+    if own is None:
+        return config
     wanted = math.ceil((costs.curvature + costs.check) / (0.1 * costs.step)) if costs.step > 0 else 1
     interval = int(np.clip(wanted, 8, 64))
-    return dataclasses.replace(
-        config,
-        subset_size=size,
-        max_coresets=interval,
-        max_interval=interval,
-    )
+    region = dataclasses.replace(own, max_coresets=interval, max_interval=interval)
+    return dataclasses.replace(config, region=region)
 
 
 def _standard_error(values: np.ndarray) -> float:

@@ -10,8 +10,7 @@ No adapter is needed for a model that is already a pure function: anything that 
 
 from crest_jax.flax.linen import from_linen
 from crest_jax.flax.linen_last_layer import linen_features
-from crest_jax.flax.nnx import NNXApply, from_nnx
-from crest_jax.flax.nnx_last_layer import nnx_features
+from crest_jax.flax.nnx import NNXApply, from_nnx, nnx_features
 from crest_jax.flax.norms import NNXWeightedBatchNorm, WeightedBatchNorm
 
 __all__ = [

@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from crest_jax import _checks
 from crest_jax.flax.last_layer import last_layer
-from crest_jax.flax.linen import Switching, sentences, switching
+from crest_jax.flax.linen_calls import Switching, sentences, switching
 from crest_jax.types import Array, FeaturesFn, ModelState, Params, PyTree
 
 COLLECTION = "crest_last_layer"
@@ -54,7 +54,7 @@ def linen_features(
     """
     check_one_way(layer, method)
     switched = switching(module, method or "__call__", keyword_inputs)
-    return _ByLayer(switched, layer) if method is None else _ByMethod(switched)
+    return ByLayer(switched, layer) if method is None else _ByMethod(switched)
 
 
 def check_one_way(layer: Any, method: Any) -> None:
@@ -94,11 +94,19 @@ class _ByMethod:
 
 
 @dataclasses.dataclass(frozen=True)
-class _ByLayer:
+class ByLayer:
+    """Features of a layer.
+
+    Attributes:
+      model: the module.
+      layer: path of the layer; None: the last linear one.
+    """
+
     model: Switching
     layer: str | None
 
     def __call__(self, params: Params, model_state: ModelState, inputs: PyTree) -> tuple[Array, Array]:
+        """Return features and logits, in evaluation mode."""
         linear: list[str] = []  # paths in the order of the calls
 
         def run(params: Params, model_state: ModelState, inputs: PyTree) -> tuple[Array, Array, Array]:

@@ -10,7 +10,9 @@ from flax import nnx
 
 from crest_jax import _checks
 from crest_jax.flax.calls import Call, described, read_call, switched
-from crest_jax.types import Array, ModelState, Params, PyTree
+from crest_jax.flax.linen_last_layer import check_one_way
+from crest_jax.flax.nnx_last_layer import NNXFeatures, layer_at, paths_of_linear
+from crest_jax.types import Array, FeaturesFn, ModelState, Params, PyTree
 
 Path = tuple[str | int, ...]
 PASSING = (nnx.RngState, nnx.Intermediate)  # variables that are no part of a model's state here
@@ -102,6 +104,65 @@ def from_nnx(model: nnx.Module, *, wrt: Any = nnx.Param, keyword_inputs: bool = 
     )
 
 
+def nnx_features(
+    model: nnx.Module,
+    layer: str | None = None,
+    *,
+    method: str | None = None,
+    wrt: Any = nnx.Param,
+    keyword_inputs: bool = False,
+) -> FeaturesFn:
+    """Return what an NNX model's last layer reads, beside its logits, in evaluation mode.
+
+    The result maps ``(params, model_state, inputs [b, ...])``, as `from_nnx` takes them, to
+    ``(features [b, ..., d], logits [b, ..., c])``; the gradient of the loss with respect to the last
+    layer is the outer product of the features and the gradient with respect to the logits, which
+    `crest_jax.last_layer_gradients` makes embeddings of. What the layer returns must be what the model
+    returns; that is checked when the function is traced.
+
+    Args:
+        model: the model, as for `from_nnx`; it is left as it is.
+        layer: path of the last layer in the model, such as ``"head"`` or ``"blocks/1/out"``; it must be
+            linear. None takes the last ``Linear``, ``LinearGeneral`` or ``Embed.attend`` that is
+            called.
+        method: name of a method ``(self, inputs) -> (features, logits)`` of yours in place of a layer.
+        wrt: as for `from_nnx`.
+        keyword_inputs: as for `from_nnx`.
+
+    Raises:
+        ValueError: as `from_nnx`; if both a layer and a method are named, or the model has none such;
+            on a call, if the layer is not called, or is not the last.
+
+    >>> import jax.numpy as jnp
+    >>> class Model(nnx.Module):
+    ...     def __init__(self, rngs):
+    ...         self.hidden = nnx.Linear(5, 4, rngs=rngs)
+    ...         self.head = nnx.Linear(4, 3, rngs=rngs)
+    ...     def __call__(self, x):
+    ...         return self.head(nnx.relu(self.hidden(x)))
+    >>> model = Model(nnx.Rngs(0))
+    >>> params, state = from_nnx(model).view(model)
+    >>> features, logits = nnx_features(model)(params, state, jnp.ones((2, 5)))
+    >>> features.shape, logits.shape
+    ((2, 4), (2, 3))
+    """
+    check_one_way(layer, method)
+    apply_fn = from_nnx(model, wrt=wrt, keyword_inputs=keyword_inputs)
+    if layer is not None:
+        _checks.require(
+            isinstance(layer_at(model, layer), nnx.Module),
+            f"layer is {layer!r} but must be the path of a layer of {type(model).__name__}; choose "
+            f"from {', '.join(paths_of_linear(model)) or 'none'}.",
+        )
+    if method is not None:
+        _checks.require(
+            callable(getattr(model, method, None)),
+            f"{type(model).__name__} has no method {method!r} but that is to be called; define it, or "
+            "name another.",
+        )
+    return NNXFeatures(apply_fn, layer, method)
+
+
 # A value, so that what is compiled for equal models is shared.
 @dataclasses.dataclass(frozen=True)
 class NNXApply:
@@ -122,6 +183,11 @@ class NNXApply:
     param_paths: tuple[Path, ...]
     state_paths: tuple[Path, ...]
     call: Call
+
+    @property
+    def features_fn(self) -> FeaturesFn:
+        """What the last linear layer reads, beside the logits; see `nnx_features`."""
+        return NNXFeatures(self, None, None)
 
     def view(self, model: nnx.Module) -> tuple[Params, ModelState]:
         """Return the parameters and the state of a live model as they are now, without copying them.

@@ -180,6 +180,46 @@ def last_layer_gradients(
     return _LastLayerGradients(features_fn, loss_fn, dimension)
 
 
+@dataclasses.dataclass(frozen=True)
+class _LastLayerWhereKnown:
+    features_fn: FeaturesFn
+    apply_fn: ApplyFn
+    loss_fn: LossFn
+
+    def __call__(
+        self, params: Params, model_state: ModelState, examples: Examples
+    ) -> tuple[PyTree, Array]:
+        given = params, model_state, examples
+        try:
+            jax.eval_shape(self.features_fn, params, model_state, examples.inputs)
+        except ValueError:  # no linear layer returns what the model returns
+            return logit_gradients(self.apply_fn, self.loss_fn)(*given)
+        return last_layer_gradients(self.features_fn, self.loss_fn)(*given)
+
+
+def default_gradients(apply_fn: ApplyFn, loss_fn: LossFn = cross_entropy) -> EmbedFn:
+    """Embed each example by ``last_layer_gradients`` where the model tells its features.
+
+    Those of ``from_linen`` and ``from_nnx`` do (as ``features_fn``), where a linear layer returns what
+    the model returns. Elsewhere the embeddings are ``logit_gradients``.
+
+    Args:
+      apply_fn: the model; called in evaluation mode.
+      loss_fn: per-example losses of any kind.
+
+    Example:
+      >>> def linear(params, state, inputs, *, train, rng):
+      ...     return inputs @ params, state
+      >>> embed = default_gradients(linear)
+      >>> embed(jnp.zeros((3, 2)), {}, Examples(jnp.ones((1, 3)), jnp.array([0])))[0].tolist()
+      [[-0.5, 0.5]]
+    """
+    features_fn = getattr(apply_fn, "features_fn", None)
+    if features_fn is None:
+        return logit_gradients(apply_fn, loss_fn)
+    return _LastLayerWhereKnown(features_fn, apply_fn, loss_fn)
+
+
 def sketched_gradients(
     key: Array, apply_fn: ApplyFn, dimension: int, loss_fn: LossFn = cross_entropy
 ) -> EmbedFn:

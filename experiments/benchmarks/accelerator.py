@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from crest_jax import ArraySource, Batch, CrestConfig, cross_entropy, select_coreset
+from crest_jax import ArraySource, Batch, CrestConfig, RegionConfig, cross_entropy, select_coreset
 from crest_jax.algorithm import crest
 from crest_jax.algorithm.compiled import Form
 from crest_jax.algorithm.parts import Model, Parts, make_parts
@@ -120,7 +120,8 @@ def _training() -> tuple[ArraySource, Parts, Any, Model, Callable[[Any, Batch], 
     images = rng.integers(0, 255, (ROWS, 28, 28, 1)).astype(np.uint8)
     source = ArraySource(images, np.arange(ROWS) % CLASSES)
     config = CrestConfig.recommended(steps=1_000, batch_size=BATCH)
-    config = dataclasses.replace(config, subset_size=SUBSET, max_coresets=SUBSETS)
+    region = RegionConfig(max_coresets=SUBSETS)
+    config = dataclasses.replace(config, subset_size=SUBSET, region=region)
     phase = lambda name, function, *args: function(*args)  # noqa: E731
     parts = make_parts(apply_fn, source, config, loss_fn=cross_entropy, embed_fn=None, phase=phase)
 
@@ -150,7 +151,7 @@ def training_programs() -> Iterator[Work]:
     several = weighted_subset, SUBSETS, (SUBSET, 0.25), pool.stream, strata, pool.in_play, left_at
     yield Work("8 subsets: drawn", draw_several, several)
     rows = jnp.arange(SUBSETS * SUBSET, dtype=jnp.int32)
-    taken = (source._examples, rows, ROWS, 0, None)
+    taken = (source.arrays, rows, ROWS, 0, None)
     yield Work("8 subsets: gathered", _take, taken)
     form = Form(CLASSES, 2**33, None, most_rounds(1 / CLASSES, SUBSET, BATCH, CLASSES))
     score = (

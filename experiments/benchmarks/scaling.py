@@ -23,6 +23,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from crest_jax import RegionConfig
 from experiments.benchmarks.cost_model import FLOAT, Job, memory, units
 from experiments.config import TrainConfig
 from experiments.harness.build import Program, TrainState, make_program, shared
@@ -38,7 +39,7 @@ RUN = TrainConfig(
     dataset="fashion_mnist_12k",
     model="resnet8",
     budget=1.0,
-    crest=CrestOptions(select_span=(0.0, 1.0)),
+    crest=CrestOptions(select_span=(0.0, 1.0), regions=True),
     machine=MachineConfig(devices=0),
 )
 
@@ -85,10 +86,10 @@ class DevicesConfig:
                 "leave it out."
             )
         for name in ("curvature_of", "smoothing"):
-            value = getattr(self.run.crest, name)
+            value = getattr(self.run.crest.region, name)
             if value is not None:
                 raise UserError(
-                    f"--crest.{name.replace('_', '-')} is {value} but the cost model is checked "
+                    f"--crest.region.{name.replace('_', '-')} is {value} but the cost model is checked "
                     "without "
                     "it; leave it out."
                 )
@@ -181,7 +182,7 @@ def train(program: Program, config: DevicesConfig) -> dict[str, Any]:
             "num_regions": selected.num_regions - before.num_regions,
             "coresets": selected.num_selected - before.num_selected,
             "checks": (selected.work.check_forward - before.work.check_forward)
-            // config.run.crest_config(program.steps, len(program.train)).probe_size,
+            // regions_of(config.run, program.steps, len(program.train)).probe_size,
             "seconds": {name: seconds[name] for name in (*TRAINING, "other")},
             "compile_seconds": compiling,
             "compile_seconds_later": seconds["compile"],
@@ -193,10 +194,18 @@ def train(program: Program, config: DevicesConfig) -> dict[str, Any]:
     }
 
 
+def regions_of(run: TrainConfig, steps: int, examples: int) -> RegionConfig:
+    """Return the settings of regions, which the cost model is of."""
+    found = run.crest_config(steps, examples).region
+    assert found is not None
+    return found
+
+
 def predicted_bytes(program: Program, run: TrainConfig, devices: int, state: TrainState) -> int:
     """Return what the cost model says lies on a device, with the rows that evaluations take."""
     inputs = program.train.take(jnp.arange(1)).inputs
     crest = run.crest_config(program.steps, len(program.train))
+    region = regions_of(run, program.steps, len(program.train))
     parameters, statistics = (
         sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state.params, state.model_state)
     )
@@ -208,9 +217,9 @@ def predicted_bytes(program: Program, run: TrainConfig, devices: int, state: Tra
         devices=devices,
         batch_size=crest.batch_size,
         subset_size=crest.subset_size,
-        max_coresets=crest.max_coresets,
+        max_coresets=region.max_coresets,
         exclude_window=crest.exclusion.window if crest.exclusion else 0,
-        max_interval=crest.max_interval,
+        max_interval=region.max_interval,
     )
     held_out = len(program.held_out) * (inputs.nbytes + FLOAT)
     return memory(job).total + 2 * statistics * FLOAT + held_out
@@ -257,7 +266,7 @@ def work_ratios(line: dict[str, Any], run: TrainConfig) -> dict[str, tuple[float
             devices=line["devices"],
             batch_size=crest.batch_size,
             subset_size=crest.subset_size,
-            probe_size=crest.probe_size,
+            probe_size=regions_of(run, line["steps"], 10_000).probe_size,
             hutchinson_probes=1,
             region=line["steps"] / regions,
             coresets=line["coresets"] / regions,

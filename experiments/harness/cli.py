@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from crest_jax import CrestConfig, ExclusionConfig
+from crest_jax import CrestConfig, ExclusionConfig, RegionConfig
 from experiments import data
 from experiments.harness.interrupts import Stopped, remembering
 
@@ -30,6 +30,10 @@ OPTIONS = {
     "nonfinite": "run.nonfinite",
     "select_until": "crest.select-span",
     **{
+        field.name: f"crest.region.{field.name.replace('_', '-')}"
+        for field in dataclasses.fields(RegionConfig)
+    },
+    **{
         field.name: f"crest.exclusion.{field.name.replace('_', '-')}"
         for field in dataclasses.fields(ExclusionConfig)
     },
@@ -41,7 +45,7 @@ def as_options(sentence: str) -> str:
     """Return a sentence of the library with CREST's settings named as on the command line.
 
     >>> as_options("tau is -1.0 but must be positive; raise tau and batch_size.")
-    '--crest.tau is -1.0 but must be positive; raise tau and --batch-size.'
+    '--crest.region.tau is -1.0 but must be positive; raise tau and --batch-size.'
     """
 
     def option(found: re.Match[str]) -> str:

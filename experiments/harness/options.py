@@ -159,11 +159,9 @@ class ExclusionOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class CrestOptions:
-    """Settings of CREST, over those of --preset; None: as the preset says."""
+class RegionOptions:
+    """For how long coresets are kept; None: as the preset says."""
 
-    subset_size: int | None = None
-    """r, examples in the random subset that a coreset is selected from."""
     probe_size: int | None = None
     """Examples on which the loss is measured for rho."""
     tau: float | None = None
@@ -184,9 +182,22 @@ class CrestOptions:
     """How gradient and curvature are smoothed over regions."""
     curvature_of: str | None = None
     """Regular expression of the parameters that the curvature is taken of."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CrestOptions:
+    """Settings of CREST, over those of --preset; None: as the preset says."""
+
+    subset_size: int | None = None
+    """r, examples in the random subset that a coreset is selected from."""
+    regions: bool | None = None
+    """True keeps coresets for as long as a quadratic model of the loss holds; False chooses each just
+    before its step."""
+    region: RegionOptions = dataclasses.field(default_factory=RegionOptions)
+    """For how long coresets are kept, with --crest.regions."""
     select_span: tuple[float, float] | None = None
     """Shares of the steps between which coresets are selected; 0 1 is throughout."""
-    embedding: Literal["logits", "last_layer", "sketch"] = "logits"
+    embedding: Literal["logits", "last_layer", "sketch"] | None = None
     """What examples are compared by: the gradient with respect to the logits, to the last layer, or to
     all parameters, randomly projected to 64 numbers (an ablation: one backward pass an example)."""
     exclude: bool | None = None
@@ -203,6 +214,10 @@ class CrestOptions:
                     f"--crest.select-span is {low} {high} but must be two rising shares in [0, 1]; 0 1 "
                     "selects throughout."
                 )
+        if self.regions is False and self.region != RegionOptions():
+            raise UserError(
+                "--crest.regions is False but --crest.region is given too; leave one of them out."
+            )
         if self.exclude is False and self.exclusion != ExclusionOptions():
             raise UserError(
                 "--crest.exclude is False but --crest.exclusion is given too; leave one of them out."

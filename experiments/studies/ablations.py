@@ -16,7 +16,7 @@ import tyro
 
 from experiments.config import Method, TrainConfig
 from experiments.harness.cli import UserError, one_sentence
-from experiments.harness.options import ExclusionOptions
+from experiments.harness.options import ExclusionOptions, RegionOptions
 from experiments.harness.records import append_line, table
 from experiments.harness.run_folder import held_folder
 from experiments.harness.stats import with_interval, work_in_steps
@@ -49,13 +49,12 @@ VARIANTS: dict[str, Variant] = {
         "coresets after the first drop, no exclusion", "crest",
         {"select_span": (0.5, 1.0), "exclude": False},
     ),
-    "no_check": ("no check of the model", "crest", {"tau": 1e6}),
+    "no_check": ("regions that no check ends", "crest", {"region": RegionOptions(tau=1e6)}),
     "r_4m": ("r = 4m", "crest", {"subset_size": 4}),
     "r_8m": ("r = 8m", "crest", {"subset_size": 8}),
-    "last_layer": ("last-layer embedding", "crest", {"embedding": "last_layer"}),
+    "regions": ("coresets kept in regions", "crest", {"regions": True}),
+    "logits": ("logit embedding", "crest", {"embedding": "logits"}),
     "sketch": ("sketched full gradient", "crest", {"embedding": "sketch"}),
-    "no_smoothing": ("no smoothing", "crest", {"smoothing": "none"}),
-    "paper_smoothing": ("smoothing of the paper", "crest", {"smoothing": "paper"}),
 }  # fmt: skip
 
 

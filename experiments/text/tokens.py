@@ -156,6 +156,8 @@ class TokenSource(ArraySource):
     rows come to the host for it, which waits until they are known.
     """
 
+    gather = None  # type: ignore[assignment]  # no program knows the length
+
     def __init__(self, tokens: Tokens, labels: np.ndarray, mesh: Mesh | None = None) -> None:
         """Put the tokens on the devices."""
         super().__init__(tokens.inputs, labels, mesh=mesh)
@@ -166,7 +168,7 @@ class TokenSource(ArraySource):
         """Return the examples at ``indices`` [b], inputs [b, l, 2] with ``l`` the bucket's length."""
         length = bucket(int(self._lengths[np.asarray(indices)].max()), self._longest)
         sharding = None if self.mesh is None else split(self.mesh, len(indices))
-        return _take(self._examples, jnp.asarray(indices), length, sharding)
+        return _take(self.arrays, jnp.asarray(indices), length, sharding)
 
 
 @partial(jax.jit, static_argnames=("length", "sharding"))

@@ -1,6 +1,5 @@
 """CREST as a whole: regions, exactness of the model, exclusion, counters, and its errors."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_settings import exclusion, settings
+from small_settings import changed, exclusion, settings
 
 from crest_jax import ArraySource, Batch, CrestConfig, crest, cross_entropy, fit, sketched_gradients
 from crest_jax.algorithm import CrestState
@@ -118,7 +117,7 @@ def test_error_is_exactly_zero_at_zero_step() -> None:
 @pytest.mark.slow
 def test_step_and_error_are_right_under_adamw_with_weight_decay() -> None:
     tx = optax.adamw(0.02, weight_decay=0.3)
-    history = train(dataclasses.replace(CONFIG, curvature="diagonal"), tx, 60)
+    history = train(changed(CONFIG, curvature="diagonal"), tx, 60)
     anchors, compared = {}, 0
     for state, event, params, model_state, _ in history:
         if event is None:
@@ -184,14 +183,17 @@ def test_regions_checks_and_counters_agree() -> None:
         checks += began + (event.rho is not None)
         curvatures += began
         assert event.num_regions == regions
-        assert (event.reason == "error") == (event.rho is not None and event.rho > config.tau)
-        assert 1 <= event.interval <= config.max_interval
+        assert (event.reason == "error") == (event.rho is not None and event.rho > config.region.tau)
+        assert 1 <= event.interval <= config.region.max_interval
         if began:
             assert event.coresets == min(8, int(np.ceil(1.6 * event.interval)))
-        assert event.work.check_forward == checks * config.probe_size
+        assert event.work.check_forward == checks * config.region.probe_size
         assert event.work.selection_forward == event.num_selected * config.subset_size
         # A diagonal when a region begins, and a product at a check that is not the first.
-        assert event.work.curvature_backward == (curvatures + checks - regions) * 2 * config.probe_size
+        assert (
+            event.work.curvature_backward
+            == (curvatures + checks - regions) * 2 * config.region.probe_size
+        )
     last = history[-1][0]
     assert (
         last.num_selected
@@ -274,7 +276,7 @@ def test_learned_examples_kept_in_play_count_for_those_left_out() -> None:
 
 
 def test_curvature_of_a_part_has_no_arrays_elsewhere_and_selects_on() -> None:
-    config = dataclasses.replace(CONFIG, curvature="diagonal", curvature_of="^b$")
+    config = changed(CONFIG, curvature="diagonal", curvature_of="^b$")
     events = [event for _, event, *_ in train(config, optax.sgd(0.1), 30) if event is not None]
     assert events[-1].num_regions > 1
     selector = crest(linear, make_source(), config)
@@ -286,14 +288,14 @@ def test_curvature_of_a_part_has_no_arrays_elsewhere_and_selects_on() -> None:
     assert event is not None
     assert event.curvature_norm == pytest.approx(norm) != 0
     with pytest.raises(ValueError, match="curvature_of is 'x'"):
-        crest(linear, make_source(), dataclasses.replace(CONFIG, curvature_of="x")).init(
+        crest(linear, make_source(), changed(CONFIG, curvature_of="x")).init(
             jax.random.key(0), make_params(), STATE
         )
 
 
 def test_along_the_way_gone_the_hessian_of_a_part_is_its_block() -> None:
     params, moved = make_params(), jax.tree.map(lambda x: x + 0.4 * jnp.cos(x * 99), make_params(1))
-    selector = crest(linear, make_source(), dataclasses.replace(CONFIG, curvature_of="^b$"))
+    selector = crest(linear, make_source(), changed(CONFIG, curvature_of="^b$"))
     state, _ = selector.refresh(selector.init(jax.random.key(0), params, STATE), params, STATE)
     region = state.region
     examples = make_source().take(region.probe_indices)
@@ -379,7 +381,7 @@ def test_fit_runs_crest_and_lowers_the_loss() -> None:
 def test_a_missing_class_and_a_class_of_one_example_are_no_obstacle() -> None:
     labels = np.where(np.arange(COUNT) == 5, 0, 2)  # class 1 is missing, class 0 has one example
     source = ArraySource(make_source().take(jnp.arange(COUNT)).inputs, labels)
-    config = dataclasses.replace(CONFIG, exclusion=exclusion(threshold=5.0, window=4))
+    config = changed(CONFIG, exclusion=exclusion(threshold=5.0, window=4))
     selector = crest(linear, source, config)
     state = selector.init(jax.random.key(0), make_params(), STATE)
     seen = set()
@@ -395,7 +397,7 @@ def test_a_missing_class_and_a_class_of_one_example_are_no_obstacle() -> None:
 def test_after_both_ends_batches_are_random_ones_of_all_examples_and_nothing_is_scored() -> None:
     labels = np.repeat(np.arange(CLASSES), [48, 24, 24])
     source = make_source(labels=labels)
-    config = dataclasses.replace(
+    config = changed(
         CONFIG, select_until=25, max_interval=2,
         exclusion=exclusion(threshold=1.0, window=10, keep_fraction=0.0, until=25),
     )  # fmt: skip
@@ -431,7 +433,7 @@ def test_after_both_ends_batches_are_random_ones_of_all_examples_and_nothing_is_
 
 
 def test_before_select_from_batches_are_random_and_losses_of_the_steps_exclude() -> None:
-    config = dataclasses.replace(
+    config = changed(
         CONFIG,
         select_from=40,
         exclusion=exclusion(threshold=0.2, window=10, cooldown=1, keep_fraction=0.0),
@@ -457,7 +459,7 @@ def test_before_select_from_batches_are_random_and_losses_of_the_steps_exclude()
 
 
 def test_before_select_from_batches_are_random_and_the_first_region_begins_there() -> None:
-    config = dataclasses.replace(CONFIG, select_from=7, select_until=15, max_interval=4)
+    config = changed(CONFIG, select_from=7, select_until=15, max_interval=4)
     selector = crest(linear, make_source(), config)
     state = selector.init(jax.random.key(0), make_params(), STATE)
     begun = []
@@ -472,9 +474,7 @@ def test_before_select_from_batches_are_random_and_the_first_region_begins_there
 
 
 def test_no_more_coresets_are_selected_than_select_until_leaves_steps_for() -> None:
-    config = dataclasses.replace(
-        CONFIG, select_until=10, tau=1e6, max_interval=8, interval_multiplier=8
-    )
+    config = changed(CONFIG, select_until=10, tau=1e6, max_interval=8, interval_multiplier=8)
     history = train(config, optax.sgd(0.1), 14)
     assert history[-1][0].num_selected == 10
     assert history[-1][0].num_unused == 0
@@ -485,7 +485,7 @@ def test_an_embedding_that_is_not_finite_is_found_at_the_next_check() -> None:
     inputs = np.asarray(source.take(jnp.arange(COUNT)).inputs).copy()
     inputs[17] = np.nan
     spoilt = ArraySource(inputs, source.labels)
-    selector = crest(linear, spoilt, dataclasses.replace(CONFIG, probe_size=1))
+    selector = crest(linear, spoilt, changed(CONFIG, probe_size=1))
     state = selector.init(jax.random.key(0), make_params(), STATE)
 
     def go(state: CrestState) -> None:
@@ -502,7 +502,7 @@ def test_bad_examples_are_skipped_by_beginning_anew_where_that_is_asked_for() ->
     inputs = np.asarray(source.take(jnp.arange(COUNT)).inputs).copy()
     inputs[17] = np.nan
     spoilt = ArraySource(inputs, source.labels)
-    config = dataclasses.replace(CONFIG, probe_size=8, nonfinite="skip")
+    config = changed(CONFIG, probe_size=8, nonfinite="skip")
     selector = crest(linear, spoilt, config)
     params = make_params()
     state = selector.init(jax.random.key(3), params, STATE)
@@ -521,7 +521,7 @@ def test_bad_examples_are_skipped_by_beginning_anew_where_that_is_asked_for() ->
 
 
 def test_skipping_stops_when_three_anchors_in_a_row_are_bad() -> None:
-    config = dataclasses.replace(CONFIG, nonfinite="skip")
+    config = changed(CONFIG, nonfinite="skip")
     selector = crest(linear, make_source(), config)
     params = make_params() | {"b": jnp.full(CLASSES, jnp.nan)}
     tries = 0
@@ -610,7 +610,7 @@ def test_a_label_without_a_logit_is_named_before_anything_is_scored() -> None:
     inputs = np.asarray(make_source().take(jnp.arange(COUNT)).inputs)
     labels = np.where(np.arange(COUNT) == 5, 3, make_source().labels)  # a single one, seldom drawn
     for nonfinite in ("stop", "skip"):
-        config = dataclasses.replace(CONFIG, nonfinite=nonfinite)
+        config = changed(CONFIG, nonfinite=nonfinite)
         selector = crest(linear, ArraySource(inputs, labels), config)
         state = selector.init(jax.random.key(0), make_params(), STATE)
         with pytest.raises(ValueError, match="highest label is 3 but the model returns 3 logits"):
@@ -645,7 +645,7 @@ def test_a_loss_or_an_embedding_that_is_not_one_for_each_example_is_refused() ->
 
 @pytest.mark.parametrize("nonfinite", ["stop", "skip"])
 def test_a_bad_loss_of_a_step_is_told_when_its_window_ends(nonfinite: Any) -> None:
-    config = dataclasses.replace(
+    config = changed(
         CONFIG,
         select_from=12,
         exclusion=exclusion(threshold=0.2, window=4, keep_fraction=0.0),
@@ -679,7 +679,7 @@ def test_a_bad_loss_of_a_step_is_told_when_its_window_ends(nonfinite: Any) -> No
 def test_the_observations_of_every_window_are_remembered_and_not_many_more(
     ratio: float, multiplier: float, tau: float
 ) -> None:
-    config = dataclasses.replace(
+    config = changed(
         CONFIG, coresets_per_interval=ratio, tau=tau, interval_multiplier=multiplier, max_interval=8,
         max_coresets=8, exclusion=exclusion(threshold=0.1, window=30), curvature="diagonal",
     )  # fmt: skip
@@ -692,7 +692,7 @@ def test_the_observations_of_every_window_are_remembered_and_not_many_more(
         state, _ = selector.refresh(state, params[step % 2], STATE)
         most = max(most, int(state.pool.exclusion.num_observations))
         state, _ = selector.next_batch(state)
-        assert before >= step - config.max_interval
+        assert before >= step - config.region.max_interval
     capacity = state.pool.exclusion.observations.shape[0]
     assert capacity == most_observations(config)
     assert most <= capacity

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_settings import exclusion, settings
+from small_settings import changed, exclusion, settings
 
 from crest_jax import ArraySource, CrestConfig, ExclusionConfig, cross_entropy
 from crest_jax.algorithm import crest as algorithm
@@ -55,7 +55,7 @@ def mean_loss(params, indices, weights):
 
 def test_the_number_of_coresets_fits_interval_buffer_and_span(parts):
     assert [algorithm.num_coresets(parts, 0, t) for t in (1, 2, 3, 4)] == [2, 3, 5, 5]
-    ending = parts_of(dataclasses.replace(CONFIG, select_until=10))
+    ending = parts_of(changed(CONFIG, select_until=10))
     assert [algorithm.num_coresets(ending, step, 4) for step in (0, 6, 9)] == [5, 4, 1]
 
 
@@ -73,7 +73,7 @@ def test_coresets_are_appended_and_cover_their_subsets(parts, state):
 
 @pytest.mark.parametrize("fitted_on", ["probe", "coresets"])
 def test_the_quadratic_model_is_gradient_and_hessian_diagonal_of_its_examples(state, fitted_on):
-    config = dataclasses.replace(CONFIG, curvature="diagonal", fitted_on=fitted_on)
+    config = changed(CONFIG, curvature="diagonal", fitted_on=fitted_on)
     parts = parts_of(config)
     state = algorithm.add_coresets(parts, state, MODEL, 2)
     region = state.region._replace(probe_indices=jnp.arange(9), probe_weights=1.0 + jnp.arange(9))
@@ -106,7 +106,7 @@ def test_the_quadratic_model_is_gradient_and_hessian_diagonal_of_its_examples(st
 
 
 def test_the_reference_norm_waits_for_the_end_of_the_warm_up(state):
-    late = parts_of(dataclasses.replace(CONFIG, reference_step=3))
+    late = parts_of(changed(CONFIG, reference_step=3))
     state = algorithm.add_coresets(late, state, MODEL, 1)
     assert math.isnan(algorithm.fit_model(late, state._replace(step=2), MODEL)[0].reference_norm)
     taken = algorithm.fit_model(late, state._replace(step=3), MODEL)[0]
@@ -126,7 +126,7 @@ def test_regions_of_parameters_that_stay_have_one_length(smoothing):
     def network(params, state, inputs, *, train, rng):
         return jnp.tanh(inputs @ params["a"]) @ params["b"], state
 
-    config = dataclasses.replace(
+    config = changed(
         settings(batch_size=64, subset_size=128, probe_size=64, max_coresets=1, exclusion=None),
         smoothing=smoothing, interval_multiplier=7.5, max_interval=100,
     )  # fmt: skip
@@ -159,7 +159,7 @@ def test_a_region_begins_with_what_its_name_says(parts, state):
 
 @pytest.mark.parametrize("curvature", ["diagonal", "direction"])
 def test_the_check_compares_the_model_with_the_loss_at_the_parameters_now(curvature):
-    parts = parts_of(dataclasses.replace(CONFIG, curvature=curvature))
+    parts = parts_of(changed(CONFIG, curvature=curvature))
     state = algorithm.init(parts, jax.random.key(0), *MODEL)
     begun, start, _ = algorithm.begin_region(parts, state, MODEL)
     assert algorithm.check_model(parts, begun, MODEL)[1] == (start, 0.0, 0.0, True)
@@ -182,7 +182,7 @@ def test_the_check_compares_the_model_with_the_loss_at_the_parameters_now(curvat
 
 @pytest.mark.parametrize(("tau", "reason"), [(1e6, "kept"), (1e-6, "error")])
 def test_a_check_that_is_due_keeps_or_ends_the_region(tau, reason):
-    parts = parts_of(dataclasses.replace(CONFIG, tau=tau))
+    parts = parts_of(changed(CONFIG, tau=tau))
     state = algorithm.init(parts, jax.random.key(0), *MODEL)
     state, event = algorithm.refresh(parts, state, *MODEL)
     assert (event.reason, event.began_region, event.rho) == ("start", True, None)
@@ -209,7 +209,7 @@ def test_a_region_that_outlives_its_coresets_gets_others_and_counts_none_as_unus
 
 def test_windows_close_when_they_are_over_and_losses_are_noted_outside_the_span():
     own = exclusion(window=5, threshold=0.5, keep_fraction=0.0)
-    parts = parts_of(dataclasses.replace(CONFIG, exclusion=own, select_from=100))
+    parts = parts_of(changed(CONFIG, exclusion=own, select_from=100))
     state = algorithm.init(parts, jax.random.key(0), *MODEL)
     assert algorithm.close_window(parts, state._replace(step=4)) == state._replace(step=4)
     state, batch = algorithm.next_batch(parts, state)
@@ -217,7 +217,7 @@ def test_windows_close_when_they_are_over_and_losses_are_noted_outside_the_span(
     closed = algorithm.close_window(parts, noted._replace(step=5))
     assert closed.excluded == 6
     assert set(np.flatnonzero(closed.pool.exclusion.excluded).tolist()) == set(batch.indices.tolist())
-    inside = parts_of(dataclasses.replace(CONFIG, exclusion=own))
+    inside = parts_of(changed(CONFIG, exclusion=own))
     assert algorithm.observe(inside, state, batch, jnp.zeros(6)) is state
 
 
@@ -226,17 +226,20 @@ def test_paper_is_the_paper_field_by_field() -> None:
     assert dataclasses.asdict(found) == {
         "batch_size": 128,  # m
         "subset_size": 500,  # r, 1 % of n
-        "probe_size": 500,
-        "tau": 0.1,
-        "interval_multiplier": 1.0,  # h0
-        "max_interval": 40,  # mini-batches of a tenth of the data
-        "coresets_per_interval": 5.0,  # b
-        "max_coresets": 40,
-        "fitted_on": "coresets",
-        "curvature": "diagonal",
-        "smoothing": "paper",  # AdaHessian's moments
-        "curvature_of": None,
-        "reference_step": 782,
+        "region": {
+            "probe_size": 500,
+            "tau": 0.1,
+            "interval_multiplier": 1.0,  # h0
+            "max_interval": 40,  # mini-batches of a tenth of the data
+            "coresets_per_interval": 5.0,  # b
+            "max_coresets": 40,
+            "fitted_on": "coresets",
+            "curvature": "diagonal",
+            "smoothing": "paper",  # AdaHessian's moments
+            "curvature_of": None,
+            "reference_step": 782,
+        },
+        "embedding": "logits",
         "select_from": None,  # all steps
         "select_until": None,
         "exclusion": {
@@ -265,9 +268,9 @@ def test_recommended_selects_up_to_the_first_drop() -> None:
 
 
 def test_equal_problems_share_their_compiled_functions():
-    one, two = parts_of(), parts_of(dataclasses.replace(CONFIG))
+    one, two = parts_of(), parts_of(changed(CONFIG))
     assert one.compiled is two.compiled
-    assert parts_of(dataclasses.replace(CONFIG, tau=0.2)).compiled is not one.compiled
+    assert parts_of(changed(CONFIG, tau=0.2)).compiled is not one.compiled
 
     class Unhashable:
         __hash__ = None

@@ -24,7 +24,7 @@ from crest_jax import (
     stratified_batches,
 )
 from crest_jax.gradients import weighted_mean
-from crest_jax.loop import accuracy, view
+from crest_jax.loop import accuracy, several_steps, view
 
 N, BATCH = 24, 6
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
@@ -129,13 +129,13 @@ class Plain:
 
 def counting(monkeypatch):
     """Count the programs of several steps."""
-    lengths, several = [], loop._several_steps
+    lengths, several = [], loop.several_steps
 
-    def counted(step, losses, state, batches):
-        lengths.append(len(batches.indices))
-        return several(step, losses, state, batches)
+    def counted(selection, step, state, train_state, number, **more):
+        lengths.append(number)
+        return several(selection, step, state, train_state, number, **more)
 
-    monkeypatch.setattr(loop, "_several_steps", counted)
+    monkeypatch.setattr(loop, "several_steps", counted)
     return lengths
 
 
@@ -152,9 +152,9 @@ def test_many_steps_are_one_program_where_no_row_is_read_on_the_host(kind, monke
     options = {"key": jax.random.key(2), "steps": 79}
     selection = stratified_batches(source, BATCH)
     many = fit(selection, train_step, first, scan=32, **options)
-    assert lengths == ([] if kind == "reads ahead" else [32, 32, 8, 4, 2])  # and a single one
+    assert lengths == ([32, 32, 8, 4, 2, 1] if kind == "arrays" else [])
     assert_close(many, fit(selection, train_step, first, **options))  # the state given is not donated
-    assert len(lengths) in (0, 5)  # on a CPU a step is a program
+    assert len(lengths) in (0, 6)  # on a CPU a step is a program
 
 
 def test_steps_are_put_together_by_themselves_on_accelerators_where_jit_traces_them(monkeypatch):
@@ -192,16 +192,28 @@ def test_quiet_steps_end_at_the_check_where_more_coresets_are_held():
     selection, (params, _) = crest(mlp, make_source(), config), start()
     state, event = selection.refresh(selection.init(jax.random.key(0), params, {}), params, {})
     assert event.coresets == 2 * event.interval == 6
-    assert selection.quiet(state) == state.next_check - state.step == 3
-    state, _ = selection.next_batches(state, 2)
-    assert selection.quiet(state) == 1
+    assert selection.traced.quiet(state) == state.next_check - state.step == 3
+    for _ in range(2):
+        state, _ = selection.next_batch(state)
+    assert selection.traced.quiet(state) == 1
 
 
-def test_more_mini_batches_than_there_are_coresets_are_refused():
+def test_a_mini_batch_is_refused_where_no_coreset_is_left():
     selection, (params, _) = crest_selection(make_source()), start()
     state, _ = selection.refresh(selection.init(jax.random.key(0), params, {}), params, {})
-    with pytest.raises(ValueError, match=r"9 of the next mini-batches .* call refresh before, and"):
-        selection.next_batches(state, 9)
+    for _ in range(state.buffer.num_coresets):
+        state, _ = selection.next_batch(state)
+    with pytest.raises(ValueError, match=r"next mini-batch was asked for with 3 of 3 .* call refresh"):
+        selection.next_batch(state)
+
+
+def test_steps_in_one_program_are_refused_where_mini_batches_need_the_host():
+    rows = make_source().take(np.arange(N))
+    source = HostSource(np.asarray(rows.inputs), np.asarray(rows.labels))
+    selection = stratified_batches(source, BATCH)
+    state = selection.init(jax.random.key(0), None, None)
+    with pytest.raises(ValueError, match=r"traced is None, .* take single steps, or hold the data in"):
+        several_steps(selection, train_step, state, start(), 2)
 
 
 def test_fit_hands_the_losses_of_every_step_back():
@@ -289,7 +301,8 @@ def test_dynamically_pruned_batches_of_all_classes_alike_and_without_losses():
         counts.append(np.bincount(batch.labels, minlength=3).tolist())
     assert counts != [[2, 2, 2], [2, 2, 2]], "plain random batches are not stratified"
     with pytest.raises(
-        ValueError, match=r"no losses were handed back in 2 steps .* pass losses to fit"
+        ValueError,
+        match=r"no losses were handed back in the window before step 2 .* pass losses",
     ):
         selection.refresh(state, None, None)
 

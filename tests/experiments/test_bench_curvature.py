@@ -9,7 +9,7 @@ from experiments.benchmarks import curvature
 from experiments.config import TrainConfig
 from experiments.harness.build import make_program, shared
 from experiments.harness.cli import UserError
-from experiments.harness.options import CrestOptions, NetworkConfig
+from experiments.harness.options import CrestOptions, NetworkConfig, RegionOptions
 
 RUN = TrainConfig(
     dataset="digits", model="mlp", batch_size=64, network=NetworkConfig(width=16),
@@ -22,7 +22,7 @@ def test_parameters_and_bytes_are_those_that_crest_holds() -> None:
     assert [line["what"] for line in lines] == ["training step", "Dense_1", "all parameters"]
     assert all(len(line["seconds"]) == 2 and min(line["seconds"]) > 0 for line in lines)
     for line, pattern in zip(lines[1:], ("Dense_1", None), strict=True):
-        crest = CrestOptions(probe_size=64, curvature_of=pattern)
+        crest = CrestOptions(region=RegionOptions(curvature_of=pattern))
         program = make_program(shared(dataclasses.replace(RUN, crest=crest)))
         params = program.init(jax.random.key(0)).params
         held = program.selection.init(jax.random.key(1), params, {})
@@ -43,6 +43,10 @@ def test_a_part_that_is_not_there_and_options_without_effect_are_refused() -> No
         curvature.CurvatureConfig(of=("(",), run=RUN)
     with pytest.raises(UserError, match=r"--rounds is 0"):
         curvature.CurvatureConfig(rounds=0)
-    for option, value in (("budget", 0.5), ("epochs", 7), ("crest", CrestOptions(tau=0.5))):
+    for option, value in (
+        ("budget", 0.5),
+        ("epochs", 7),
+        ("crest", CrestOptions(region=RegionOptions(tau=0.5))),
+    ):
         with pytest.raises(UserError, match=rf"--{option}.* has no effect here"):
             curvature.CurvatureConfig(run=dataclasses.replace(RUN, **{option: value}))

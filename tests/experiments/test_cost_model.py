@@ -17,7 +17,7 @@ from experiments.harness.records import read_lines
 
 RUN = dataclasses.replace(
     SMALL, budget=1.0, machine=MachineConfig(devices=0),
-    crest=dataclasses.replace(SMALL.crest, select_span=(0.0, 1.0)),
+    crest=dataclasses.replace(SMALL.crest, select_span=(0.0, 1.0), regions=True),
 )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def test_the_work_is_what_the_run_counted(trained):
         Job(
             batch_size=crest.batch_size,
             subset_size=crest.subset_size,
-            probe_size=crest.probe_size,
+            probe_size=crest.region.probe_size,
             region=steps / selected.num_regions,
             coresets=selected.num_selected / selected.num_regions,
         )
@@ -117,7 +117,8 @@ def test_the_benchmark_compares_devices_and_processes(tmp_path, monkeypatch):
         "sys.argv",
         [
             "bench_devices", "--steps", "24", "--warm", "8", "--out", str(out), "--dataset", "digits",
-            "--model", "mlp", "--network.width", "16", "--batch-size", "64", "--crest.probe-size", "64",
+            "--model", "mlp", "--network.width", "16", "--batch-size", "64",
+            "--crest.region.probe-size", "64",
         ],
     )  # fmt: skip
     scaling.main()

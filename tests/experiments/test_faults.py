@@ -45,12 +45,12 @@ def stopped_at(config, step, monkeypatch, stop=KeyboardInterrupt):
     """Run until the training step ``step``, which raises."""
     seen = 0
 
-    def steps(train_step, trained, batch, *more, **static):
+    def steps(*given):
         nonlocal seen
         seen += 1
         if seen == step:
             raise stop
-        return take_steps(train_step, trained, batch, *more, **static)
+        return take_steps(*given)
 
     monkeypatch.setattr(train, "take_steps", steps)
     with pytest.raises(stop):
@@ -153,12 +153,12 @@ def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_from_it(
     )
     seen = 0
 
-    def steps(train_step, trained, batch, *more, **static):
+    def steps(*given):
         nonlocal seen
         seen += 1
         if seen == 29:
             os.kill(os.getpid(), number)
-        return take_steps(train_step, trained, batch, *more, **static)
+        return take_steps(*given)
 
     monkeypatch.setattr(train, "take_steps", steps)
     with pytest.raises(Stopped, match=f"stopped by {signal.Signals(number).name} after step 29"):
@@ -225,10 +225,8 @@ def interrupted_at(config, monkeypatch, where):
     else:
         numbers = iter(range(1, where + 1))
 
-        def steps(train_step, trained, *more, **static):
-            return (
-                take_steps(train_step, trained, *more, **static) if next(numbers) < where else ctrl_c()
-            )
+        def steps(*given):
+            return take_steps(*given) if next(numbers) < where else ctrl_c()
 
         monkeypatch.setattr(train, "take_steps", steps)
     monkeypatch.setattr("sys.argv", ["train", *options(config)])
@@ -468,14 +466,16 @@ def wait_for(path, process):
 
 def spoilt(config, steps, monkeypatch):
     """Make the training steps of these numbers see a NaN loss."""
-    seen = 0
 
-    def spoiling(train_step, trained, batch, *more, **static):
-        nonlocal seen
-        seen += 1
-        weights = batch.weights * (jnp.nan if seen in steps else 1.0)
-        return take_steps(train_step, trained, batch._replace(weights=weights), *more, **static)
+    def spoiling(selection, counted, *given):
+        def step(trained, batch):
+            bad = jnp.any(trained.step + 1 == jnp.array(sorted(steps)))
+            weights = batch.weights * jnp.where(bad, jnp.nan, 1.0)
+            return counted(trained, batch._replace(weights=weights))
 
+        return take_steps(selection, spoilt_step.setdefault(counted, step), *given)
+
+    spoilt_step = {}
     monkeypatch.setattr(train, "take_steps", spoiling)
 
 

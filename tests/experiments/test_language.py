@@ -394,7 +394,7 @@ def run_options(tmp_path, checkpoint, kind, monkeypatch):
         *("--dataset", "texts", "--model", kind, "--text.checkpoint", str(checkpoint)),
         *("--text.train-file", str(train), "--text.test-file", str(test), "--text.max-tokens", "16"),
         *("--optim.name", "adamw", "--optim.learning-rate", "0.003", "--optim.schedule", "linear"),
-        *("--batch-size", "16", "--crest.probe-size", "32", "--epochs", "6"),
+        *("--batch-size", "16", "--crest.region.probe-size", "32", "--epochs", "6"),
         *(
             "--budget",
             "0.5",
@@ -420,7 +420,7 @@ def command(module, *arguments):
 def test_fine_tuning_and_prediction_end_to_end(run_options, tmp_path):
     out = tmp_path / "run"
     done = command(
-        "train", *run_options, "--method", "crest", "--crest.curvature-of", "classifier|layer_1",
+        "train", *run_options, "--method", "crest", "--crest.region.curvature-of", "classifier|layer_1",
         "--out", str(out),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -503,8 +503,9 @@ def test_snli_from_its_prepared_files_end_to_end(tmp_path, monkeypatch):
     done = command(
         "train", "--setting", "snli_roberta", "--data.dir", str(tmp_path / "data"),
         "--text.checkpoint", str(checkpoint), "--text.max-tokens", "16", "--batch-size", "12",
-        "--crest.subset-size", "24", "--crest.probe-size", "24", "--epochs", "4", "--budget", "0.5",
-        "--crest.curvature-of", "classifier|layer_1", "--optim.learning-rate", "0.003",
+        "--crest.subset-size", "24", "--crest.region.probe-size", "24", "--epochs", "4",
+        "--budget", "0.5",
+        "--crest.region.curvature-of", "classifier|layer_1", "--optim.learning-rate", "0.003",
         "--run.evaluations", "1", "--out", str(tmp_path / "run"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -245,7 +245,7 @@ def test_own_data_are_compared_and_reported_until_they_change(
     command = [
         *("--dataset", kind, "--model", "mlp", "--network.width", "8", *own, "--batch-size", "8"),
         *("--data.dir", str(config.data.dir), "--epochs", "4", "--budget", "1"),
-        *("--run.evaluations", "2", "--run.checkpoints", "2", "--crest.probe-size", "8"),
+        *("--run.evaluations", "2", "--run.checkpoints", "2", "--crest.region.probe-size", "8"),
         *("--crest.subset-size", "16", "--methods", "stratified", "crest", "--out", str(out)),
         *(["--data.ignore", "id"] if kind == "table" else []),
     ]

@@ -36,7 +36,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("--dataset", "digits", "--model", "mlp", "--network.width", "16", "--epochs", "4"),
         *("--run.evaluations", "4", "--run.checkpoints", "1", "--baselines.reselections", "3"),
         *("--crest.exclusion.window", "8", "--machine.no-compilation-cache"),
-        *("--batch-size", "64", "--crest.probe-size", "64", "--out", str(out)),
+        *("--batch-size", "64", "--crest.region.probe-size", "64", "--out", str(out)),
     ]
     compare.main(
         [*options, "--methods", *METHODS, "--seeds", "0", "1", "--full-seeds", "1", "--jobs", "2",

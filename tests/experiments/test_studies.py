@@ -23,7 +23,7 @@ from experiments.studies import ablations, equal_time, pilot_check
 RUN = TrainConfig(
     dataset="digits", model="mlp", epochs=4, budget=0.5, batch_size=64,
     network=NetworkConfig(width=16), run=RunConfig(evaluations=2, checkpoints=1),
-    crest=CrestOptions(probe_size=64, exclusion=ExclusionOptions(window=8)),
+    crest=CrestOptions(exclusion=ExclusionOptions(window=8)),
 )  # fmt: skip
 
 

@@ -19,14 +19,20 @@ import pytest
 import tyro
 from small_run import ROOT, SMALL, STEPS, command, options
 
-from crest_jax import Batch, CrestConfig, ExclusionConfig
+from crest_jax import Batch, CrestConfig, ExclusionConfig, RegionConfig
 from experiments import compare, train
 from experiments.config import METHODS, TrainConfig
 from experiments.data import Dataset
 from experiments.harness import build
 from experiments.harness.checkpoints import sha256
 from experiments.harness.cli import UserError, as_options, parse
-from experiments.harness.options import BaselineConfig, CrestOptions, ExclusionOptions, RunConfig
+from experiments.harness.options import (
+    BaselineConfig,
+    CrestOptions,
+    ExclusionOptions,
+    RegionOptions,
+    RunConfig,
+)
 from experiments.harness.records import read_lines
 from experiments.harness.run_folder import read_network
 from experiments.harness.steps import take_steps
@@ -100,7 +106,7 @@ def test_counted_passes_follow_from_the_events(
 
 @pytest.mark.parametrize(
     "method",
-    ["crest", *(pytest.param(name, marks=pytest.mark.slow) for name in ("random", "dynamic_pruning"))],
+    ["random", *(pytest.param(name, marks=pytest.mark.slow) for name in ("crest", "dynamic_pruning"))],
 )
 def test_steps_in_one_program_give_the_run_of_single_steps(method: Any, tmp_path: Path) -> None:
     """Chunks end at checks, evaluations and checkpoints; what is noted is the same."""
@@ -129,11 +135,13 @@ def test_a_run_cut_off_anywhere_resumes_bit_for_bit(
     cut = dataclasses.replace(whole, out=tmp_path / "cut")
 
     def spy(name: str, stop: int | None) -> None:
-        def step(train_step: Any, trained: Any, batch: Batch, *more: Any, **static: Any) -> Any:
-            batches[name].append((np.asarray(batch.indices), np.asarray(batch.weights)))
+        def step(selection: Any, counted: Any, selected: Any, trained: Any, number: int) -> Any:
+            before = np.asarray(trained.picks)
+            found = take_steps(selection, counted, selected, trained, number)
+            batches[name].append((np.asarray(found[1].picks) - before, np.asarray(found[2])))
             if stop is not None and len(batches[name]) == stop:
                 raise KeyboardInterrupt
-            return take_steps(train_step, trained, batch, *more, **static)
+            return found
 
         monkeypatch.setattr(train, "take_steps", step)
 
@@ -338,7 +346,7 @@ def test_a_setting_of_the_paper_takes_two_steps_on_stand_in_arrays(
     monkeypatch.setattr(build, "load_data", lambda *_: stand_in)
     config = dataclasses.replace(
         run, epochs=1, budget=1.0, batch_size=8, run=RunConfig(evaluations=1, checkpoints=1),
-        crest=CrestOptions(subset_size=16, probe_size=8), out=tmp_path / "run",
+        crest=CrestOptions(subset_size=16), out=tmp_path / "run",
     )  # fmt: skip
     metrics = train.run(config)
     train.make_program.cache_clear()
@@ -383,7 +391,10 @@ def test_occupied_and_changed_folders_are_refused(
         (["--dataset", "fashion_mnist", "--data.dir", "/nowhere"], "/nowhere"),
         (["--data.evaluate-on", "validation"], "has no validation rows"),
         (["--crest.subset-size", "20000"], "--crest.subset-size is 20000 but the data hold"),
-        (["--crest.tau", "-1"], "error: --crest.tau is -1.0 but must lie in (0, 1e+06]; choose"),
+        (
+            ["--crest.region.tau", "-1"],
+            "error: --crest.region.tau is -1.0 but must lie in (0, 1e+06]; choose",
+        ),
     ],
 )
 def test_bad_options_end_with_one_sentence(
@@ -411,9 +422,11 @@ NUMBERS = {  # option: what of these works, or is refused by another rule
     "machine.step-timeout": (), "machine.devices": ("0",), "machine.processes": (), "machine.scan": (),
     "machine.process": ("-1", "0"),  # refused where the processes begin
     "baselines.reselections": (), "baselines.pool-factor": (), "baselines.scoring-networks": (),
-    "text.max-tokens": (), "text.dropout": ("0",), "crest.subset-size": (), "crest.probe-size": (),
-    "crest.tau": (), "crest.interval-multiplier": (), "crest.max-interval": (),
-    "crest.coresets-per-interval": (), "crest.max-coresets": (), "crest.exclusion.threshold": (),
+    "text.max-tokens": (), "text.dropout": ("0",), "crest.subset-size": (),
+    "crest.region.probe-size": (),
+    "crest.region.tau": (), "crest.region.interval-multiplier": (), "crest.region.max-interval": (),
+    "crest.region.coresets-per-interval": (), "crest.region.max-coresets": (),
+    "crest.exclusion.threshold": (),
     "crest.exclusion.window": (), "crest.exclusion.keep-fraction": ("0",), "crest.exclusion.until": (),
     "crest.exclusion.cooldown": (),
 }  # fmt: skip
@@ -472,8 +485,8 @@ def test_no_number_is_forgotten() -> None:
             "^--batch-size is 9 .*; raise --crest.subset-size",
         ),
         (
-            ["--crest.curvature-of", "("],
-            r"^--crest.curvature-of is '\(' but must be a regular expression",
+            ["--crest.region.curvature-of", "("],
+            r"^--crest.region.curvature-of is '\(' but must be a regular expression",
         ),
     ],
 )
@@ -483,8 +496,8 @@ def test_options_that_do_not_fit_each_other_are_named(options: list[str], messag
 
 
 def test_options_of_the_command_line_are_those_of_code() -> None:
-    found = tyro.cli(TrainConfig, args=["--crest.tau", "0.2", "--budget", "0.3"])
-    assert found == TrainConfig(budget=0.3, crest=CrestOptions(tau=0.2))
+    found = tyro.cli(TrainConfig, args=["--crest.region.tau", "0.2", "--budget", "0.3"])
+    assert found == TrainConfig(budget=0.3, crest=CrestOptions(region=RegionOptions(tau=0.2)))
 
 
 @pytest.mark.parametrize(
@@ -509,7 +522,7 @@ def test_options_that_data_network_or_optimizer_do_not_read_are_refused(
 @pytest.mark.parametrize(
     ("changes", "readers"),
     [
-        ({"crest": CrestOptions(tau=0.2)}, {"crest"}),
+        ({"crest": CrestOptions(region=RegionOptions(tau=0.2))}, {"crest"}),
         ({"preset": "paper"}, {"crest", "dynamic_pruning", "dynamic_pruning_random"}),
         (
             {"crest": CrestOptions(exclusion=ExclusionOptions(window=9))},
@@ -544,10 +557,16 @@ def test_the_presets_are_those_of_the_library() -> None:
     for count, steps in ((60_000, 470), (1_442, 69), (500, 4_000)):
         recommended = TrainConfig().crest_config(steps, count)
         assert recommended == CrestConfig.recommended(
-            steps=steps, first_drop=round(0.5 * steps), warmup=round(0.1 * steps), num_examples=count
+            steps=steps, first_drop=round(0.5 * steps), num_examples=count
         )
         paper = TrainConfig(preset="paper").crest_config(steps, count)
         assert paper == CrestConfig.paper(steps=steps, num_examples=count, warmup=round(0.1 * steps))
+    kept = TrainConfig(crest=CrestOptions(regions=True)).crest_config(470, 100).region
+    assert kept == RegionConfig(probe_size=100, reference_step=47)
+    given = TrainConfig(crest=CrestOptions(region=RegionOptions(tau=0.2))).crest_config(470, 1000)
+    assert given.region == RegionConfig(tau=0.2, reference_step=47)
+    fresh = TrainConfig(preset="paper", crest=CrestOptions(regions=False)).crest_config(470, 1000)
+    assert fresh.region is None
     whole = TrainConfig(crest=CrestOptions(select_span=(0.0, 1.0))).crest_config(100, 500)
     assert (whole.select_from, whole.select_until) == (None, None)
     never = ExclusionOptions(cooldown="never", threshold=0.3)
@@ -565,9 +584,9 @@ def test_help_fits_two_screens_and_shows_groups(capsys: pytest.CaptureFixture[st
     short, crest, whole = told(), told("crest"), told("all")
     assert len(short.splitlines()) < 80
     assert "--method" in short
-    assert "--crest.tau" not in short
+    assert "--crest.region.tau" not in short
     assert "--help data | network | optim | crest | baselines | run | machine | text | all" in short
-    assert "--crest.tau" in crest
+    assert "--crest.region.tau" in crest
     assert "--crest.exclusion.window" in crest
     assert "--epochs" not in crest
     assert "--epochs" in whole
@@ -592,10 +611,8 @@ def test_a_setting_is_where_options_begin(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_library_sentence_names_options_but_no_words() -> None:
     said = "tau is 2 but weighted losses need batch_size below 'subset_size' in /batch_size; lower tau."
-    expected = (
-        "--crest.tau is 2 but weighted losses need --batch-size below 'subset_size' in /batch_size; "
-    )
-    assert as_options(said) == expected + "lower tau."
+    expected = "--crest.region.tau is 2 but weighted losses need --batch-size below 'subset_size' in "
+    assert as_options(said) == expected + "/batch_size; lower tau."
 
 
 def test_a_diverged_run_names_the_step(tmp_path: Path) -> None:
