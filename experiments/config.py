@@ -199,8 +199,9 @@ class TrainConfig:
                     num_examples=num_examples,
                 )  # fmt: skip
             given: dict[str, Any] = {"nonfinite": self.run.nonfinite}
-            if own.subset_size is not None:
-                given["subset_size"] = own.subset_size
+            for name in ("subset_size", "picks"):
+                if getattr(own, name) is not None:
+                    given[name] = getattr(own, name)
             if own.embedding in get_args(Embedding):
                 given["embedding"] = own.embedding
             if own.select_span is not None:

@@ -14,12 +14,13 @@ REGION = {field.name for field in dataclasses.fields(RegionConfig)}
 
 
 def settings(**fields):
-    """The recommended settings at all steps with coresets in regions, with fields replaced.
+    """The recommended settings at all steps with medoids in regions, with fields replaced.
 
     ``exclusion`` may be a dict; fields of the region are named as those of the settings.
     """
     own = {name: fields.pop(name) for name in REGION & fields.keys()}
     fields.setdefault("region", RegionConfig(**own))
+    fields.setdefault("picks", "medoids")
     return fresh_settings(**fields)
 
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from crest_jax.algorithm.config import CrestConfig, RegionConfig
 from crest_jax.algorithm.regions import Region, predict, relative_error
+from crest_jax.coresets.importance import importance_sample
 from crest_jax.coresets.mini_batch import medoids
 from crest_jax.data.chunks import chunk_length
 from crest_jax.data.devices import whole
@@ -146,6 +147,11 @@ def _choose(
     def one(
         embeddings: PyTree, strata: Array, sample_weights: Array | None, indices: Array
     ) -> tuple[Array, Array]:
+        # Another draw for every subset, on whichever device it is scored.
+        own = None if key is None else jax.random.fold_in(key, jnp.sum(indices.astype(jnp.uint32)))
+        if config.picks == "importance":
+            given = embeddings, strata
+            return importance_sample(own, *given, size=config.batch_size, sample_weights=sample_weights)
         coreset = medoids(
             embeddings,
             strata,
@@ -154,8 +160,7 @@ def _choose(
             side=form.side,
             rounds=form.rounds,
             sample_weights=sample_weights,
-            # Another draw of classes for every subset, on whichever device it is scored.
-            key=None if key is None else jax.random.fold_in(key, jnp.sum(indices.astype(jnp.uint32))),
+            key=own,
         )
         return coreset.indices, coreset.weights
 
@@ -196,7 +201,8 @@ def score_and_select(
 ) -> tuple[tuple[Array, Array], Noted, Array]:
     """Score subsets, indices [g, r], equally many on each device; put their coresets at ``slots`` [g].
 
-    ``examples`` are [g * r]; ``key`` is for mini-batches of fewer examples than classes. Returns the
+    ``examples`` are [g * r]; ``key`` is for picks by importance, and for mini-batches of fewer examples
+    than classes. Returns the
     coresets held, the observations, and whether all was finite.
     """
     mesh, own = problem.mesh, problem.config.exclusion

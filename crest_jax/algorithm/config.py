@@ -13,6 +13,7 @@ Nonfinite = Literal["stop", "skip"]
 Curvature = Literal["direction", "diagonal"]
 Fitted = Literal["probe", "coresets"]
 Embedding = Literal["last_layer", "logits"]
+Picks = Literal["importance", "medoids"]
 SELECT_SPAN = (0.35, 0.5)  # shares of the steps between which ``recommended`` selects
 MANY_PASSES = 10  # over the data: in more, exclusion ends where the learning rate first drops
 
@@ -100,6 +101,9 @@ class CrestConfig:
       subset_size: r, examples in the random subset that a coreset is selected from.
       region: for how long coresets are kept. None: every coreset is chosen just before the step that
         trains on it.
+      picks: how a coreset is chosen from its subset: "importance", drawn in proportion to the lengths
+        of the gradients, which has no bias (Katharopoulos and Fleuret, ICML 2018; see
+        ``coresets.importance``), or "medoids", by facility location, as in the paper.
       embedding: what examples are compared by where ``crest`` is given no ``embed_fn``: "last_layer",
         the gradient with respect to the last layer's weights, where the model is one of ``from_linen``
         or ``from_nnx`` that ends in a linear layer, and with respect to the logits elsewhere; or
@@ -126,6 +130,7 @@ class CrestConfig:
     batch_size: int
     subset_size: int
     region: RegionConfig | None
+    picks: Picks
     embedding: Embedding
     select_from: int | None
     select_until: int | None
@@ -170,6 +175,7 @@ class CrestConfig:
             batch_size=batch_size,
             subset_size=2 * batch_size,
             region=None,
+            picks="importance",
             embedding="last_layer",
             select_from=start or None,
             select_until=None if drop >= steps else max(drop, start + 1),
@@ -223,6 +229,7 @@ class CrestConfig:
                 smoothing="paper",
                 reference_step=round(0.1 * steps) if warmup is None else warmup,
             ),
+            picks="medoids",
             embedding="logits",
             select_from=None,
             select_until=None,
@@ -256,6 +263,7 @@ class CrestConfig:
             f"exclusion is {_checks.brief(self.exclusion)} but must be an ExclusionConfig or None; "
             "ExclusionConfig.recommended() is usual.",
         )
+        _checks.one_of("picks", self.picks, get_args(Picks))
         _checks.one_of("embedding", self.embedding, get_args(Embedding))
         _checks.one_of("nonfinite", self.nonfinite, get_args(Nonfinite))
 

@@ -67,6 +67,11 @@ class Parts(NamedTuple):
         return self.rules.strata.sizes.shape[0]
 
     @property
+    def draws_picks(self) -> bool:
+        """Whether a choice takes a key."""
+        return self.config.picks == "importance" or self.config.batch_size < self.num_classes
+
+    @property
     def devices(self) -> int:
         """Devices that score a subset each."""
         return num_devices(self.rules.mesh)

@@ -43,7 +43,7 @@ def add_coresets(parts: Parts, state: CrestState, model: Model, number: int) -> 
             slots,
             exclusion,
             state.all_finite,
-            state.key if config.batch_size < parts.num_classes else None,
+            state.key if parts.draws_picks else None,
             form=form,
         )
         first += real

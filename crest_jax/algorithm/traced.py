@@ -137,7 +137,7 @@ def _open(parts: Parts, state: CrestState) -> tuple[Any, Any]:
     drawing, drawn = inside.opened(parts.rules, state.pool)
     if not config.selects(state.step):
         return _Random(source.arrays, drawing), drawn
-    key = state.key if config.batch_size < parts.num_classes else None
+    key = state.key if parts.draws_picks else None
     fresh = _Fresh(source.arrays, drawing, key, form_of(parts, state))
     return fresh, _Chosen(drawn, (buffer.indices, buffer.weights), state.all_finite)
 

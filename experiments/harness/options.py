@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from crest_jax.algorithm.config import Curvature, Fitted
+from crest_jax.algorithm.config import Curvature, Fitted, Picks
 from crest_jax.gradients.curvature import Smoothing
 from experiments.data import OwnOptions
 from experiments.data.dataset import Fit
@@ -190,6 +190,8 @@ class CrestOptions:
 
     subset_size: int | None = None
     """r, examples in the random subset that a coreset is selected from."""
+    picks: Picks | None = None
+    """How a coreset is chosen from its subset: drawn by gradient length, or by facility location."""
     regions: bool | None = None
     """True keeps coresets for as long as a quadratic model of the loss holds; False chooses each just
     before its step."""

@@ -239,6 +239,7 @@ def test_paper_is_the_paper_field_by_field() -> None:
             "curvature_of": None,
             "reference_step": 782,
         },
+        "picks": "medoids",
         "embedding": "logits",
         "select_from": None,  # all steps
         "select_until": None,
