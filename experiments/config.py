@@ -132,6 +132,8 @@ class TrainConfig:
             found += [(f"text.{name}", f"{self.dataset} is no text") for name in changed(self.text)]
         if self.network.imagenet_stem and not self.model.startswith("resnet"):
             found.append(("network.imagenet-stem", f"{self.model} is no residual network"))
+        if self.network.norm != NetworkConfig().norm and not self.model.startswith("resnet"):
+            found.append(("network.norm", f"{self.model} has no normalisation of images"))
         found += self._data_without_effect()
         if self.optim.name != "sgd":
             own = [name for name in changed(self.optim) if name in ("momentum", "nesterov")]

@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from crest_jax import ArraySource, Batch, CrestConfig, RegionConfig, cross_entropy, select_coreset
+from crest_jax import crest as crest_selector
 from crest_jax.algorithm import crest
 from crest_jax.algorithm.compiled import Form
 from crest_jax.algorithm.parts import Model, Parts, make_parts
@@ -40,6 +41,8 @@ from crest_jax.data.sources import _take
 from crest_jax.flax import from_linen
 from crest_jax.gradients import weighted_mean
 from crest_jax.gradients.curvature import draw_probes
+from crest_jax.loop import _several_steps
+from crest_jax.types import untimed
 from experiments.benchmarks import ahead_of_time
 from experiments.harness.cli import UserError, one_sentence, parse
 from experiments.harness.records import append_line, table
@@ -56,7 +59,7 @@ BUDGETS = {
     "draw with exclusion": 3,
     "8 subsets: drawn": 50,
     "8 subsets: gathered": 2,
-    "8 subsets: scored and chosen": 148,
+    "8 subsets: scored and chosen": 150,
     "16 coresets in 100 classes": 1_000,
     "CRAIG, 20,000 rows in 10 classes": 1_300,
     "10 picks of push greedy, n = 20,000": 330,  # 30 each, and 30 to begin
@@ -120,10 +123,11 @@ def _training() -> tuple[ArraySource, Parts, Any, Model, Callable[[Any, Batch], 
     images = rng.integers(0, 255, (ROWS, 28, 28, 1)).astype(np.uint8)
     source = ArraySource(images, np.arange(ROWS) % CLASSES)
     config = CrestConfig.recommended(steps=1_000, batch_size=BATCH)
+    config = dataclasses.replace(config, subset_size=SUBSET, select_from=None)
     region = RegionConfig(max_coresets=SUBSETS)
-    config = dataclasses.replace(config, subset_size=SUBSET, region=region)
-    phase = lambda name, function, *args: function(*args)  # noqa: E731
-    parts = make_parts(apply_fn, source, config, loss_fn=cross_entropy, embed_fn=None, phase=phase)
+    kept = dataclasses.replace(config, picks="medoids", region=region)
+    given: Any = {"loss_fn": cross_entropy, "embed_fn": None, "phase": untimed}
+    parts = make_parts(apply_fn, source, kept, **given)
 
     def step(model: Model, batch: Batch) -> tuple[Model, Any]:
         def loss(params: Any) -> tuple[Any, Any]:
@@ -135,6 +139,30 @@ def _training() -> tuple[ArraySource, Parts, Any, Model, Callable[[Any, Batch], 
 
     begun = crest.init(parts, jax.random.key(0), params, state)
     return source, parts, begun, Model(params, state), step
+
+
+def fresh_steps(model: Model, step: Any) -> Iterator[Work]:
+    """Yield steps that each choose a coreset of their own."""
+    apply_fn, _, _ = _network()
+    source = ArraySource(np.zeros((ROWS, 28, 28, 1), np.uint8), np.arange(ROWS) % CLASSES)
+    for picks in ("importance", "medoids"):
+        config = CrestConfig.recommended(steps=1_000, batch_size=BATCH)
+        config = dataclasses.replace(config, subset_size=SUBSET, select_from=None, picks=picks)
+        traced = crest_selector(apply_fn, source, config).traced
+        assert traced is not None
+        state = crest_selector(apply_fn, source, config).init(jax.random.key(0), *model)
+        fixed, changing = traced.open(state)
+        rounds = most_rounds(1 / CLASSES, SUBSET, BATCH, CLASSES)
+        fixed = dataclasses.replace(fixed, form=Form(CLASSES, 2**33, None, rounds))
+        several = functools.partial(
+            _several_steps.__wrapped__,  # type: ignore[attr-defined]
+            traced.inside,
+            step,
+            lambda model: model,
+            None,
+            SUBSETS,
+        )
+        yield Work(f"8 steps with coresets: {picks}", jax.jit(several), (fixed, changing, model))
 
 
 def training_programs() -> Iterator[Work]:
@@ -171,6 +199,7 @@ def training_programs() -> Iterator[Work]:
     batches = jax.tree.map(lambda x: jnp.stack([x] * 8), batch)
     chunk = jax.jit(lambda model, batches: jax.lax.scan(step, model, batches))
     yield Work("8 training steps", chunk, (model, batches))
+    yield from fresh_steps(model, step)
 
 
 def selection_programs() -> Iterator[Work]:

@@ -11,6 +11,7 @@ from crest_jax.gradients.curvature import Smoothing
 from experiments.data import OwnOptions
 from experiments.data.dataset import Fit
 from experiments.harness.cli import UserError
+from experiments.models.networks import Norm
 
 DROPS = (0.5, 0.75)  # shares of the steps after which the schedule "step" drops the rate
 
@@ -95,6 +96,9 @@ class NetworkConfig:
 
     width: int | None = None
     """Width of the network's first stage (resnet) or of its hidden layers (mlp); None: the usual."""
+    norm: Norm = "weighted_batch"
+    """Normalisation of a residual network: BatchNorm that heeds the weights of examples, BatchNorm that
+    does not, or GroupNorm, which has no statistics of mini-batches."""
     imagenet_stem: bool = False
     """Begin a residual network as on ImageNet: a 7x7 convolution of stride 2 and a pooling."""
 

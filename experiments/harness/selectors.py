@@ -12,10 +12,8 @@ from crest_jax import (
     ArraySource,
     Batch,
     BatchSelector,
-    EmbedFn,
     crest,
     dynamic_pruning,
-    last_layer_gradients,
     random_batches,
     sketched_gradients,
     stratified_batches,
@@ -60,7 +58,9 @@ def make_selection(
     match config.method:
         case "crest":
             settings = config.crest_config(steps, len(train))
-            embed_fn = _embedding(config, apply_fn, features_fn)
+            sketched = config.crest.embedding == "sketch"
+            key = jax.random.key(0)
+            embed_fn = sketched_gradients(key, apply_fn, SKETCH) if sketched else None
             return crest(apply_fn, train, settings, embed_fn=embed_fn, phase=timer)
         case "stratified":
             return stratified_batches(train, batch)
@@ -89,15 +89,6 @@ def make_selection(
         case "forgetting":
             return _forgetting(config, apply_fn, train, size, timer, train_network)
     return random_batches(train, batch)  # "random", "full" and "full_cut_off"
-
-
-def _embedding(config: TrainConfig, apply_fn: ApplyFn, features_fn: FeaturesFn) -> EmbedFn | None:
-    match config.crest.embedding:
-        case "last_layer":
-            return last_layer_gradients(features_fn)
-        case "sketch":
-            return sketched_gradients(jax.random.key(0), apply_fn, SKETCH)
-    return None
 
 
 def _el2n(

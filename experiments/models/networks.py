@@ -7,7 +7,7 @@ Residual networks follow He et al. (2016), https://arxiv.org/abs/1512.03385.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -44,14 +44,23 @@ def pad_shortcut(x: Array, channels: int, stride: int) -> Array:
     return jnp.pad(x[:, ::stride, ::stride, :], padding)
 
 
+Norm = Literal["weighted_batch", "batch", "group"]
+GROUP = 8  # channels that GroupNorm normalises together
+
+
 class ConvNorm(nn.Module):
-    """A convolution without bias, padded by ``kernel // 2``, then BatchNorm that heeds weights."""
+    """A convolution without bias, padded by ``kernel // 2``, then a normalisation.
+
+    ``norm`` is "weighted_batch", BatchNorm that heeds weights; "batch", which does not; or "group", of
+    eight channels of each example by itself.
+    """
 
     channels: int
     kernel: int
     stride: int
     norm_decay: float
     dtype: Any
+    norm: Norm = "weighted_batch"
 
     @nn.compact
     def __call__(self, x: Array, train: bool, weights: Array | None = None) -> Array:
@@ -66,7 +75,10 @@ class ConvNorm(nn.Module):
             kernel_init=he_normal,
             dtype=self.dtype,
         )(x)
+        if self.norm == "group":
+            return nn.GroupNorm(max(1, self.channels // GROUP), dtype=self.dtype)(x)
         norm = WeightedBatchNorm(self.norm_decay, dtype=self.dtype, name="BatchNorm_0")
+        weights = weights if self.norm == "weighted_batch" else None
         return norm(x, use_running_average=not train, weights=weights)
 
 
@@ -83,13 +95,14 @@ class ResidualBlock(nn.Module):
     projection: bool
     norm_decay: float
     dtype: Any
+    norm: Norm = "weighted_batch"
 
     @nn.compact
     def __call__(self, x: Array, train: bool, weights: Array | None = None) -> Array:
         """Map ``x`` [b, h, w, c] to [b, ceil(h / stride), ceil(w / stride), width or 4 width]."""
 
         def conv(y: Array, channels: int, kernel: int, stride: int) -> Array:
-            layer = ConvNorm(channels, kernel, stride, self.norm_decay, self.dtype)
+            layer = ConvNorm(channels, kernel, stride, self.norm_decay, self.dtype, self.norm)
             return layer(y, train, weights)
 
         if self.bottleneck:
@@ -115,7 +128,8 @@ class ResNet(nn.Module):
 
     ``stage_sizes`` are the blocks of each stage; every stage but the first halves the image. The
     stem is a 3x3 convolution, or with ``imagenet_stem`` a 7x7 one of stride 2 and a 3x3 max-pool of
-    stride 2. ``norm_decay`` is the share of the old value in BatchNorm's running statistics.
+    stride 2. ``norm_decay`` is the share of the old value in BatchNorm's running statistics; ``norm``
+    is that of ``ConvNorm``.
     Parameters, BatchNorm statistics and logits are float32; ``dtype`` is that of the activations.
     """
 
@@ -126,6 +140,7 @@ class ResNet(nn.Module):
     projection: bool = True
     imagenet_stem: bool = False
     norm_decay: float = 0.9
+    norm: Norm = "weighted_batch"
     dtype: Any = jnp.float32
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
@@ -137,7 +152,7 @@ class ResNet(nn.Module):
         """Return the features [b, d] that the last layer reads, and the logits [b, c], float32."""
         x = standardise(x, self.mean, self.std, self.dtype)
         kernel, stride = (7, 2) if self.imagenet_stem else (3, 1)
-        stem = ConvNorm(self.width, kernel, stride, self.norm_decay, self.dtype)
+        stem = ConvNorm(self.width, kernel, stride, self.norm_decay, self.dtype, self.norm)
         x = nn.relu(stem(x, train, weights))
         if self.imagenet_stem:
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
@@ -149,6 +164,7 @@ class ResNet(nn.Module):
                     bottleneck=self.bottleneck,
                     projection=self.projection,
                     norm_decay=self.norm_decay,
+                    norm=self.norm,
                     dtype=self.dtype,
                 )(x, train, weights)
         x = x.mean(axis=(1, 2)).astype(jnp.float32)
@@ -230,8 +246,8 @@ def build(
     """Return the network called ``name`` (one of `MODELS`) for one kind of input.
 
     ``input_shape`` is the shape of one example, ``mean`` and ``std`` are those of its channels in
-    the units of the stored data, and ``fields`` (``norm_decay``, ``imagenet_stem``, ``dtype``) go to
-    the network as they are.
+    the units of the stored data, and ``fields`` (``norm_decay``, ``norm``, ``imagenet_stem``,
+    ``dtype``) go to the network as they are.
 
     Raises:
         ValueError: if a name, a size or a statistic does not fit.

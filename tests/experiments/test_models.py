@@ -277,3 +277,24 @@ def test_errors_are_sentences(changes: dict, message: str) -> None:
     good = {"name": "resnet8", "num_classes": 10, **SMALL}
     with pytest.raises(ValueError, match=message):
         build(**{**good, **changes})
+
+
+@pytest.mark.parametrize("norm", ["weighted_batch", "batch", "group"])
+def test_a_normalisation_heeds_weights_and_other_examples_as_it_says(norm):
+    model = build("resnet8", 10, width=8, input_shape=(8, 8, 1), mean=(0.0,), std=(1.0,), norm=norm)
+    images = jax.random.normal(jax.random.key(0), (6, 8, 8, 1))
+    variables = model.init(jax.random.key(1), images, train=False)
+    assert ("batch_stats" in variables) == (norm != "group")
+
+    def logits(images, weights):
+        given = {
+            "train": True,
+            "weights": jnp.asarray(weights, jnp.float32),
+            "mutable": ["batch_stats"],
+        }
+        return np.asarray(model.apply(variables, images, **given)[0])
+
+    plain, weighted = logits(images, np.ones(6)), logits(images, np.arange(1.0, 7.0))
+    assert np.allclose(plain, weighted, atol=1e-5) == (norm != "weighted_batch")
+    fewer = logits(images[:4], np.ones(4))
+    assert np.allclose(plain[:4], fewer, atol=1e-5) == (norm == "group")
