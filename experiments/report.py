@@ -3,8 +3,7 @@
     python -m experiments.report --runs runs/three --out runs/three/report.html
 
 Reads what ``experiments.compare`` wrote. ``--difficulty`` (of ``experiments.studies.difficulty``) adds
-how difficult the picks are over training, ``--quality`` (of ``experiments.studies.gradient_quality``)
-the bias and variance of the gradient. Pictures are inlined in the page and also written beside it.
+how difficult the picks are over training. Pictures are inlined in the page and also written beside it.
 """
 
 import dataclasses
@@ -20,13 +19,11 @@ from experiments.harness.build import load_data
 from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.inputs import inputs_of
 from experiments.harness.page import Page
-from experiments.harness.records import read_lines
 from experiments.harness.report_figures import (
     accuracy_figure,
     balance_figure,
     contact_figure,
     difficulty_figure,
-    quality_figure,
     region_figure,
     split_figure,
 )
@@ -45,17 +42,8 @@ class ReportConfig:
     """The page."""
     difficulty: Path | None = None
     """Scores that experiments.studies.difficulty wrote."""
-    quality: Path | None = None
-    """gradient_quality.jsonl of experiments.studies.gradient_quality."""
     without_picks: bool = False
     """Leave out what only the run folders hold: regions and picks."""
-
-
-def quality_made(path: Path) -> str:
-    """Return the command that made a measurement of gradients, which the table beside it holds."""
-    table_path = path.with_suffix(".md")
-    first = table_path.read_text(encoding="utf-8").split("\n", 1)[0] if table_path.is_file() else ""
-    return first if first.startswith("`") else "By experiments.studies.gradient_quality."
 
 
 def _regions(page: Page, runs: list[dict[str, Any]], one: dict[str, Any]) -> None:
@@ -113,18 +101,6 @@ def build(config: ReportConfig) -> None:
             page.table(rows)
         if settings.dataset not in TEXT_DATASETS:
             _picture_picks(page, path.parent, settings, groups)
-    if config.quality is not None:
-        page.section(
-            "Bias and variance of the gradient",
-            "Convergence needs a bias below the full gradient's norm (a bound of 1); the bound "
-            "includes sampling noise.",
-        )
-        page.picture(
-            "quality",
-            quality_figure(read_lines(config.quality)),
-            "Of mini-batches of each kind.",
-            made=quality_made(config.quality),
-        )
     page.write(config.out)
 
 
@@ -148,10 +124,9 @@ def main() -> None:
     """Read the command line and make the page."""
     with one_sentence("interrupted; start again."):
         config = tyro.cli(ReportConfig, description=__doc__)
-        for name in ("difficulty", "quality"):
-            path = getattr(config, name)
-            if path is not None and not path.is_file():
-                raise UserError(f"--{name} {path} is not there; make it first, or leave --{name} out.")
+        path = config.difficulty
+        if path is not None and not path.is_file():
+            raise UserError(f"--difficulty {path} is not there; make it first, or leave it out.")
         with held_file(config.out):
             build(config)
     print(f"the page is {config.out}")

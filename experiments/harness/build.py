@@ -17,6 +17,7 @@ from crest_jax.data.devices import in_all_processes, num_devices
 from crest_jax.flax import from_linen, linen_features
 from crest_jax.gradients import weighted_mean
 from crest_jax.loop import Evaluate
+from crest_jax.types import FeaturesFn
 from experiments import data
 from experiments.config import TEXT_DATASETS, Method, TrainConfig
 from experiments.data.augment import pad_crop_flip
@@ -57,6 +58,8 @@ class Program(NamedTuple):
 
     init: Callable[[jax.Array], TrainState]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+    gradient: Callable[[TrainState, Batch], Any]  # of a training step
+    features_fn: FeaturesFn
     apply_fn: ApplyFn
     evaluate: Evaluate
     train: ArraySource
@@ -136,6 +139,7 @@ class Training(NamedTuple):
     apply_fn: ApplyFn
     init: Callable[[jax.Array], TrainState]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+    gradient: Callable[[TrainState, Batch], Any]  # of a training step
 
 
 class Network(NamedTuple):
@@ -202,8 +206,8 @@ def make_training(config: TrainConfig, dataset: AnyDataset, steps: int) -> Train
     def norm_weights(batch: Batch) -> dict[str, jax.Array]:
         return {"weights": batch.weights} if takes_weights else {}
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        key, augment_key, dropout_key = jax.random.split(state.key, 3)
+    def measured(state: TrainState, batch: Batch) -> Any:
+        _, augment_key, dropout_key = jax.random.split(state.key, 3)
         inputs = batch.inputs
         if augment:
             inputs = pad_crop_flip(augment_key, inputs)
@@ -215,7 +219,11 @@ def make_training(config: TrainConfig, dataset: AnyDataset, steps: int) -> Train
             losses = cross_entropy(logits, batch.labels)
             return weighted_mean(losses, batch.weights), (model_state, losses)
 
-        (value, (model_state, losses)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        return jax.value_and_grad(loss, has_aux=True)(state.params)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        (value, (model_state, losses)), gradient = measured(state, batch)
+        key = jax.random.split(state.key, 3)[0]
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         bad = ~(jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(updates)))
@@ -228,7 +236,8 @@ def make_training(config: TrainConfig, dataset: AnyDataset, steps: int) -> Train
             )
         return TrainState(params, model_state, opt_state, key), StepMetrics(value, losses, bad)
 
-    return Training(network, apply_fn, init, jax.jit(train_step))
+    step = jax.jit(train_step)
+    return Training(network, apply_fn, init, step, lambda state, batch: measured(state, batch)[1])
 
 
 @functools.lru_cache(maxsize=32)
@@ -237,7 +246,7 @@ def make_program(config: TrainConfig) -> Program:
     dataset, train, held_out = load_sources(config)
     steps, full_steps = config.steps(len(train)), config.full_steps(len(train))
     scheduled = full_steps if config.method == "full_cut_off" else steps
-    network, apply_fn, init, train_step = make_training(config, dataset, scheduled)
+    network, apply_fn, init, train_step, gradient = make_training(config, dataset, scheduled)
     timer = PhaseTimer()
     features_fn = linen_features(network, method="features")
     chunk = 100 if config.dataset in TEXT_DATASETS else 500
@@ -245,6 +254,8 @@ def make_program(config: TrainConfig) -> Program:
     return Program(
         init=lambda key: place(init(key), train.mesh),
         train_step=train_step,
+        gradient=gradient,
+        features_fn=features_fn,
         apply_fn=apply_fn,
         evaluate=make_evaluate(apply_fn, chunk_size=chunk),
         train=train,

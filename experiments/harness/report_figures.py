@@ -1,7 +1,6 @@
 """The pictures of a report."""
 
 import itertools
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -171,26 +170,4 @@ def contact_figure(
         grid[label][0].set(xticks=[], yticks=[])
         grid[label][0].set_ylabel(names[label], fontsize=6, rotation=0, ha="right")
     figure.suptitle("most picked (left) and least picked (right), with the number of times", fontsize=9)
-    return figure
-
-
-def quality_figure(lines: list[dict[str, Any]]) -> Figure:
-    """Variance and bias of the gradients of mini-batches over training."""
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    kinds = list(dict.fromkeys(line["kind"] for line in lines))
-    random = {line["step"]: line["variance"] for line in lines if line["kind"] == "random"}
-    for kind in kinds:
-        own = [line for line in lines if line["kind"] == kind]
-        steps = [line["step"] for line in own]
-        left.plot(
-            steps, [line["variance"] / random[line["step"]] for line in own], "o-", ms=3, label=kind
-        )
-        right.plot(steps, [line["bias_bound"] for line in own], "o-", ms=3, label=kind)
-    left.set(ylabel="variance over that of random batches", xlabel="step", ylim=(0, None))
-    right.set(ylabel="bias over the full gradient's norm, 95 % bound", xlabel="step", ylim=(0, None))
-    right.axhline(1.0, color="0.5", ls="--", lw=1)
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
     return figure

@@ -1,23 +1,24 @@
-"""Measure bias and variance of coreset gradients through training, beside random batches.
+"""Measure how far mini-batch gradients are from the gradient of all data, where training uses them.
 
-    python -m experiments.studies.gradient_quality --out runs/gradient_quality
+    python -m experiments.studies.gradient_quality --setting long_mlp --out runs/gradient_quality
 
-One network is trained on stratified random batches; at several points of its training the gradient of
-the whole data is compared with the gradients of many mini-batches of the same size: random ones,
-stratified ones, and mini-batch coresets selected out of stratified random subsets. All gradients are
-taken in evaluation mode, where the gradient of a set is the mean of its examples' gradients.
+A network is trained on stratified batches. At several points the gradients of many mini-batches are
+compared with the gradient of all data, all in training mode: dropout is drawn, and BatchNorm takes the
+statistics of the (weighted) mini-batch. Coresets are chosen in evaluation mode, at the parameters of
+the same step (age 0) or of some steps before. The gradient of all data is the mean over stratified
+mini-batches of four times the size that together hold every example.
 
-*Variance* is ``E |g - E g|^2``. *Bias* is ``|E g - G|`` over the norm of the full gradient ``G``; of it
-the table gives an estimate (the square root of ``|mean - G|^2 - variance / count``, which is unbiased
-before the root; 0 where that is negative) and an upper bound: ``|mean - G|`` plus the 95 % quantile of
-``|mean* - mean|`` over bootstrap samples, by the triangle inequality. Mini-batches are drawn
-independently of each other.
+The *error* is the mean of ``|g - G|^2``, over that of stratified batches of m; *variance* and *bias*
+are its parts, the bias over the norm of ``G``. The *equivalent batch* is the size of a stratified batch
+with that error, interpolated in logarithms. Intervals are of a bootstrap over mini-batches, which are
+drawn independently of each other.
 """
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,209 +27,329 @@ import tyro
 from jax.flatten_util import ravel_pytree
 from tqdm import tqdm
 
-from crest_jax import ArraySource, Examples, cross_entropy, logit_gradients
-from crest_jax.coresets.mini_batch import medoids
+from crest_jax import Batch, Examples, last_layer_gradients, logit_gradients
+from crest_jax.algorithm.config import Picks
+from crest_jax.coresets.importance import importance_sample
+from crest_jax.coresets.mini_batch import class_side, medoids
 from crest_jax.data import make_strata, next_subset, open_stream
-from crest_jax.data.classes import classes_in, one_class
-from crest_jax.data.sources import padded_chunks
-from crest_jax.gradients import weighted_mean
+from crest_jax.data.classes import Classes, classes_in, one_class
+from crest_jax.gradients.chunked import in_chunks
 from experiments.config import TrainConfig
-from experiments.harness.build import Program, make_program, shared
-from experiments.harness.cli import UserError, one_sentence, parse
+from experiments.harness.build import Program, TrainState, make_program, shared
+from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.records import append_line, table
 from experiments.harness.run_folder import COMMIT, held_new_folder
+from experiments.models.networks import Norm
+from experiments.presets import SETTINGS
 from experiments.sweep import command_line
 
-Kind = Literal["random", "stratified", "coreset"]
+RESAMPLES = 2000
+SCORED_AT_ONCE = 128
+Embedding = str  # "last_layer" or "logits"
+
+
+class Kind(NamedTuple):
+    """A kind of mini-batch; ``size`` and ``subset`` are in mini-batches of m.
+
+    Attributes:
+      name: what to call it.
+      size: examples of a random one.
+      picks: how a coreset is chosen; None: a random mini-batch.
+      embedding: by what.
+      subset: r, examples that it is chosen from.
+      age: steps between its choice and its use.
+      stratified: whether it is drawn by class.
+    """
+
+    name: str
+    size: int = 1
+    picks: Picks | None = None
+    embedding: Embedding = "last_layer"
+    subset: int = 1
+    age: int = 0
+    stratified: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class QualityConfig:
-    """What to measure; the data, network and schedule are those of a training run."""
+    """What to measure; data, network and schedule are those of a setting."""
 
-    points: int = 5
-    """Points of training at which to measure, evenly spaced, the last at its end."""
-    count: int = 256
+    setting: str = "long_mlp"
+    """A setting of experiments.presets."""
+    norm: Norm | None = None
+    """Normalisation of a residual network, as --network.norm; None: that of the setting."""
+    points: tuple[float, ...] = (0.1, 0.3, 0.6)
+    """Shares of the steps after which to measure."""
+    count: int = 128
     """Mini-batches of each kind at each point."""
-    subset_size: int = 256
-    """r, examples in the random subset that a coreset is selected from."""
-    run: Annotated[TrainConfig, tyro.conf.arg(name="")] = dataclasses.field(
-        default_factory=lambda: TrainConfig(method="stratified", out=Path("runs/gradient_quality"))
-    )
-    """Options of the training run."""
+    subsets: tuple[int, ...] = (2, 4)
+    """r, examples in the subset that a coreset is chosen from, in mini-batches."""
+    ages: tuple[int, ...] = (0, 8)
+    """Steps between the choice of a coreset and its use."""
+    embeddings: tuple[Embedding, ...] = ("last_layer", "logits")
+    """What examples are compared by."""
+    picks: tuple[Picks, ...] = ("importance", "medoids")
+    """How coresets are chosen."""
+    seed: int = 0
+    """Seed of the training and of the mini-batches."""
+    out: Path = Path("runs/gradient_quality")
+    """Folder of the results, which must be new."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        unused = ("resume", "run", "data.evaluate_on", "preset", "crest", "baselines")
-        self.run.refuse(unused, "nothing is evaluated or saved while the network trains")
-        if self.points < 1 or self.count < 2:
+        if self.setting not in SETTINGS:
             raise UserError(
-                f"--points is {self.points} and --count {self.count} but they must be at least 1 "
-                "and 2; raise them."
+                f"--setting is {self.setting} but must be one of {', '.join(SETTINGS)}; choose one."
+            )
+        if not self.points or not all(0 < point <= 1 for point in self.points) or self.count < 2:
+            raise UserError(
+                f"--points is {self.points} and --count {self.count} but points must lie in (0, 1] and "
+                "the count be at least 2; change them."
+            )
+        if min(self.subsets, default=0) < 1 or min(self.ages, default=-1) < 0:
+            raise UserError(
+                f"--subsets is {self.subsets} and --ages {self.ages} but must name sizes of at least 1 "
+                "and ages of at least 0; change them."
+            )
+        if not set(self.embeddings) <= {"last_layer", "logits"} or not self.embeddings:
+            raise UserError(
+                f"--embeddings is {self.embeddings} but must be of last_layer and logits; choose some."
             )
 
+    def run(self) -> TrainConfig:
+        """Return the options of the training run."""
+        run = SETTINGS[self.setting].options("stratified", self.seed)
+        if self.norm is not None:
+            network = dataclasses.replace(run.network, norm=self.norm)
+            run = dataclasses.replace(run, network=network)
+        return run
 
-def bias_and_variance(
-    gradients: np.ndarray, full: np.ndarray, rng: np.random.Generator, resamples: int = 400
-) -> dict[str, float]:
-    """Return variance, estimated bias and bound on the bias of gradients [k, p] of ``full`` [p].
+    def kinds(self) -> list[Kind]:
+        """Return the kinds of mini-batches."""
+        found = [Kind("random, m", stratified=False)]
+        found += [Kind(f"stratified, {size}m", size=size) for size in (1, 2, 4)]
+        for picks in self.picks:
+            for embedding in self.embeddings:
+                for subset in self.subsets:
+                    for age in self.ages:
+                        name = f"{picks}, {embedding.replace('_', ' ')}, r = {subset}m, age {age}"
+                        found.append(Kind(name, 1, picks, embedding, subset, age))
+        return found
 
-    The biases are relative to ``|full|``.
 
-    >>> rng = np.random.default_rng(0)
-    >>> numbers = bias_and_variance(rng.normal(size=(500, 4)) + 1, np.ones(4), rng)
-    >>> 3.5 < numbers["variance"] < 4.5, numbers["bias_bound"] < 0.15
+class Errors(NamedTuple):
+    """What the gradients of one kind are like.
+
+    Attributes:
+      squared: [count], squared distances from the gradient of all data.
+      variance: ``E |g - E g|^2``.
+      bias: ``|E g - G|``, the root of its square's unbiased estimate; 0 where that is negative.
+    """
+
+    squared: np.ndarray
+    variance: float
+    bias: float
+
+
+def errors_of(gradients: Any, full: np.ndarray) -> Errors:
+    """Measure gradients, an iterable of [p], against that of all data [p].
+
+    >>> found = errors_of(np.random.default_rng(0).normal(size=(500, 4)) + 1, np.ones(4))
+    >>> bool(3.5 < found.variance < 4.5), found.bias < 0.2
     (True, True)
     """
-    count = len(gradients)
-    mean = gradients.mean(0)
-    centred = gradients - mean
-    variance = float(np.sum(centred**2) / (count - 1))
-    # |mean* - mean|^2 is a quadratic form in the resampling frequencies.
-    gram = centred @ centred.T
-    draws = rng.multinomial(count, np.full(count, 1 / count), size=resamples) / count
-    spread = np.sqrt(np.maximum(np.einsum("bi,ij,bj->b", draws, gram, draws, optimize=True), 0))
-    norm = float(np.linalg.norm(full))
-    gap = float(np.linalg.norm(mean - full))
-    return {
-        "variance": variance,
-        "bias": float(np.sqrt(max(0.0, gap**2 - variance / count))) / norm,
-        "bias_bound": (gap + float(np.quantile(spread, 0.95))) / norm,
-        "full_norm": norm,
-    }
+    squared: list[float] = []
+    total = np.zeros_like(full)
+    for gradient in gradients:
+        gap = np.asarray(gradient, np.float64) - full
+        total += gap
+        squared.append(float(gap @ gap))
+    count, values = len(squared), np.asarray(squared)
+    shift = float(total @ total) / count**2
+    variance = (values.mean() - shift) * count / (count - 1)
+    return Errors(values, variance, float(np.sqrt(max(0.0, shift - variance / count))))
 
 
-def make_gradient(program: Program) -> Callable[..., jax.Array]:
-    """Return the jitted gradient, as one vector, of a weighted mean loss in evaluation mode."""
+def equivalent_batch(error: float, sizes: list[int], reached: list[float]) -> float:
+    """Return the size of a stratified batch with an error, linear in logarithms.
+
+    >>> round(equivalent_batch(0.25, [1, 2, 4], [1.0, 0.5, 0.25]), 6)
+    4.0
+    """
+    logs, values = np.log2(sizes), np.log2(np.minimum.accumulate(reached))
+    place = int(np.clip(np.sum(values > np.log2(error)), 1, len(sizes) - 1))
+    slope = (logs[place] - logs[place - 1]) / min(values[place] - values[place - 1], -1e-9)
+    return float(2 ** np.clip(logs[place - 1] + slope * (np.log2(error) - values[place - 1]), -3, 5))
+
+
+class Measurement:
+    """A network in training, whose mini-batch gradients are measured."""
+
+    def __init__(self, config: QualityConfig) -> None:
+        """Build the network and the compiled functions."""
+        run = config.run()
+        self.config, self.program = config, make_program(shared(run))
+        self.size, self.source = run.batch_size, self.program.train
+        self.gradient = make_gradient(self.program)
+
+    def drawn(self, key: jax.Array, classes: Classes, size: int) -> jax.Array:
+        """Draw rows from a stream of its own: within one stream draws are not independent."""
+        strata = make_strata(classes.codes, classes.number)
+        return next_subset(open_stream(key, classes.number), strata, size)[1]
+
+    def chooser(self, kind: Kind) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        """Return the compiled choice of a coreset: (key, params, model_state, examples) -> ..."""
+        if kind.embedding == "last_layer":
+            embed = last_layer_gradients(self.program.features_fn)
+        else:
+            embed = logit_gradients(self.program.apply_fn)
+        classes = classes_in(self.source)
+        share = float(np.bincount(classes.codes).max() / len(classes.codes))
+        side = class_side(share, kind.subset * self.size)
+
+        @jax.jit
+        def choose(key: jax.Array, params: Any, model_state: Any, examples: Examples) -> Any:
+            embeddings, _ = in_chunks(embed, params, model_state, examples, SCORED_AT_ONCE)
+            labels = examples.labels
+            if kind.picks == "importance":
+                return importance_sample(key, embeddings, labels, size=self.size)
+            given = {"size": self.size, "num_classes": classes.number, "side": side}
+            coreset = medoids(embeddings, labels, **given)
+            return coreset.indices, coreset.weights
+
+        return choose
+
+    def gradients(self, kind: Kind, key: jax.Array, state: TrainState, before: TrainState) -> Any:
+        """Yield gradients of mini-batches of a kind, chosen at ``before``."""
+        choose = None if kind.picks is None else self.chooser(kind)
+        classes = classes_in(self.source) if kind.stratified else one_class(len(self.source))
+        each = kind.size * self.size if choose is None else kind.subset * self.size
+        for own in tqdm(jax.random.split(key, self.config.count), desc=kind.name, leave=False):
+            draw_key, choice_key, step_key = jax.random.split(own, 3)
+            rows = self.drawn(draw_key, classes, each)
+            weights = jnp.ones(each)
+            if choose is not None:
+                given = choice_key, before.params, before.model_state, self.source.take(rows)
+                picks, weights = choose(*given)
+                rows = rows[picks]
+            batch = Batch(*self.source.take(rows), weights, rows)
+            yield self.gradient(state, step_key, batch)
+
+    def full(self, key: jax.Array, state: TrainState) -> np.ndarray:
+        """Return the gradient of all data, by mini-batches of 4m that hold every example once."""
+        count, each = len(self.source), 4 * self.size
+        classes = classes_in(self.source)
+        strata = make_strata(classes.codes, classes.number)
+        draw_key, step_key = jax.random.split(key)
+        stream, total = open_stream(draw_key, classes.number), np.zeros(())
+        number = max(1, count // each)
+        for own in tqdm(jax.random.split(step_key, number), desc="all data", leave=False):
+            stream, rows = next_subset(stream, strata, each)
+            batch = Batch(*self.source.take(rows), jnp.ones(each), rows)
+            total = total + np.asarray(self.gradient(state, own, batch), np.float64)
+        return total / number
+
+
+def make_gradient(program: Program) -> Callable[[TrainState, jax.Array, Batch], jax.Array]:
+    """Return the gradient of a training step, as one vector, in training mode."""
 
     @jax.jit
-    def gradient(params: Any, model_state: Any, examples: Examples, weights: jax.Array) -> jax.Array:
-        def loss(params: Any) -> jax.Array:
-            logits, _ = program.apply_fn(params, model_state, examples.inputs, train=False, rng=None)
-            return weighted_mean(cross_entropy(logits, examples.labels), weights)
-
-        return ravel_pytree(jax.grad(loss)(params))[0]
+    def gradient(state: TrainState, key: jax.Array, batch: Batch) -> jax.Array:
+        return ravel_pytree(program.gradient(state._replace(key=key), batch))[0]
 
     return gradient
 
 
-def full_gradient(
-    gradient: Callable[..., jax.Array], source: ArraySource, params: Any, model_state: Any
-) -> np.ndarray:
-    """Return the gradient of the mean loss of all examples, summed in float64."""
-    total = np.zeros(())
-    for positions, mask in padded_chunks(len(source), 500):
-        examples = source.take(jnp.asarray(positions))
-        part = gradient(params, model_state, examples, jnp.asarray(mask, jnp.float32))
-        total = total + mask.sum() * np.asarray(part, np.float64)
-    return total / len(source)
-
-
-def batch_gradients(
-    kind: Kind,
-    key: jax.Array,
-    gradient: Callable[..., jax.Array],
-    select: Callable[..., tuple[jax.Array, jax.Array]],
-    config: QualityConfig,
-    source: ArraySource,
-    params: Any,
-    model_state: Any,
-) -> np.ndarray:
-    """Return the gradients [count, p] of mini-batches of one kind."""
-    batch_size, subset_size = config.run.batch_size, config.subset_size
-    classes = one_class(len(source)) if kind == "random" else classes_in(source)
-    number = classes.number
-    strata = make_strata(classes.codes, number)
-    size = subset_size if kind == "coreset" else batch_size
-    found = []
-    for index in tqdm(range(config.count), desc=kind, leave=False):
-        # A stream of its own for each draw: within one stream, draws are not independent.
-        stream = open_stream(jax.random.fold_in(key, index), number)
-        _, rows = next_subset(stream, strata, size)
-        weights = jnp.ones(batch_size)
-        if kind == "coreset":
-            rows, weights = select(params, model_state, source.take(rows), rows)
-        found.append(np.asarray(gradient(params, model_state, source.take(rows), weights)))
-    return np.stack(found).astype(np.float64)
-
-
 def measure(config: QualityConfig) -> list[dict[str, Any]]:
     """Train, and measure at every point."""
-    program = make_program(shared(config.run))
-    source, steps = program.train, program.steps
-    gradient = make_gradient(program)
-    embed = logit_gradients(program.apply_fn)
-
-    @jax.jit
-    def select(params: Any, model_state: Any, examples: Examples, rows: jax.Array) -> Any:
-        embeddings, _ = embed(params, model_state, examples)
-        coreset = medoids(
-            embeddings,
-            examples.labels,
-            size=config.run.batch_size,
-            num_classes=len(program.class_names),
-        )
-        return rows[coreset.indices], coreset.weights
-
-    init_key, train_key, measure_key = jax.random.split(jax.random.key(config.run.seed), 3)
+    own = Measurement(config)
+    program, kinds = own.program, config.kinds()
+    steps = program.steps
+    init_key, train_key, measure_key = jax.random.split(jax.random.key(config.seed), 3)
     state = program.init(init_key)
     selected = program.selection.init(train_key, state.params, state.model_state)
-    points = {round(steps * (i + 1) / config.points) for i in range(config.points)} - {0}
-    rng = np.random.default_rng(config.run.seed)
+    points = sorted({max(max(config.ages) + 1, round(point * steps)) for point in config.points})
+    recent: deque[TrainState] = deque(maxlen=max(config.ages) + 1)
     results = []
-    for step in tqdm(range(1, steps + 1), desc="training", unit="step"):
-        selected, _ = program.selection.refresh(selected, state.params, state.model_state)
+    for step in tqdm(range(1, points[-1] + 1), desc="training", unit="step"):
+        recent.append(state)
         selected, batch = program.selection.next_batch(selected)
         state, _ = program.train_step(state, batch)
         if step not in points:
             continue
-        full = full_gradient(gradient, source, state.params, state.model_state)
-        for index, kind in enumerate(get_args(Kind)):
-            key = jax.random.fold_in(jax.random.fold_in(measure_key, step), index)
-            gradients = batch_gradients(
-                kind, key, gradient, select, config, source, state.params, state.model_state
+        states = [*recent, state]
+        full = own.full(jax.random.fold_in(measure_key, step), state)
+        for index, kind in enumerate(kinds):
+            key = jax.random.fold_in(jax.random.fold_in(measure_key, step), index + 1)
+            before = states[-1 - kind.age]
+            found = errors_of(own.gradients(kind, key, state, before), full)
+            results.append(
+                {
+                    "step": step,
+                    "kind": kind._asdict(),
+                    "squared": found.squared.tolist(),
+                    "variance": found.variance,
+                    "bias": found.bias,
+                    "full_norm": float(np.linalg.norm(full)),
+                }
             )
-            numbers = bias_and_variance(gradients, full, rng)
-            results.append({"step": step, "kind": kind, "count": config.count, **numbers})
     return results
 
 
 def summarise(results: list[dict[str, Any]]) -> str:
-    """Return the table: variance over that of random batches, and the bias."""
-    header = [
-        "step",
-        "batches",
-        "variance / random",
-        "bias / full",
-        "95 % bound",
-        "full gradient's norm",
-    ]
-    random = {row["step"]: row["variance"] for row in results if row["kind"] == "random"}
-    rows = [
-        [
-            str(row["step"]),
-            row["kind"],
-            f"{row['variance'] / random[row['step']]:.3f}",
-            f"{row['bias']:.3f}",
-            f"{row['bias_bound']:.3f}",
-            f"{row['full_norm']:.3f}",
-        ]
-        for row in results
-    ]
-    return table(header, rows)
+    """Return a table for each point."""
+    rng, parts = np.random.default_rng(0), []
+    for step in sorted({row["step"] for row in results}):
+        rows = [row for row in results if row["step"] == step]
+        squared = {row["kind"]["name"]: np.asarray(row["squared"]) for row in rows}
+        count = len(next(iter(squared.values())))
+        sizes = [1, 2, 4]
+        draws = rng.integers(0, count, (RESAMPLES, count))
+        again = {name: values[draws].mean(axis=1) for name, values in squared.items()}
+        bases = [again[f"stratified, {size}m"] for size in sizes]
+        base = squared["stratified, 1m"].mean()
+        reached = [float(squared[f"stratified, {size}m"].mean() / base) for size in sizes]
+        lines = []
+        for row in rows:
+            name = row["kind"]["name"]
+            ratio, ends = (
+                squared[name].mean() / base,
+                np.quantile(again[name] / bases[0], [0.025, 0.975]),
+            )
+            size = equivalent_batch(float(ratio), sizes, reached)
+            others = [
+                equivalent_batch(float(x / b[0]), sizes, [float(y / b[0]) for y in b])
+                for x, b in zip(again[name], zip(*bases, strict=True), strict=True)
+            ]
+            low, high = np.quantile(others, [0.025, 0.975])
+            lines.append(
+                [
+                    name,
+                    f"{ratio:.2f} [{ends[0]:.2f}, {ends[1]:.2f}]",
+                    f"{row['variance'] / base:.2f}",
+                    f"{row['bias'] / row['full_norm']:.2f}",
+                    f"{size:.2f} [{low:.2f}, {high:.2f}]",
+                ]
+            )
+        header = ["mini-batches", "error", "variance", "bias / full", "equivalent batch, m"]
+        parts.append(
+            f"### Step {step}, norm of the full gradient {rows[0]['full_norm']:.3f}\n\n"
+            f"{table(header, lines)}"
+        )
+    return "\n\n".join(parts)
 
 
 def main() -> None:
-    """Measure, then write and print the table."""
+    """Measure, then write and print the tables."""
     with one_sentence("interrupted before the measurement was complete; run the command again."):
-        config = parse(QualityConfig, default=QualityConfig(), description=__doc__)
-        with held_new_folder(config.run.out):
+        config = tyro.cli(QualityConfig, description=__doc__)
+        with held_new_folder(config.out):
             results = measure(config)
             for row in results:
-                append_line(config.run.out / "gradient_quality.jsonl", row)
+                append_line(config.out / "gradient_quality.jsonl", row)
             text = summarise(results)
-            made = f"`{command_line(__file__)}` at commit {COMMIT}"
-            (config.run.out / "gradient_quality.md").write_text(f"{made}\n\n{text}\n", encoding="utf-8")
+            made = f"`{command_line(__file__)}` at commit {COMMIT}, {config.count} mini-batches each"
+            (config.out / "summary.md").write_text(f"{made}\n\n{text}\n", encoding="utf-8")
             print(text)
 
 

@@ -1,17 +1,16 @@
-"""Bias and variance of mini-batch gradients, against cases that can be computed by hand."""
-
-import dataclasses
-from pathlib import Path
+"""Errors of mini-batch gradients, against cases that can be computed by hand."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from crest_jax import Batch
 from experiments.config import TrainConfig
 from experiments.harness.build import make_program, shared
 from experiments.harness.cli import UserError
 from experiments.harness.options import NetworkConfig
+from experiments.presets import SETTINGS, Setting
 from experiments.studies import gradient_quality as quality
 
 RUN = TrainConfig(
@@ -20,57 +19,67 @@ RUN = TrainConfig(
 )  # fmt: skip
 
 
-def test_bias_and_variance_of_a_known_distribution() -> None:
+def test_errors_of_a_known_distribution() -> None:
     rng = np.random.default_rng(0)
-    full = np.array([3.0, 4.0])
-    shift = np.array([0.3, -0.4])
+    full, shift = np.array([3.0, 4.0]), np.array([0.3, -0.4])
     gradients = full + shift + rng.normal(size=(4000, 2)) * np.array([1.0, 2.0])
-    numbers = quality.bias_and_variance(gradients, full, rng)
-    assert numbers["full_norm"] == 5.0
-    assert numbers["variance"] == pytest.approx(5.0, rel=0.05)
-    assert numbers["bias"] == pytest.approx(0.1, abs=0.02)
-    assert numbers["bias"] < numbers["bias_bound"] < 0.14
+    found = quality.errors_of(gradients, full)
+    assert found.variance == pytest.approx(5.0, rel=0.05)
+    assert found.bias == pytest.approx(0.5, abs=0.1)
+    assert found.squared.mean() == pytest.approx(5.25, rel=0.05)
+    unbiased = [quality.errors_of(full + rng.normal(size=(60, 2)), full).bias for _ in range(200)]
+    assert np.mean(np.array(unbiased) == 0) > 0.3
 
 
-def test_bound_holds_as_often_as_it_says_and_the_estimate_sees_no_bias_where_none_is() -> None:
-    rng = np.random.default_rng(1)
-    full = np.array([1.0, 0.0, 0.0])
-    held, estimates = 0, []
-    for _ in range(200):
-        gradients = full + np.array([0.0, 0.05, 0.0]) + rng.normal(size=(60, 3))
-        numbers = quality.bias_and_variance(gradients, full, rng, resamples=100)
-        held += numbers["bias_bound"] >= 0.05
-        unbiased = quality.bias_and_variance(gradients - [0.0, 0.05, 0.0], full, rng, resamples=2)
-        estimates.append(unbiased["bias"])
-    assert held >= 190
-    assert np.mean(np.array(estimates) == 0) > 0.3
+def test_the_equivalent_batch_is_on_the_line_of_stratified_batches() -> None:
+    sizes, reached = [1, 2, 4], [1.0, 0.5, 0.3]
+    for size, error in zip(sizes, reached, strict=True):
+        assert quality.equivalent_batch(error, sizes, reached) == pytest.approx(size)
+    assert quality.equivalent_batch(2.0, sizes, reached) == pytest.approx(0.5)
+    assert 4 < quality.equivalent_batch(0.2, sizes, reached) < 8
 
 
-def test_full_gradient_is_that_of_the_mean_loss() -> None:
+def test_the_gradient_of_all_data_is_that_of_the_mean_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SETTINGS, "digits", Setting(RUN))
+    own = quality.Measurement(quality.QualityConfig(setting="digits", count=2))
     program = make_program(shared(RUN))
-    state = program.init(jax.random.key(0))
-    gradient = quality.make_gradient(program)
-    found = quality.full_gradient(gradient, program.train, state.params, state.model_state)
-    everything = program.train.take(jnp.arange(len(program.train)))
-    direct = gradient(state.params, state.model_state, everything, jnp.ones(len(program.train)))
-    np.testing.assert_allclose(found, direct, rtol=2e-4, atol=1e-6)
+    state, count = program.init(jax.random.key(0)), len(program.train)
+    found = own.full(jax.random.key(1), state)
+    rows = jnp.arange(count)
+    direct = own.gradient(
+        state, jax.random.key(2), Batch(*program.train.take(rows), jnp.ones(count), rows)
+    )
+    # All but the examples that no whole mini-batch is left for.
+    assert np.linalg.norm(found - direct) < 0.05 * np.linalg.norm(direct)
 
 
 @pytest.mark.slow
-def test_coresets_have_less_variance_than_random_batches(tmp_path: Path) -> None:
+def test_fresh_coresets_have_less_error_than_random_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SETTINGS, "digits", Setting(RUN))
     config = quality.QualityConfig(
-        points=2, count=48, subset_size=128, run=dataclasses.replace(RUN, out=tmp_path / "quality")
-    )
+        setting="digits", points=(0.5, 1.0), count=48, subsets=(4,), ages=(0, 8),
+        embeddings=("last_layer",),
+    )  # fmt: skip
     results = quality.measure(config)
-    assert [row["step"] for row in results] == [46] * 3 + [92] * 3
+    assert sorted({row["step"] for row in results}) == [46, 92]
     for step in (46, 92):
-        found = {row["kind"]: row for row in results if row["step"] == step}
-        assert found["coreset"]["variance"] < 0.6 * found["random"]["variance"]
-        assert found["stratified"]["variance"] < 1.1 * found["random"]["variance"]
-        assert found["random"]["bias"] < 0.5
-    assert quality.summarise(results).count("coreset") == 2
+        found = {r["kind"]["name"]: np.mean(r["squared"]) for r in results if r["step"] == step}
+        base = found["stratified, 1m"]
+        assert found["stratified, 4m"] < 0.4 * base
+        for picks in ("importance", "medoids"):
+            assert found[f"{picks}, last layer, r = 4m, age 0"] < 0.7 * base
+    assert quality.summarise(results).count("importance") == 4
 
 
-def test_numbers_too_small_are_refused() -> None:
-    with pytest.raises(UserError, match=r"--points is 0 and --count 48 .* raise them"):
-        quality.QualityConfig(points=0, count=48)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"points": (0.0,)}, r"--points is \(0.0,\) .* change them"),
+        ({"subsets": (0,)}, r"--subsets is \(0,\) .* change them"),
+        ({"embeddings": ("pixels",)}, r"--embeddings is .* must be of last_layer and logits"),
+        ({"setting": "none"}, "--setting is none but must be one of"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(fields, message) -> None:
+    with pytest.raises(UserError, match=message):
+        quality.QualityConfig(**fields)

@@ -73,18 +73,16 @@ def test_the_page_holds_all_pictures_and_the_numbers_of_the_runs(
     scores = tmp_path / "scores.npz"
     never = np.where(np.arange(1442) < 9, np.inf, rng.integers(0, 5, 1442))
     np.savez(scores, forgetting=never, el2n=rng.random(1442))
-    quality = Path(__file__).parents[2] / "experiments/results/gradient_quality/gradient_quality.jsonl"
     out = tmp_path / "page" / "report.html"
     out.parent.mkdir()
-    report.build(report.ReportConfig(compared, out, scores, quality))
+    report.build(report.ReportConfig(compared, out, scores))
     text = out.read_text(encoding="utf-8")
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
     names = {path.stem for path in out.parent.glob("*.png")}
-    expected = ("accuracy", "split", "regions", "difficulty", "classes", "contact", "quality")
+    expected = ("accuracy", "split", "regions", "difficulty", "classes", "contact")
     assert names == {f"report-{name}" for name in expected}
     assert len(pictures) == len(expected)
     assert all(base64.b64decode(picture)[:4] == b"\x89PNG" for picture in pictures)
-    assert "experiments.gradient_quality --dataset" in text
     assert "http" not in re.sub(r"data:[^\"]+", "", text), "the page must need nothing from elsewhere"
     runs = read_lines(compared / "summary.jsonl")
     own = [100 * r["test_accuracy"] for r in runs if r["method"] == "crest" and r["budget"] == 0.75]
