@@ -14,7 +14,8 @@ Curvature = Literal["direction", "diagonal"]
 Fitted = Literal["probe", "coresets"]
 Embedding = Literal["last_layer", "logits"]
 Picks = Literal["importance", "medoids"]
-SELECT_SPAN = (0.35, 0.5)  # shares of the steps between which ``recommended`` selects
+FIRST_DROP = 0.5  # of the learning rate, as a share of the steps, where ``recommended`` is told none
+SUBSET = 4  # mini-batches that a subset of ``recommended`` holds
 MANY_PASSES = 10  # over the data: in more, exclusion ends where the learning rate first drops
 
 
@@ -123,8 +124,8 @@ class CrestConfig:
 
     Example:
       >>> config = CrestConfig.recommended(steps=1000, batch_size=64)
-      >>> dataclasses.replace(config, subset_size=256).subset_size
-      256
+      >>> dataclasses.replace(config, subset_size=128).subset_size
+      128
     """
 
     batch_size: int
@@ -146,39 +147,39 @@ class CrestConfig:
         batch_size: int = 128,
         num_examples: int | None = None,
     ) -> "CrestConfig":
-        """What we recommend: fresh coresets in the middle of training, learned examples kept in part.
+        """What we recommend: coresets drawn by gradient length at every step up to the first drop.
 
-        Coresets are selected from 35 % of the steps on, for noise early in training is forgotten, up to
-        the first drop of the learning rate, after which less variance buys nothing.
+        From the first drop of the learning rate on less variance buys little: mini-batches are random.
+        Learned examples are kept in part.
 
         Args:
           steps: optimizer steps of the training.
           first_drop: step at which the learning rate first drops; None: half of the steps, which is
             also right for a cosine.
-          batch_size: examples in a mini-batch; subsets hold twice as many.
+          batch_size: examples in a mini-batch; subsets hold four times as many.
           num_examples: examples of the data; in more than ten passes over them exclusion ends at the
             first drop. None: to the end.
 
         Example:
           >>> config = CrestConfig.recommended(steps=1000)
           >>> config.select_from, config.select_until, config.subset_size
-          (350, 500, 256)
+          (None, 500, 512)
         """
         _checks.positive_int("steps", steps)
         _checks.positive_int("batch_size", batch_size)
-        drop = round(SELECT_SPAN[1] * steps) if first_drop is None else first_drop
-        # The first drop may come earlier than usual; the span keeps its shape then.
-        early = drop < round(SELECT_SPAN[1] * steps)
-        start = round(SELECT_SPAN[0] / SELECT_SPAN[1] * drop if early else SELECT_SPAN[0] * steps)
+        drop = round(FIRST_DROP * steps) if first_drop is None else first_drop
         many = num_examples is not None and steps * batch_size > MANY_PASSES * num_examples
+        subset = SUBSET * batch_size
+        if num_examples is not None:
+            subset = max(batch_size, min(subset, num_examples))
         return cls(
             batch_size=batch_size,
-            subset_size=2 * batch_size,
+            subset_size=subset,
             region=None,
             picks="importance",
             embedding="last_layer",
-            select_from=start or None,
-            select_until=None if drop >= steps else max(drop, start + 1),
+            select_from=None,
+            select_until=None if drop >= steps else max(drop, 1),
             exclusion=ExclusionConfig.recommended(until=max(1, drop) if many else None),
             nonfinite="stop",
         )

@@ -123,7 +123,7 @@ def most_observations(config: CrestConfig) -> int:
 
     Example:
       >>> config = CrestConfig.recommended(steps=1000)
-      >>> most_observations(config) == 256 * (100 + 1)
+      >>> most_observations(config) == 512 * (100 + 1)
       True
     """
     if config.exclusion is None:

@@ -61,7 +61,7 @@ def crest(
       ...     state, event = selector.refresh(state, params, {})
       ...     state, batch = selector.next_batch(state)
       >>> state.num_selected, batch.weights.sum().tolist()
-      (1, 8.0)
+      (5, 8.0)
     """
     parts = make_parts(apply_fn, source, config, loss_fn=loss_fn, embed_fn=embed_fn, phase=phase)
     return BatchSelector(

@@ -10,10 +10,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from crest_jax.types import Array, Factored, PyTree
 
 LEVEL = 0.1  # share of the mean length that is added to every length, which bounds the weights
+RIDGE = 0.01  # of calibration, on the diagonal
+LEAST = 0.1  # of a weight that calibration leaves
 CERTAIN = 0.99  # largest chance, which leaves room for the rounding of running sums
 
 
@@ -50,6 +53,78 @@ def inclusion_chances(masses: Array, size: int) -> Array:
     return jnp.minimum(most, masses * scales[jnp.argmax(fits)])
 
 
+def systematic_sample(key: Array, chances: Array, order: Array, size: int) -> Array:
+    """Draw positions [m] with given chances, one for each step of one along their running sum.
+
+    Madow, "On the theory of systematic sampling, II" (Annals of Mathematical Statistics, 1949). Any
+    stretch of the order gets the number of picks that its chances sum to, within one.
+
+    Args:
+      key: PRNG key.
+      chances: [n], below 1, of sum m.
+      order: [n], int32, positions.
+      size: static, m.
+
+    Example:
+      >>> chances = jnp.array([0.9, 0.3, 0.2, 0.6])
+      >>> len(set(systematic_sample(jax.random.key(0), chances, jnp.arange(4), 2).tolist()))
+      2
+    """
+    ends = jnp.cumsum(chances[order])
+    marks = (jnp.arange(size, dtype=jnp.float32) + jax.random.uniform(key)) * (ends[-1] / size)
+    places = jnp.sum(ends[None, :] <= marks[:, None], axis=1, dtype=jnp.int32)
+    return order[jnp.minimum(places, chances.shape[0] - 1)]
+
+
+def projections(embeddings: PyTree, number: int) -> Array:
+    """Return embeddings [n, d] or ``Factored`` in random directions [n, k], each of mean square 1.
+
+    Embeddings of fewer numbers come as they are. The directions are always the same.
+
+    Args:
+      embeddings: [n, d], or ``Factored``.
+      number: static, k.
+
+    Example:
+      >>> projections(jnp.ones((4, 9)), 2).shape
+      (4, 2)
+    """
+    parts = tuple(embeddings) if isinstance(embeddings, Factored) else (embeddings,)
+    parts = tuple(part.astype(jnp.float32) for part in parts)
+    if len(parts) > 1 or parts[0].shape[1] > number:
+        rng = np.random.default_rng(0)
+        signs = (np.float32(2 * rng.integers(0, 2, (part.shape[1], number)) - 1) for part in parts)
+        parts = tuple(jnp.dot(x, y, precision="highest") for x, y in zip(parts, signs, strict=True))
+    found = parts[0] if len(parts) == 1 else parts[0] * parts[1]
+    square = jnp.mean(jnp.square(found), axis=0, keepdims=True)
+    return found / jnp.sqrt(jnp.where(square > 0, square, 1.0))
+
+
+def calibrated(weights: Array, picks: Array, values: Array, each: Array) -> Array:
+    """Change weights [m] as little as it takes for the picks' sum of values to be that of all rows.
+
+    The calibration estimator of Deville and Särndal (Journal of the American Statistical Association,
+    1992), with a ridge: what is linear in the values has no variance any more.
+
+    Args:
+      weights: [m], above 0.
+      picks: [m], positions.
+      values: [n, k], k below m.
+      each: [n], how many examples each row stands for.
+
+    Example:
+      >>> found = calibrated(jnp.array([2.0, 1.0]), jnp.array([0, 1]), jnp.ones((3, 1)), jnp.ones(3))
+      >>> [round(weight, 2) for weight in found.tolist()]
+      [2.0, 1.0]
+    """
+    own = values[picks]
+    gap = jnp.dot(each, values, precision="highest") - jnp.dot(weights, own, precision="highest")
+    square = jnp.dot((own * weights[:, None]).T, own, precision="highest")
+    square = square + jnp.diag(RIDGE * jnp.diag(square) + jnp.finfo(jnp.float32).tiny)
+    change = jnp.dot(own, jnp.linalg.solve(square, gap), precision="highest")
+    return weights * jnp.maximum(1 + change, LEAST)
+
+
 @partial(jax.jit, static_argnames="size")
 def importance_sample(
     key: Array,
@@ -61,9 +136,11 @@ def importance_sample(
 ) -> tuple[Array, Array]:
     """Draw rows in proportion to the lengths of their embeddings; no row comes twice.
 
-    The sum of the picks' gradients, each times its weight, is the sum of all rows' gradients in
-    expectation. Rows are drawn systematically (Madow, 1949) along their order by label and length, so
-    that every class, and every length, has the share of the picks that belongs to it.
+    The picks' gradients, each times its weight, sum up to the sum of all rows' gradients, with hardly a
+    bias. Rows are drawn systematically along their order by label and length, so that every class, and
+    every length, has the share of the picks that belongs to it. Weights, one over the chance, are
+    calibrated to the number of the rows and to the sum of their embeddings in ``m / 3`` random
+    directions.
 
     Args:
       key: PRNG key.
@@ -73,13 +150,13 @@ def importance_sample(
       sample_weights: [n], float32, how many examples each row stands for; None: one each.
 
     Returns:
-      Positions [m], int32, and weights [m], float32, in expectation of sum n.
+      Positions [m], int32, and weights [m], float32, that sum to about n.
 
     Example:
       >>> rows, labels = jnp.array([[1.0], [1.0], [1.0], [9.0]]), jnp.zeros(4, int)
       >>> found, weights = importance_sample(jax.random.key(0), rows, labels, size=2)
-      >>> found.tolist(), [round(weight, 2) for weight in weights.tolist()]
-      ([2, 3], [2.97, 1.01])
+      >>> found.tolist(), [round(weight, 1) for weight in weights.tolist()]
+      ([2, 3], [3.0, 1.0])
     """
     count = labels.shape[0]
     each = jnp.ones(count, jnp.float32) if sample_weights is None else sample_weights
@@ -90,8 +167,8 @@ def importance_sample(
     masses = each * jnp.where(mean > 0, lengths / jnp.where(mean > 0, mean, 1.0) + LEVEL, 1.0)
     chances = inclusion_chances(masses, size)
     order = jnp.lexsort((masses, labels)).astype(jnp.int32)
-    ends = jnp.cumsum(chances[order])
-    marks = (jnp.arange(size, dtype=jnp.float32) + jax.random.uniform(key)) * (ends[-1] / size)
-    places = jnp.sum(ends[None, :] <= marks[:, None], axis=1, dtype=jnp.int32)
-    picks = order[jnp.minimum(places, count - 1)]
-    return picks, each[picks] / chances[picks]
+    picks = systematic_sample(key, chances, order, size)
+    values = jnp.ones((count, 1), jnp.float32)
+    if size >= 3:
+        values = jnp.concatenate([values, projections(embeddings, size // 3)], axis=1)
+    return picks, calibrated(each[picks] / chances[picks], picks, values, each)

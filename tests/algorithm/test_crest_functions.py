@@ -257,12 +257,12 @@ def test_recommended_selects_up_to_the_first_drop() -> None:
         config = CrestConfig.recommended(**options)
         return config.select_from, config.select_until
 
-    assert span(steps=1000) == (350, 500)
-    assert span(steps=1000, first_drop=600) == (350, 600)
-    assert span(steps=1000, first_drop=300) == (210, 300)
-    assert span(steps=1000, first_drop=1000) == (350, None)
+    assert span(steps=1000) == (None, 500)
+    assert span(steps=1000, first_drop=600) == (None, 600)
+    assert span(steps=1000, first_drop=300) == (None, 300)
+    assert span(steps=1000, first_drop=1000) == (None, None)
     config = CrestConfig.recommended(steps=1000, batch_size=64, num_examples=500)
-    assert (config.subset_size, config.exclusion) == (128, ExclusionConfig.recommended(until=500))
+    assert (config.subset_size, config.exclusion) == (256, ExclusionConfig.recommended(until=500))
     for bad in ({"steps": 0}, {"steps": 10, "batch_size": -1}):
         with pytest.raises(ValueError, match="must be"):
             CrestConfig.recommended(**bad)

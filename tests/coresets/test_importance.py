@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from crest_jax import Factored
-from crest_jax.coresets.importance import LEVEL, importance_sample, inclusion_chances, lengths_of
+from crest_jax.coresets.importance import (
+    LEVEL,
+    calibrated,
+    importance_sample,
+    inclusion_chances,
+    lengths_of,
+    projections,
+)
 
 RNG = np.random.default_rng(0)
 DRAWS = 4000
@@ -49,21 +56,60 @@ def draws(rows, labels, size, sample_weights=None):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_weighted_sums_are_right_in_expectation_and_no_row_comes_twice(weighted):
+def test_rows_are_drawn_by_their_chances_and_none_comes_twice(weighted):
     rows, labels = problem()
     each = RNG.choice([1.0, 4.0], len(rows)).astype(np.float32) if weighted else np.ones(len(rows))
-    picks, weights = draws(rows, labels, 12, jnp.asarray(each, jnp.float32) if weighted else None)
+    picks, _ = draws(rows, labels, 12, jnp.asarray(each, jnp.float32) if weighted else None)
     assert all(len(set(drawn)) == 12 for drawn in picks.tolist())
-    values = np.asarray(rows, np.float64)
-    sums = np.einsum("ki,kid->kd", weights.astype(np.float64), values[picks])
-    error = sums.std(axis=0) / np.sqrt(DRAWS)
-    assert (np.abs(sums.mean(axis=0) - each @ values) < 4.5 * error).all()
-    lengths = np.linalg.norm(values, axis=1)
+    lengths = np.linalg.norm(np.asarray(rows, np.float64), axis=1)
     masses = each * (lengths / (each @ lengths / each.sum()) + LEVEL)
     chances = chances_in_float64(masses, 12)
     seen = np.bincount(picks.ravel(), minlength=len(rows)) / DRAWS
     assert (np.abs(seen - chances) < 4.5 * np.sqrt(chances / DRAWS) + 1e-3).all()
-    np.testing.assert_allclose(weights, (each / chances)[picks], rtol=1e-3)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_sums_have_hardly_a_bias_and_less_error_than_those_of_as_many_random_rows(weighted):
+    rows, labels = problem(256, 40)
+    each = RNG.choice([1.0, 4.0], 256).astype(np.float32) if weighted else np.ones(256, np.float32)
+    picks, weights = draws(rows, labels, 64, jnp.asarray(each))
+    values = np.asarray(rows, np.float64)
+    whole = each @ values
+    sums = np.einsum("ki,kid->kd", weights.astype(np.float64), values[picks])
+    error = np.mean(np.sum((sums - whole) ** 2, axis=1))
+    bias = np.sum((sums.mean(axis=0) - whole) ** 2) - error / DRAWS
+    assert bias < 0.05 * error
+    keys = jax.random.split(jax.random.key(2), 500)
+    random = np.stack([np.asarray(jax.random.permutation(key, 256)[:64]) for key in keys])
+    plain = np.einsum("ki,kid->kd", 4.0 * each[random], values[random])
+    assert error < 0.3 * np.mean(np.sum((plain - whole) ** 2, axis=1))
+    np.testing.assert_allclose(weights.sum(axis=1).mean(), each.sum(), rtol=1e-2)
+
+
+def test_calibrated_weights_give_the_sums_that_least_squares_asks_for():
+    values = RNG.normal(size=(60, 3)).astype(np.float32)
+    picks, each = RNG.permutation(60)[:20], RNG.uniform(0.5, 2, 60).astype(np.float32)
+    weights = RNG.uniform(2.5, 3.5, 20).astype(np.float32)
+    given = (jnp.asarray(x) for x in (weights, picks, values, each))
+    found = np.asarray(calibrated(*given), np.float64)
+    own = values[picks].astype(np.float64)
+    square = own.T @ (weights[:, None] * own)
+    square += np.diag(0.01 * np.diag(square))
+    change = own @ np.linalg.solve(square, each @ values - weights @ own)
+    np.testing.assert_allclose(found, weights * np.maximum(1 + change, 0.1), rtol=1e-4)
+    before = np.linalg.norm(weights @ own - each @ values)
+    assert np.linalg.norm(found @ own - each @ values) < 0.1 * before
+
+
+def test_projections_are_those_of_outer_products():
+    left, right = (jnp.asarray(RNG.normal(size=(9, d)), jnp.float32) for d in (4, 5))
+    found = projections(Factored(left, right), 7)
+    rng = np.random.default_rng(0)
+    a, b = (2.0 * rng.integers(0, 2, (d, 7)) - 1 for d in (4, 5))
+    wanted = np.einsum("ni,nj,ik,jk->nk", left, right, a, b)
+    np.testing.assert_allclose(found, wanted / np.sqrt(np.mean(wanted**2, axis=0)), rtol=1e-4)
+    few = jnp.asarray(RNG.normal(size=(9, 3)), jnp.float32)
+    assert projections(few, 7).shape == (9, 3)
 
 
 def test_every_class_has_the_share_of_the_picks_that_belongs_to_it():
