@@ -51,7 +51,7 @@ def main(steps=200):
         state = selector.observe(state, batch, losses)
     test = ArraySource(data.test_inputs, data.test_labels)
     accuracy = make_evaluate(apply_fn)(params, model_state, test)["accuracy"]
-    print(f"{100 * accuracy:.1f} % of {len(test)} test images, {state.num_regions} regions")
+    print(f"{100 * accuracy:.1f} % of {len(test)} test images, {state.num_selected} coresets")
     return accuracy
 
 

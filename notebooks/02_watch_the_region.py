@@ -16,10 +16,11 @@
 # %% [markdown]
 # # Watch the region
 #
-# CREST trusts a quadratic model of the loss around an *anchor*, and selects anew when the model is
-# wrong. Here one network trains on the shipped images and, at every step, the true loss of the probe
-# rows is put beside what the model of the current region predicts. In real training this is looked at
-# only when a check is due.
+# The paper's CREST keeps its coresets as long as a quadratic model of the loss around an *anchor*
+# holds, and selects anew when the model is wrong: `CrestConfig(region=RegionConfig(...))`. Here one
+# network trains on the shipped images and, at every step, the true loss of the probe rows is put beside
+# what the model of the current region predicts. In real training this is looked at only when a check is
+# due.
 
 # %%
 import dataclasses
@@ -30,7 +31,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from crest_jax import ArraySource, CrestConfig, crest, cross_entropy
+from crest_jax import ArraySource, CrestConfig, RegionConfig, crest, cross_entropy
 from crest_jax.algorithm import predict, relative_error
 from crest_jax.flax import from_linen
 from crest_jax.gradients import hessian_vector_product, weighted_mean
@@ -80,8 +81,8 @@ config = dataclasses.replace(
     CrestConfig.recommended(steps=STEPS, batch_size=64),
     select_from=None,
     select_until=None,  # coresets at all steps
-    reference_step=None,
-    probe_size=512,
+    region=RegionConfig(probe_size=512),
+    picks="medoids",
     exclusion=None,
 )
 selection = crest(apply_fn, train, config)
@@ -119,7 +120,7 @@ for number in np.unique(regions):
 panels[0].set(ylabel="loss", yscale="log", ylim=(0.8 * losses.min(), 1.3 * losses.max()))
 panels[0].legend()
 panels[1].semilogy(steps, np.maximum(errors, 1e-4), color="C0", lw=1)
-panels[1].axhline(config.tau, color="black", ls="--", lw=0.8, label="tau")
+panels[1].axhline(config.region.tau, color="black", ls="--", lw=0.8, label="tau")
 panels[1].set(ylabel="relative error", xlabel="step")
 panels[1].legend()
 for panel in panels:

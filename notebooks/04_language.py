@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -43,7 +45,7 @@ config = TrainConfig(
     batch_size=32,
     optim=OptimConfig(name="adamw", learning_rate=2e-4, schedule="linear"),
     data=DataConfig(evaluate_on="validation"),
-    crest=CrestOptions(subset_size=128, curvature_of="classifier|layer_5", select_span=(0.0, 1.0)),
+    crest=CrestOptions(select_span=(0.0, 1.0)),
     text=TextConfig(max_tokens=64),
 )
 reviews = texts.load_reviews("rotten_tomatoes")

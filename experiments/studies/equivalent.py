@@ -147,7 +147,7 @@ def options_of(config: EquivalentConfig, name: str, seed: int, count: int) -> Tr
 
 
 def equivalent(accuracy: float, sizes: Sequence[int], reached: Sequence[float]) -> float:
-    """Return the size of a stratified batch that reaches an accuracy.
+    """Return the size of a stratified batch that reaches an accuracy; NaN where size changes nothing.
 
     Linear in the logarithm of the size, beyond the sizes along the nearest two; from 1/4 to four times
     the largest.
@@ -161,11 +161,20 @@ def equivalent(accuracy: float, sizes: Sequence[int], reached: Sequence[float]) 
     (1.4142135623730951, 8.0)
     """
     logs, best = np.log2(np.asarray(sizes, float)), np.maximum.accumulate(reached)
+    if best[-1] == best[0]:
+        return float("nan")
     place = int(np.clip(np.searchsorted(best, accuracy), 1, len(best) - 1))
     rise = max(float(best[place] - best[place - 1]), 1e-9)
     slope = (logs[place] - logs[place - 1]) / rise
     found = logs[place - 1] + slope * (accuracy - best[place - 1])
     return float(2.0 ** np.clip(found, -2.0, logs[-1] + 2.0))
+
+
+def _with_ends(size: float, ends: np.ndarray, cost: float) -> str:
+    """Return a size over a cost with its interval."""
+    if np.isnan(size):
+        return "a larger batch gains nothing"
+    return f"{size / cost:.2f} [{ends[0] / cost:.2f}, {ends[1] / cost:.2f}]"
 
 
 def summarise(config: EquivalentConfig, runs: list[Run]) -> str:
@@ -195,7 +204,7 @@ def summarise(config: EquivalentConfig, runs: list[Run]) -> str:
             equivalent(values[name][i].mean(), sizes, [values[str(s)][i].mean() for s in sizes])
             for i in draws
         ]
-        return mean, np.quantile(again, [0.025, 0.975])
+        return mean, np.nanquantile(again, [0.025, 0.975]) if np.isfinite(again).any() else np.zeros(2)
 
     rows = []
     for name in names:
@@ -208,12 +217,11 @@ def summarise(config: EquivalentConfig, runs: list[Run]) -> str:
                 gain,
                 f"{work[name]:.2f}",
                 f"{seconds[name]:.2f}",
-                "-" if name.isdigit() else f"{size:.2f} [{ends[0]:.2f}, {ends[1]:.2f}]",
+                "-" if name.isdigit() else _with_ends(size, ends, 1.0),
                 *(
                     f"{int(name) / cost[name]:.2f}"
                     if name.isdigit()
-                    else f"{size / cost[name]:.2f} "
-                    f"[{ends[0] / cost[name]:.2f}, {ends[1] / cost[name]:.2f}]"
+                    else _with_ends(size, ends, cost[name])
                     for cost in (work, seconds)
                 ),
             ]

@@ -243,7 +243,7 @@ def test_many_steps_in_one_program_are_the_steps_one_by_one(name):
         seen, seen_many, strict=True
     ):
         np.testing.assert_array_equal(rows_many, rows)
-        np.testing.assert_array_equal(weights_many, weights)
+        assert_same(weights_many, weights, name)
         np.testing.assert_allclose(losses_many, losses, rtol=1e-5, atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, many)
     assert len(told_many) == len(told)

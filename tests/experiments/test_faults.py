@@ -425,6 +425,7 @@ def test_two_runs_started_at_once_give_one_whole_run(tmp_path):
     [
         "compare", "studies.ablations", "studies.equal_time", "studies.pilot_check", "benchmarks.costs",
         "benchmarks.curvature", "benchmarks.scaling", "benchmarks.large", "studies.gradient_quality",
+        "studies.equivalent",
     ],
 )  # fmt: skip
 def test_every_script_refuses_a_folder_that_another_one_writes(tmp_path, monkeypatch, script):

@@ -18,7 +18,7 @@ from experiments.harness.options import (
     RunConfig,
 )
 from experiments.harness.records import read_lines
-from experiments.studies import ablations, equal_time, pilot_check
+from experiments.studies import ablations, equal_time, equivalent, pilot_check
 
 RUN = TrainConfig(
     dataset="digits", model="mlp", epochs=4, budget=0.5, batch_size=64,
@@ -161,3 +161,52 @@ def test_every_ablation_changes_what_it_says_and_runs(tmp_path, monkeypatch, cap
         ablations.AblationConfig(variants=("crest",))
     with pytest.raises(UserError, match="--setting is nowhere"):
         ablations.AblationConfig(setting="nowhere")
+
+
+@pytest.mark.slow
+def test_the_equivalent_batch_of_a_larger_batch_is_its_size(tmp_path, monkeypatch, capsys):
+    """Runs of twice the batch, named as a variant, must come out as two at the cost of two."""
+    monkeypatch.setitem(equivalent.SETTINGS, "tiny", presets.Setting(RUN))
+    arguments = ["--setting", "tiny", "--variants", "crest", "importance_2m", "paper"]
+    arguments += ["--sizes", "1", "2", "--seeds", "0", "1", "--out", str(tmp_path / "runs")]
+    equivalent.main(arguments)
+    runs = read_lines(tmp_path / "runs" / "summary.jsonl")
+    assert len({run["steps"] for run in runs}) == 1
+    assert [run["variant"] for run in runs][:5] == ["1", "2", "crest", "importance_2m", "paper"]
+    passed = {run["variant"]: run["forward"]["step"] for run in runs}
+    assert passed["2"] == 2 * passed["1"] == 2 * passed["crest"]
+    config = equivalent.EquivalentConfig(
+        setting="tiny", sizes=(1, 2), variants=("crest",), seeds=(0, 1), out=tmp_path / "runs"
+    )
+    better = {"1": 0.80, "2": 0.84}
+    plain = [
+        dict(run, test_accuracy=better[run["variant"]]) for run in runs if run["variant"] in better
+    ]
+    own = [dict(run, variant="crest") for run in plain if run["variant"] == "2"]
+    text = equivalent.summarise(config, plain + own)
+    cells = [cell.strip() for cell in text.splitlines()[-1].split("|")]
+    assert cells[6].startswith("2.00 [")
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "size"),
+    [(80.0, 1.0), (84.0, 2.0), (86.0, 4.0), (82.0, 2**0.5), (88.0, 8.0), (72.0, 0.25)],
+)
+def test_equivalent_batches_lie_on_the_line_of_the_sizes(accuracy, size):
+    assert equivalent.equivalent(accuracy, (1, 2, 4), (80.0, 84.0, 86.0)) == pytest.approx(size)
+    assert np.isnan(equivalent.equivalent(accuracy, (1, 2), (86.0, 85.0)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"setting": "none"}, "--setting is none but must be one of"),
+        ({"variants": ("best",)}, "--variants holds best but must be of"),
+        ({"sizes": (2, 4)}, r"--sizes is \(2, 4\) but must hold 1 and at least one larger"),
+        ({"seeds": ()}, "there must be one of each"),
+    ],
+)
+def test_bad_equivalents_get_one_sentence(options, message):
+    with pytest.raises(UserError, match=message):
+        equivalent.EquivalentConfig(**options)

@@ -1,0 +1,158 @@
+"""Coresets that are chosen just before their step: of which rows, and at which parameters."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_settings import exclusion, fresh_settings
+
+from crest_jax import ArraySource, crest, fit, last_layer_gradients, logit_gradients, stratified_batches
+from crest_jax.algorithm import crest as algorithm
+from crest_jax.coresets.mini_batch import class_side, medoids
+from crest_jax.flax import from_linen, linen_features
+from crest_jax.gradients.embeddings import default_gradients
+
+CLASSES, FEATURES, COUNT = 3, 5, 90
+RNG = np.random.default_rng(0)
+LABELS = np.arange(COUNT) % CLASSES
+INPUTS = np.float32(RNG.normal(size=(COUNT, FEATURES)) + 2 * np.eye(CLASSES, FEATURES)[LABELS])
+
+
+def linear(params, state, inputs, *, train, rng):
+    return inputs @ params, state
+
+
+def params_at(step):
+    return jnp.asarray(0.1 * (step + 1) * np.cos(np.arange(FEATURES * CLASSES)), jnp.float32).reshape(
+        FEATURES, CLASSES
+    )
+
+
+def followed(config, steps=30, inputs=INPUTS):
+    """The batches and events of a loop whose parameters move at every step, and its last state."""
+    selector = crest(linear, ArraySource(inputs, LABELS), config)
+    state, seen = selector.init(jax.random.key(0), params_at(0), {}), []
+    for step in range(steps):
+        state, event = selector.refresh(state, params_at(step), {})
+        state, batch = selector.next_batch(state)
+        state = selector.observe(state, batch, jnp.ones(batch.indices.shape))
+        seen.append((batch, event))
+    return seen, state
+
+
+def test_a_coreset_is_of_a_subset_of_its_own_at_the_parameters_of_its_step():
+    config = fresh_settings(
+        batch_size=6, subset_size=24, picks="medoids", embedding="logits", exclusion=None
+    )
+    seen, state = followed(config, 8)
+    subsets = stratified_batches(ArraySource(INPUTS, LABELS), 24)
+    stream_key, _ = jax.random.split(jax.random.key(0))
+    walk = subsets.init(stream_key, None, None)
+    embed = logit_gradients(linear)
+    for step, (batch, _) in enumerate(seen):
+        walk, subset = subsets.next_batch(walk)
+        embeddings, _ = embed(params_at(step), {}, subset)
+        side = class_side(1 / 3, 24)
+        given = {"size": 6, "num_classes": CLASSES, "side": side}
+        wanted = medoids(embeddings, subset.labels, **given)
+        assert batch.indices.tolist() == subset.indices[wanted.indices].tolist()
+        np.testing.assert_array_equal(batch.weights, wanted.weights)
+    assert state.num_selected == 8
+    assert state.work == state.work._replace(selection_forward=8 * 24, check_forward=0)
+    assert state.region is state.moments is None
+
+
+def test_what_is_told_is_where_coresets_begin_and_end_and_what_is_excluded():
+    own = exclusion(window=5, threshold=0.9)
+    config = fresh_settings(batch_size=6, subset_size=12, select_from=4, select_until=20, exclusion=own)
+    seen, state = followed(config, 24)
+    told = [(step, event.reason) for step, (_, event) in enumerate(seen) if event is not None]
+    assert (4, "span_start") in told
+    assert (20, "span_end") in told
+    assert {reason for _, reason in told} <= {"span_start", "span_end", "window"}
+    assert [step for step, reason in told if reason == "window" and step < 20]
+    assert state.num_selected == 16
+    event = next(event for _, event in seen if event is not None)
+    assert event.rho is event.loss is event.curvature_norm is None
+    assert not event.began_region
+
+
+@pytest.mark.parametrize("picks", ["importance", "medoids"])
+def test_a_score_that_is_not_finite_is_told_or_skipped(picks, monkeypatch):
+    monkeypatch.setattr(algorithm, "LOOK_EVERY", 10)
+    spoilt = INPUTS.copy()
+    spoilt[17] = np.nan
+    config = fresh_settings(batch_size=6, subset_size=30, picks=picks, exclusion=None)
+    with pytest.raises(FloatingPointError, match=r"NaN or infinite before step 10"):
+        followed(config, 30, spoilt)
+    seen, _ = followed(dataclasses.replace(config, nonfinite="skip"), 30, spoilt)
+    assert all(bool(jnp.isfinite(batch.weights).all()) for batch, _ in seen)
+
+
+def test_nothing_waits_between_windows_and_looks():
+    config = fresh_settings(batch_size=6, subset_size=12, exclusion=exclusion(window=40))
+    selector = crest(linear, ArraySource(INPUTS, LABELS), config)
+    state = selector.init(jax.random.key(0), params_at(0), {})
+    state, _ = selector.traced.refresh(state, params_at(0), {})
+    assert selector.traced.quiet(state) == 40
+    assert state.num_selected == 0, "the program chooses, not the host"
+
+
+class Head(nn.Module):
+    """Ends in a linear layer, or in something after one."""
+
+    scaled: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(CLASSES)(nn.relu(nn.Dense(4)(x)))
+        return 2 * x if self.scaled else x
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_examples_are_compared_by_the_last_layer_where_the_model_ends_in_one(scaled):
+    module = Head(scaled)
+    params = module.init(jax.random.key(0), INPUTS)["params"]
+    apply_fn = from_linen(module)
+    examples = ArraySource(INPUTS, LABELS).take(jnp.arange(9))
+    found, losses = default_gradients(apply_fn)(params, {}, examples)
+    wanted = logit_gradients(apply_fn) if scaled else last_layer_gradients(linen_features(module))
+    expected, expected_losses = wanted(params, {}, examples)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(x, y)
+    np.testing.assert_array_equal(losses, expected_losses)
+
+
+def test_equal_models_share_the_programs_of_their_selections():
+    one, two = (
+        crest(
+            from_linen(Head()),
+            ArraySource(INPUTS, LABELS),
+            fresh_settings(subset_size=90, batch_size=6),
+        )
+        for _ in range(2)
+    )
+    assert one.traced.inside == two.traced.inside
+    assert hash(one.traced.inside) == hash(two.traced.inside)
+
+
+def test_a_model_that_is_no_value_trains_in_programs_too():
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, params, state, inputs, *, train, rng):
+            return inputs @ params, state
+
+    config = fresh_settings(batch_size=6, subset_size=12, exclusion=None)
+    selector = crest(Unhashable(), ArraySource(INPUTS, LABELS), config)
+    step = jax.jit(lambda params, batch: (0.9 * params, batch.weights.sum()))
+    view = lambda params: (params, {})  # noqa: E731
+    seen = []
+    fit(
+        selector, step, params_at(0), key=jax.random.key(0), steps=6, view=view, scan=4,
+        on_step=lambda number, total: seen.append(float(total)),
+    )  # fmt: skip
+    np.testing.assert_allclose(seen, 12, rtol=0.05)
