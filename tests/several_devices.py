@@ -126,6 +126,7 @@ def main():
     parser.add_argument("--x64", action="store_true")
     parser.add_argument("--source", choices=["whole", "shard", "host"], default="whole")
     parser.add_argument("--no-mesh", action="store_true")
+    parser.add_argument("--fresh", action="store_true", help="coresets drawn just before their steps")
     parser.add_argument("--scan", type=int, default=1, help="most steps in one program")
     parser.add_argument("--select", choices=[*SELECTIONS], help="choose a coreset instead of training")
     parser.add_argument("--stream", action="store_true", help="choose from streams of two processes")
@@ -151,7 +152,7 @@ def train(options, folder):
     import jax.numpy as jnp
     import optax
     from helpers import init_mlp, mlp_features
-    from small_settings import settings
+    from small_settings import fresh_settings, settings
 
     from crest_jax import crest, cross_entropy, place
     from crest_jax.gradients import weighted_mean
@@ -184,6 +185,10 @@ def train(options, folder):
         max_interval=6, tau=0.02, select_until=40,
         exclusion={"threshold": 0.3, "window": 10, "cooldown": 2},
     )  # fmt: skip
+    if options.fresh:
+        config = fresh_settings(
+            batch_size=16, subset_size=40, select_until=40, exclusion=config.exclusion
+        )
     selection = crest(apply_fn, source, config)
     params = place(jax.tree.map(lambda x: x.astype(dtype), init_mlp(0, FEATURES, 12, CLASSES)), mesh)
     state = params, place(tx.init(params), mesh)

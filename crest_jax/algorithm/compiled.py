@@ -140,8 +140,8 @@ def _choose(
     finite = jnp.ones((), bool)
     for leaf in jax.tree.leaves(found):
         finite &= jnp.all(jnp.isfinite(leaf))
-    if config.nonfinite == "skip":  # what is chosen until this is noticed must be a coreset
-        embeddings = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0.0), embeddings)
+    # What is chosen until this is noticed must be a coreset.
+    embeddings = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0.0), embeddings)
     embeddings = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), embeddings)
 
     def one(

@@ -114,10 +114,10 @@ class CrestConfig:
         step on.
       select_until: step from which on mini-batches are random again. None: coresets to the end.
       exclusion: what becomes of learned examples; None: all stay active.
-      nonfinite: what a NaN or infinite loss, embedding or curvature does: "stop" raises. With "skip" a
-        bad embedding counts as zero; a region whose loss or curvature is bad begins anew with other
-        examples, which raises when three in a row are; and one in which a scored example was bad begins
-        anew at its next check.
+      nonfinite: what a NaN or infinite loss, embedding or curvature does: "stop" raises at the next
+        check, or within 100 steps without regions. With "skip" a bad embedding counts as zero; a region
+        whose loss or curvature is bad begins anew with other examples, which raises when three in a row
+        are; and one in which a scored example was bad begins anew at its next check.
 
     Raises:
       ValueError: at construction, when a value breaks its rule.

@@ -3,7 +3,8 @@
 "Towards Sustainable Learning: Coresets for Data-efficient Deep Learning". Every function takes first
 the ``Parts``, which never change in a run, and returns a new state; the symbols are those of the paper.
 While a network trains, arrays are turned into Python numbers here, when a region begins or a check is
-due, and in ``pool.close``, when a window ends; a source on the host also reads which examples to take.
+due, every ``LOOK_EVERY`` steps without regions, and in ``pool.close``, when a window ends. A source
+on the host also reads which examples to take.
 """
 
 import math
@@ -204,6 +205,8 @@ def _between_random(parts: Parts, state: CrestState) -> tuple[CrestState, Event 
     before, buffer = state.excluded, state.buffer
     state = close_window(parts, state)
     if buffer.num_coresets > 0:
+        if parts.config.region is None:
+            _look_at_scores(parts, state)
         unused = state.num_unused + buffer.num_coresets - buffer.num_used
         state = state._replace(num_unused=unused, buffer=buffer.discard())
         return state, event_of(state, "span_end")
@@ -215,9 +218,13 @@ def _between_fresh(parts: Parts, state: CrestState) -> tuple[CrestState, Event |
     state = close_window(parts, state)
     if state.step >= state.next_check:
         if not first:
-            (finite,) = read_numbers(state.all_finite)
-            stop_if_bad_scores(state, finite=finite or parts.rules.skip_nonfinite)
+            _look_at_scores(parts, state)
         state = state._replace(next_check=state.step + LOOK_EVERY)
     if first and state.buffer.empty:
         return state, event_of(state, "span_start")
     return state, None if state.excluded == before else event_of(state, "window")
+
+
+def _look_at_scores(parts: Parts, state: CrestState) -> None:
+    (finite,) = read_numbers(state.all_finite)
+    stop_if_bad_scores(state, finite=finite or parts.rules.skip_nonfinite)

@@ -256,8 +256,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             runs = [{**run, "variant": name} for run, (name, _) in zip(found, pairs, strict=True)]
             lines = config.out / "summary.jsonl"
             lines.unlink(missing_ok=True)
-            for run in runs:
-                append_line(lines, run)
+            for run in runs:  # checks are in each run's folder
+                append_line(lines, {name: value for name, value in run.items() if name != "checks"})
             made = made_by(__file__, argv, runs, config.jobs)
             made += f", {len(config.seeds)} seeds, {runs[0]['steps']} steps"
             text = summarise(config, runs)

@@ -88,6 +88,9 @@ def test_a_score_that_is_not_finite_is_told_or_skipped(picks, monkeypatch):
     config = fresh_settings(batch_size=6, subset_size=30, picks=picks, exclusion=None)
     with pytest.raises(FloatingPointError, match=r"NaN or infinite before step 10"):
         followed(config, 30, spoilt)
+    ends = dataclasses.replace(config, select_until=7)
+    with pytest.raises(FloatingPointError, match=r"NaN or infinite before step 7"):
+        followed(ends, 30, spoilt)
     seen, _ = followed(dataclasses.replace(config, nonfinite="skip"), 30, spoilt)
     assert all(bool(jnp.isfinite(batch.weights).all()) for batch, _ in seen)
 
