@@ -51,7 +51,8 @@ def main(steps=200):
         return (optax.apply_updates(params, updates), after, opt_state, key), losses
 
     train = ArraySource(data.train_inputs, data.train_labels)
-    selector = crest(apply_fn, train, CrestConfig.recommended(steps=steps, batch_size=64))
+    config = CrestConfig.recommended(steps=steps, batch_size=64, batch_norm=True)
+    selector = crest(apply_fn, train, config)
     start = params, model_state, optimizer.init(params), jax.random.key(2)
     same, view = (lambda losses: losses), (lambda state: state[:2])
     key = jax.random.key(1)

@@ -42,7 +42,8 @@ def main(steps=200):
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         return optax.apply_updates(params, updates), after, opt_state, losses
 
-    selector = crest(apply_fn, train, CrestConfig.recommended(steps=steps, batch_size=64))
+    config = CrestConfig.recommended(steps=steps, batch_size=64, batch_norm=True)
+    selector = crest(apply_fn, train, config)
     state = selector.init(jax.random.key(1), params, model_state)
     for rng in jax.random.split(jax.random.key(2), steps):
         state, _ = selector.refresh(state, params, model_state)

@@ -42,7 +42,8 @@ def main(steps=200):
     schedule = optax.cosine_decay_schedule(2e-3, steps)
     optimizer = nnx.Optimizer(model, optax.adamw(schedule, weight_decay=1e-2), wrt=nnx.Param)
     apply_fn = from_nnx(model)
-    selector = crest(apply_fn, train, CrestConfig.recommended(steps=steps, batch_size=64))
+    config = CrestConfig.recommended(steps=steps, batch_size=64, batch_norm=True)
+    selector = crest(apply_fn, train, config)
     state = selector.init(jax.random.key(1), *apply_fn.view(model))
     for _ in range(steps):
         state, _ = selector.refresh(state, *apply_fn.view(model))  # the model as it is now

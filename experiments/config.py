@@ -183,6 +183,11 @@ class TrainConfig:
                 kept[group] = dataclasses.replace(default, **changes)
         return dataclasses.replace(self, method=method, **kept)
 
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the network normalises by the statistics of a mini-batch."""
+        return self.model.startswith("resnet") and self.network.norm != "group"
+
     def crest_config(self, steps: int, num_examples: int) -> CrestConfig:
         """Return the settings of CREST for so many steps on so many examples.
 
@@ -198,7 +203,7 @@ class TrainConfig:
             else:
                 made = CrestConfig.recommended(
                     steps=steps, first_drop=round(DROPS[0] * steps), batch_size=self.batch_size,
-                    num_examples=num_examples,
+                    num_examples=num_examples, batch_norm=self.has_batch_norm,
                 )  # fmt: skip
             given: dict[str, Any] = {"nonfinite": self.run.nonfinite}
             for name in ("subset_size", "picks"):

@@ -15,7 +15,6 @@ Fitted = Literal["probe", "coresets"]
 Embedding = Literal["last_layer", "logits"]
 Picks = Literal["importance", "medoids"]
 FIRST_DROP = 0.5  # of the learning rate, as a share of the steps, where ``recommended`` is told none
-SUBSET = 4  # mini-batches that a subset of ``recommended`` holds
 MANY_PASSES = 10  # over the data: in more, exclusion ends where the learning rate first drops
 
 
@@ -146,19 +145,23 @@ class CrestConfig:
         first_drop: int | None = None,
         batch_size: int = 128,
         num_examples: int | None = None,
+        batch_norm: bool = False,
     ) -> "CrestConfig":
-        """What we recommend: coresets drawn by gradient length at every step up to the first drop.
+        """What we recommend: coresets chosen just before every step up to the first drop.
 
-        From the first drop of the learning rate on less variance buys little: mini-batches are random.
-        Learned examples are kept in part.
+        They are drawn by gradient length, out of four mini-batches. Where the network normalises by the
+        statistics of a mini-batch, whose noise hides what such a draw gains, they are medoids, out of
+        two. From the first drop of the learning rate on less variance buys little: mini-batches are
+        random. Learned examples are kept in part.
 
         Args:
           steps: optimizer steps of the training.
           first_drop: step at which the learning rate first drops; None: half of the steps, which is
             also right for a cosine.
-          batch_size: examples in a mini-batch; subsets hold four times as many.
+          batch_size: examples in a mini-batch.
           num_examples: examples of the data; in more than ten passes over them exclusion ends at the
             first drop. None: to the end.
+          batch_norm: whether the network has BatchNorm.
 
         Example:
           >>> config = CrestConfig.recommended(steps=1000)
@@ -169,14 +172,14 @@ class CrestConfig:
         _checks.positive_int("batch_size", batch_size)
         drop = round(FIRST_DROP * steps) if first_drop is None else first_drop
         many = num_examples is not None and steps * batch_size > MANY_PASSES * num_examples
-        subset = SUBSET * batch_size
+        subset = (2 if batch_norm else 4) * batch_size
         if num_examples is not None:
             subset = max(batch_size, min(subset, num_examples))
         return cls(
             batch_size=batch_size,
             subset_size=subset,
             region=None,
-            picks="importance",
+            picks="medoids" if batch_norm else "importance",
             embedding="last_layer",
             select_from=None,
             select_until=None if drop >= steps else max(drop, 1),

@@ -263,6 +263,8 @@ def test_recommended_selects_up_to_the_first_drop() -> None:
     assert span(steps=1000, first_drop=1000) == (None, None)
     config = CrestConfig.recommended(steps=1000, batch_size=64, num_examples=500)
     assert (config.subset_size, config.exclusion) == (256, ExclusionConfig.recommended(until=500))
+    normed = CrestConfig.recommended(steps=1000, batch_size=64, batch_norm=True)
+    assert (normed.picks, normed.subset_size, normed.region) == ("medoids", 128, None)
     for bad in ({"steps": 0}, {"steps": 10, "batch_size": -1}):
         with pytest.raises(ValueError, match="must be"):
             CrestConfig.recommended(**bad)

@@ -557,7 +557,7 @@ def test_the_presets_are_those_of_the_library() -> None:
     for count, steps in ((60_000, 470), (1_442, 69), (500, 4_000)):
         recommended = TrainConfig().crest_config(steps, count)
         assert recommended == CrestConfig.recommended(
-            steps=steps, first_drop=round(0.5 * steps), num_examples=count
+            steps=steps, first_drop=round(0.5 * steps), num_examples=count, batch_norm=True
         )
         paper = TrainConfig(preset="paper").crest_config(steps, count)
         assert paper == CrestConfig.paper(steps=steps, num_examples=count, warmup=round(0.1 * steps))
