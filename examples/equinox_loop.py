@@ -55,8 +55,7 @@ def main(steps=200):
     selector = crest(apply_fn, train, config)
     start = params, model_state, optimizer.init(params), jax.random.key(2)
     same, view = (lambda losses: losses), (lambda state: state[:2])
-    key = jax.random.key(1)
-    end = fit(selector, train_step, start, key=key, steps=steps, view=view, losses=same)
+    end = fit(selector, train_step, start, key=jax.random.key(1), steps=steps, view=view, losses=same)
     test = ArraySource(data.test_inputs, data.test_labels)
     accuracy = make_evaluate(apply_fn)(*view(end), test)["accuracy"]
     print(f"{100 * accuracy:.1f} % of {len(test)} test images")

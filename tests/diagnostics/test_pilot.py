@@ -1,6 +1,5 @@
 """The pilot: its arithmetic, its trials, its clock, and the script."""
 
-import dataclasses
 import functools
 import json
 import time
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import init_mlp, mlp
-from small_settings import settings
+from small_settings import changed, fresh_settings, settings
 
 from crest_jax import ArraySource, cross_entropy, fit
 from crest_jax.diagnostics import Pilot, pilot
@@ -27,9 +26,7 @@ OWN = settings(batch_size=16, subset_size=32, probe_size=32, exclusion={"window"
 def config_of(steps):
     """The settings for trials of so many steps."""
     low, high = round(0.35 * steps), round(0.5 * steps)
-    return dataclasses.replace(
-        OWN, select_from=low, select_until=max(high, low + 1), reference_step=low
-    )
+    return changed(OWN, select_from=low, select_until=max(high, low + 1), reference_step=low)
 
 
 KEY = jax.random.key(0)
@@ -95,9 +92,12 @@ def test_the_value_of_a_doubling_falls_as_it_fell_before():
 def test_the_advice_follows_the_costs():
     variance = {256: 0.4, 512: 0.25, 1024: 0.2}
     cheap = advise(settings(), Costs(1.0, 0.01, 0.1, 0.0), variance)
-    assert (cheap.subset_size, cheap.max_interval) == (1024, 8)
+    assert (cheap.subset_size, cheap.region.max_interval) == (1024, 8)
     dear = advise(settings(), Costs(1.0, 5.0, 5.0, 1.0), variance)
-    assert (dear.subset_size, dear.max_interval, dear.max_coresets) == (256, 60, 60)
+    region = dear.region
+    assert (dear.subset_size, region.max_interval, region.max_coresets) == (256, 60, 60)
+    fresh = advise(fresh_settings(), Costs(1.0, 5.0, 0.0, 0.0), variance)
+    assert (fresh.subset_size, fresh.region) == (256, None)
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def test_counted_passes_follow_from_the_events(
     checks = regions + sum(row["rho"] is not None for row in selections)
     assert metrics["forward"] == {
         "step": STEPS * 64,
-        "selection": metrics["num_selected"] * 128,
+        "selection": metrics["num_selected"] * 256,
         "curvature": checks * 2 * 64,  # a diagonal for a region, a product at a check
         "check": checks * 64,
         "evaluation": 4 * 355,
