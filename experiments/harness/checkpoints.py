@@ -63,16 +63,16 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
-        with _quiet():
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._levels = {name: logging.getLogger(name).level for name in _LOGGERS}
         self._hook = sys.unraisablehook
+        self._mute()
+        with _quiet():
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._unmute()  # not where Ctrl-C came meanwhile: its threads may speak until the end
 
     def __enter__(self) -> "Checkpoints":
         """Keep back what Orbax's threads log about errors: they are told in one sentence."""
-        for name in _LOGGERS:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        sys.unraisablehook = _but_closed_loops(self._hook)
+        self._mute()
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -83,9 +83,17 @@ class Checkpoints:
         finally:
             self._manager.close()
             if error is None:  # else its threads may speak until the end
-                sys.unraisablehook = self._hook
-                for name, level in self._levels.items():
-                    logging.getLogger(name).setLevel(level)
+                self._unmute()
+
+    def _mute(self) -> None:
+        for name in _LOGGERS:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        sys.unraisablehook = _but_closed_loops(self._hook)
+
+    def _unmute(self) -> None:
+        sys.unraisablehook = self._hook
+        for name, level in self._levels.items():
+            logging.getLogger(name).setLevel(level)
 
     @property
     def newest(self) -> int | None:
