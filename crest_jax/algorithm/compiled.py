@@ -202,8 +202,7 @@ def score_and_select(
     """Score subsets, indices [g, r], equally many on each device; put their coresets at ``slots`` [g].
 
     ``examples`` are [g * r]; ``key`` is for picks by importance, and for mini-batches of fewer examples
-    than classes. Returns the
-    coresets held, the observations, and whether all was finite.
+    than classes. Returns the coresets held, the observations, and whether all was finite.
     """
     mesh, own = problem.mesh, problem.config.exclusion
     strata = classes[indices].astype(jnp.int32)

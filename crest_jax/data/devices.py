@@ -40,20 +40,20 @@ def whole(mesh: Mesh) -> NamedSharding:
     return NamedSharding(automatic(mesh), PartitionSpec())
 
 
-def split(mesh: Mesh, rows: int, axis: int = 0) -> NamedSharding:
-    """Return the sharding of arrays with ``rows`` along an axis, split over all devices.
+def split(mesh: Mesh, rows: int) -> NamedSharding:
+    """Return the sharding of arrays of so many rows, split over all devices.
 
     Where that is uneven, every device holds them whole.
 
     Example:
-      >>> split(jax.make_mesh((1,), ("data",)), 4, axis=1).spec == PartitionSpec(None, "data")
+      >>> split(jax.make_mesh((1,), ("data",)), 4).spec == PartitionSpec(("data",))
       True
     """
-    return _over_all(mesh, axis) if rows % num_devices(mesh) == 0 else whole(mesh)
+    return _over_all(mesh) if rows % num_devices(mesh) == 0 else whole(mesh)
 
 
-def _over_all(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    return NamedSharding(automatic(mesh), PartitionSpec(*[None] * axis, mesh.axis_names))
+def _over_all(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(automatic(mesh), PartitionSpec(mesh.axis_names))
 
 
 def place(tree: T, mesh: Mesh | None) -> T:

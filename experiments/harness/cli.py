@@ -110,6 +110,12 @@ def parse(
     sys.exit(0)
 
 
+def check_setting(name: str, known: dict[str, Any]) -> None:
+    """Refuse a setting that there is not, in one sentence."""
+    if name not in known:
+        raise UserError(f"--setting is {name} but must be one of {', '.join(known)}; choose one.")
+
+
 def named_setting(argv: Sequence[str] | None, known: dict[str, Any]) -> tuple[Any, list[str]]:
     """Return the setting that ``--setting NAME`` names, or None, and the other arguments.
 

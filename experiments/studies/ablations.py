@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 
 from experiments.config import Method, TrainConfig
-from experiments.harness.cli import UserError, one_sentence
+from experiments.harness.cli import UserError, check_setting, one_sentence
 from experiments.harness.options import ExclusionOptions, RegionOptions
 from experiments.harness.records import append_line, table
 from experiments.harness.run_folder import held_folder
@@ -77,10 +77,7 @@ class AblationConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        if self.setting not in SETTINGS:
-            raise UserError(
-                f"--setting is {self.setting} but must be one of {', '.join(SETTINGS)}; choose one."
-            )
+        check_setting(self.setting, SETTINGS)
         unknown = [name for name in self.variants if name not in VARIANTS]
         if unknown or not {"crest", "stratified"} <= set(self.variants):
             raise UserError(

@@ -20,7 +20,7 @@ import tyro
 
 from experiments.config import Method, TrainConfig
 from experiments.harness.build import load_sources
-from experiments.harness.cli import UserError, one_sentence
+from experiments.harness.cli import UserError, check_setting, one_sentence
 from experiments.harness.options import ExclusionOptions
 from experiments.harness.records import append_line, table
 from experiments.harness.run_folder import held_folder
@@ -78,10 +78,7 @@ class EquivalentConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        if self.setting not in SETTINGS:
-            raise UserError(
-                f"--setting is {self.setting} but must be one of {', '.join(SETTINGS)}; choose one."
-            )
+        check_setting(self.setting, SETTINGS)
         unknown = [name for name in self.variants if name not in VARIANTS]
         if unknown:
             raise UserError(

@@ -36,7 +36,7 @@ from crest_jax.data.classes import Classes, classes_in, one_class
 from crest_jax.gradients.chunked import in_chunks
 from experiments.config import TrainConfig
 from experiments.harness.build import Program, TrainState, make_program, shared
-from experiments.harness.cli import UserError, one_sentence
+from experiments.harness.cli import UserError, check_setting, one_sentence
 from experiments.harness.records import append_line, table
 from experiments.harness.run_folder import COMMIT, held_new_folder
 from experiments.models.networks import Norm
@@ -97,10 +97,7 @@ class QualityConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        if self.setting not in SETTINGS:
-            raise UserError(
-                f"--setting is {self.setting} but must be one of {', '.join(SETTINGS)}; choose one."
-            )
+        check_setting(self.setting, SETTINGS)
         if not self.points or not all(0 < point <= 1 for point in self.points) or self.count < 2:
             raise UserError(
                 f"--points is {self.points} and --count {self.count} but points must lie in (0, 1] and "
