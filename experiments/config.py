@@ -26,6 +26,7 @@ from experiments.harness.options import (
     require_positive,
 )
 from experiments.models import MODELS
+from experiments.models.networks import Norm
 
 Method = Literal[
     "full", "full_cut_off", "random", "stratified", "fixed", "crest", "craig", "gradmatch",
@@ -132,7 +133,7 @@ class TrainConfig:
             found += [(f"text.{name}", f"{self.dataset} is no text") for name in changed(self.text)]
         if self.network.imagenet_stem and not self.model.startswith("resnet"):
             found.append(("network.imagenet-stem", f"{self.model} is no residual network"))
-        if self.network.norm != NetworkConfig().norm and not self.model.startswith("resnet"):
+        if self.network.norm is not None and not self.model.startswith("resnet"):
             found.append(("network.norm", f"{self.model} has no normalisation of images"))
         found += self._data_without_effect()
         if self.optim.name != "sgd":
@@ -186,7 +187,12 @@ class TrainConfig:
     @property
     def has_batch_norm(self) -> bool:
         """Whether the network normalises by the statistics of a mini-batch."""
-        return self.model.startswith("resnet") and self.network.norm != "group"
+        return self.model.startswith("resnet") and self.norm != "group"
+
+    @property
+    def norm(self) -> Norm:
+        """Normalisation of a residual network."""
+        return self.network.norm or ("batch" if self.preset == "paper" else "weighted_batch")
 
     def crest_config(self, steps: int, num_examples: int) -> CrestConfig:
         """Return the settings of CREST for so many steps on so many examples.
@@ -206,9 +212,11 @@ class TrainConfig:
                     num_examples=num_examples, batch_norm=self.has_batch_norm,
                 )  # fmt: skip
             given: dict[str, Any] = {"nonfinite": self.run.nonfinite}
-            for name in ("subset_size", "picks"):
+            for name in ("subset_size", "picks", "stratified", "by_class"):
                 if getattr(own, name) is not None:
                     given[name] = getattr(own, name)
+            if own.picks == "importance" and own.by_class is None:
+                given["by_class"] = False
             if own.embedding in get_args(Embedding):
                 given["embedding"] = own.embedding
             if own.select_span is not None:

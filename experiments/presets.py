@@ -6,10 +6,12 @@ were chosen on validation rows; see ``experiments/results/README.md``.
 
 import dataclasses
 from dataclasses import replace
+from pathlib import Path
 
 from experiments.config import Method, TrainConfig
 from experiments.harness.options import (
     CrestOptions,
+    DataConfig,
     ExclusionOptions,
     NetworkConfig,
     OptimConfig,
@@ -30,15 +32,23 @@ class Setting:
     run: TrainConfig
     rates: dict[Method, float] = dataclasses.field(default_factory=dict)
 
-    def options(self, method: Method, seed: int, steps_factor: float = 1.0) -> TrainConfig:
-        """Return the options of one run, with so many times the budget."""
+    def options(self, method: Method, seed: int) -> TrainConfig:
+        """Return the options of one run."""
         rate = self.rates.get(method, self.run.optim.learning_rate)
-        budget, epochs = self.run.budget * steps_factor, self.run.epochs
-        while budget > 1:  # more steps than full training has: a share of a longer one
-            budget, epochs = budget / 2, 2 * epochs
-        run = self.run.for_method(method)
-        optim = replace(run.optim, learning_rate=rate)
-        return replace(run, seed=seed, budget=budget, epochs=epochs, optim=optim)
+        return replace(with_rate(self.run.for_method(method), rate), seed=seed)
+
+
+def longer(run: TrainConfig, factor: float) -> TrainConfig:
+    """Return the options with so many times the steps.
+
+    >>> found = longer(TrainConfig(epochs=10, budget=0.4), 4)
+    >>> found.epochs, found.budget
+    (20, 0.8)
+    """
+    budget, epochs = run.budget * factor, run.epochs
+    while budget > 1:  # more steps than full training has: a share of a longer one
+        budget, epochs = budget / 2, 2 * epochs
+    return replace(run, budget=budget, epochs=epochs)
 
 
 def with_rate(run: TrainConfig, rate: float) -> TrainConfig:
@@ -93,6 +103,15 @@ HELD_BACK: dict[str, Setting] = {
     "mlp_12k_long": Setting(with_rate(replace(TWELVE, epochs=100), 0.05)),
     "resnet_12k": Setting(replace(RESNET, dataset="fashion_mnist_12k", epochs=10, budget=0.1)),
 }
+# CIFAR-10 as JPEG files in train/CLASS and test/CLASS: 20 epochs as full training, or a tenth.
+CIFAR = TrainConfig(
+    dataset="images", data=DataConfig(dir=Path("data/cifar10-jpeg")), model="resnet20",
+    epochs=20, budget=0.1, optim=OptimConfig(weight_decay=5e-4), run=ONE_CHECKPOINT,
+)  # fmt: skip
+IMAGES: dict[str, Setting] = {
+    "cifar10_jpeg": Setting(CIFAR),
+    "cifar10_jpeg_long": Setting(replace(CIFAR, epochs=200)),
+}
 LANGUAGE: dict[str, Setting] = {"rotten_tomatoes": Setting(MINILM)}
 
 # The paper's four: data and networks, a 10 % budget, batches of 128 (images), a rate of 0.1 after a
@@ -122,4 +141,4 @@ PAPER: dict[str, Setting] = {
         )
     ),
 }  # fmt: skip
-SETTINGS = EQUAL_TIME | HELD_BACK | LANGUAGE | PAPER
+SETTINGS = EQUAL_TIME | HELD_BACK | IMAGES | LANGUAGE | PAPER

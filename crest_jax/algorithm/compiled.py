@@ -161,6 +161,7 @@ def _choose(
             rounds=form.rounds,
             sample_weights=sample_weights,
             key=own,
+            by_class=config.by_class,
         )
         return coreset.indices, coreset.weights
 

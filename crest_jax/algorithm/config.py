@@ -112,6 +112,11 @@ class CrestConfig:
         stratified by class, out of the active examples, and nothing is scored. None: from the first
         step on.
       select_until: step from which on mini-batches are random again. None: coresets to the end.
+      stratified: whether random subsets, and random mini-batches, have each class in its share; False
+        draws them from all classes as one, as in the paper.
+      by_class: whether medoids are chosen in each class apart even where that leaves fewer than two a
+        class, as in the paper's public code. False: all examples of a subset are then one class, or
+        classes are drawn where there are fewer picks than classes.
       exclusion: what becomes of learned examples; None: all stay active.
       nonfinite: what a NaN or infinite loss, embedding or curvature does: "stop" raises at the next
         check, or within 100 steps without regions. With "skip" a bad embedding counts as zero; a region
@@ -134,6 +139,8 @@ class CrestConfig:
     embedding: Embedding
     select_from: int | None
     select_until: int | None
+    stratified: bool
+    by_class: bool
     exclusion: ExclusionConfig | None
     nonfinite: Nonfinite
 
@@ -183,6 +190,8 @@ class CrestConfig:
             embedding="last_layer",
             select_from=None,
             select_until=None if drop >= steps else max(drop, 1),
+            stratified=True,
+            by_class=False,
             exclusion=ExclusionConfig.recommended(until=max(1, drop) if many else None),
             nonfinite="stop",
         )
@@ -193,14 +202,27 @@ class CrestConfig:
     ) -> "CrestConfig":
         """What the paper did (Yang, Kang and Mirzasoleiman, ICML 2023, Section 5 and its public code).
 
-        From there: subsets of 1 % of the data, the moments of AdaHessian, h0 = 1, b = 5, tau = 0.1,
-        exclusion for good below a loss of alpha = 0.1, and coresets at all steps.
+        From there: random subsets of 1 % of the data, a medoid's coreset from each by facility location
+        on gradients with respect to the logits, gradient and curvature on all P coresets of a region
+        with the moments of AdaHessian, h0 = 1, b = 5, tau = 0.1, exclusion for good below a loss of
+        alpha = 0.1, and coresets at all steps. The network has plain BatchNorm.
 
-        The paper leaves open, and our choice is: the loss is measured on as many examples as a subset
-        holds; T1 and P end at the mini-batches of a tenth of the data (as in the public code, an epoch
-        of the budget), at least 16; the window of exclusion is a tenth of the steps (the public code:
-        20 of 200 epochs); ``|H_0|`` is taken at the end of the warm-up, a tenth of the steps. A subset
-        has at least the examples of a mini-batch, where 1 % of the data are fewer.
+        The paper leaves open, and our choice is:
+
+        * Subsets are drawn without regard to classes, in passes over the examples that are left, each
+          once in a pass; medoids are chosen in each class apart, in proportion to its examples in the
+          subset, by the largest remainder, at least one where there are as many picks as classes (the
+          public code rounds every class up, to mini-batches of more than m).
+        * A coreset is a mini-batch, trained on whole, with the number of examples that a medoid stands
+          for as its weight (the public code joins, shuffles and cuts the coresets anew).
+        * The loss of the check is measured on one more random subset, before and after in evaluation
+          mode; the curvature is taken with one Rademacher vector.
+        * T1 and P end at the mini-batches of a tenth of the data (as in the public code, an epoch of
+          the budget), at least 16. Where a region outlives its coresets, others are added at the
+          parameters of that moment.
+        * The window of exclusion is a tenth of the steps (the public code: 20 of 200 epochs); ``|H_0|``
+          is taken at the end of the warm-up, a tenth of the steps.
+        * A subset has at least the examples of a mini-batch, where 1 % of the data are fewer.
 
         Args:
           num_examples: n, examples of the data.
@@ -237,6 +259,8 @@ class CrestConfig:
             embedding="logits",
             select_from=None,
             select_until=None,
+            stratified=False,
+            by_class=True,
             exclusion=ExclusionConfig.paper(window=max(1, round(0.1 * steps))),
             nonfinite="stop",
         )
@@ -266,6 +290,17 @@ class CrestConfig:
             self.exclusion is None or isinstance(self.exclusion, ExclusionConfig),
             f"exclusion is {_checks.brief(self.exclusion)} but must be an ExclusionConfig or None; "
             "ExclusionConfig.recommended() is usual.",
+        )
+        for name in ("stratified", "by_class"):
+            value = getattr(self, name)
+            _checks.require(
+                isinstance(value, bool),
+                f"{name} is {_checks.brief(value)} but must be True or False; pass one.",
+            )
+        _checks.require(
+            not (self.by_class and self.picks == "importance"),
+            "by_class is True but picks is 'importance', which heeds no classes; leave by_class False, "
+            "or choose medoids.",
         )
         _checks.one_of("picks", self.picks, get_args(Picks))
         _checks.one_of("embedding", self.embedding, get_args(Embedding))

@@ -3,17 +3,21 @@
 import math
 from typing import NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
+
 from crest_jax import _checks
 from crest_jax.algorithm.compiled import Compiled, Problem, compile_for
 from crest_jax.algorithm.config import CrestConfig, RegionConfig
 from crest_jax.algorithm.nonfinite import TRIES
-from crest_jax.data.classes import classes_in
-from crest_jax.data.devices import num_devices
+from crest_jax.data.classes import classes_in, one_class
+from crest_jax.data.devices import num_devices, place
 from crest_jax.data.pool import PoolRules, make_rules
 from crest_jax.data.prefetch import Lookahead
+from crest_jax.data.strata import compact
 from crest_jax.gradients.embeddings import default_gradients, logit_gradients
 from crest_jax.gradients.losses import fitting
-from crest_jax.types import ApplyFn, EmbedFn, LossFn, ModelState, Params, PhaseFn, Source
+from crest_jax.types import ApplyFn, Array, EmbedFn, LossFn, ModelState, Params, PhaseFn, Source
 
 MOST_OBSERVATIONS = 2**24  # held of an exclusion window, 64 MB
 
@@ -37,6 +41,9 @@ class Parts(NamedTuple):
       problem: what the compiled functions are made from.
       source: the data.
       rules: which examples may be drawn.
+      classes: [n], unsigned integers, the class that each example is chosen in.
+      num_classes: c, classes that occur.
+      largest_share: share of the largest class among all examples.
       compiled: the compiled functions.
       ahead: fetches the next examples.
       phase: runs "selection", "curvature" and "check".
@@ -46,6 +53,9 @@ class Parts(NamedTuple):
     problem: Problem
     source: Source
     rules: PoolRules
+    classes: Array
+    num_classes: int
+    largest_share: float
     compiled: Compiled
     ahead: Lookahead
     phase: PhaseFn
@@ -60,11 +70,6 @@ class Parts(NamedTuple):
     def region(self) -> RegionConfig:
         """Settings of regions, where coresets are kept."""
         return self.problem.region
-
-    @property
-    def num_classes(self) -> int:
-        """c, classes that occur."""
-        return self.rules.strata.sizes.shape[0]
 
     @property
     def draws_picks(self) -> bool:
@@ -101,7 +106,7 @@ def make_parts(
     mesh = getattr(source, "mesh", None)
     loss_fn = fitting(loss_fn, source)
     rules = make_rules(
-        classes,
+        classes if config.stratified else one_class(count),
         largest_draw=max(sizes.values()),
         exclusion=config.exclusion,
         capacity=most_observations(config),
@@ -111,7 +116,12 @@ def make_parts(
     problem = Problem(config, apply_fn, loss_fn, embed_fn, mesh)
     compiled = compile_for(problem)
     passes = getattr(embed_fn, "backward_passes", 0)
-    return Parts(problem, source, rules, compiled, Lookahead(source), phase, passes)
+    codes = rules.strata.classes if config.stratified else None
+    if codes is None:
+        codes = place(jnp.asarray(compact(classes.codes, classes.number)), mesh)
+    share = float(np.bincount(classes.codes).max() / count)
+    given = rules, codes, classes.number, share
+    return Parts(problem, source, *given, compiled, Lookahead(source), phase, passes)
 
 
 def most_observations(config: CrestConfig) -> int:

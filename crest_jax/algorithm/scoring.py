@@ -23,7 +23,7 @@ def add_coresets(parts: Parts, state: CrestState, model: Model, number: int) -> 
     take less time there, but not several subsets at once. Several devices score equally many each; the
     first subset fills the last turn of all of them.
     """
-    config, rules = parts.config, parts.rules
+    config = parts.config
     form = form_of(parts, state)
     turns, state = _drawn(parts, state, number, config.most_coresets if form.memory else 1)
     parts.ahead.fetch(turns[0][1])
@@ -38,7 +38,7 @@ def add_coresets(parts: Parts, state: CrestState, model: Model, number: int) -> 
             *model,
             parts.source.take(flat),
             indices,
-            rules.strata.classes,
+            parts.classes,
             (buffer.indices, buffer.weights),
             slots,
             exclusion,
@@ -81,13 +81,15 @@ def _drawn(
 
 def form_of(parts: Parts, state: CrestState) -> Form:
     """Return how subsets are scored where the state lies."""
-    config, rules, classes = parts.config, parts.rules, parts.num_classes
+    config, classes = parts.config, parts.num_classes
     memory = share_of_memory(state.key)
     if memory is None:
-        return Form(classes, 0, class_side(rules.largest_share, config.subset_size), None)
-    sizes = config.subset_size, config.batch_size, classes
+        return Form(classes, 0, class_side(parts.largest_share, config.subset_size), None)
     # On an H100, with its many small kernels, classes apart take three times as long as all pairs.
-    rounds = most_rounds(state.pool.largest_share, *sizes)
+    rounds = config.batch_size  # of a subset that is not stratified any class may get all
+    if config.stratified and not config.by_class:
+        sizes = config.subset_size, config.batch_size, classes
+        rounds = most_rounds(state.pool.largest_share, *sizes)
     return Form(classes, memory, None, rounds)
 
 

@@ -32,12 +32,15 @@ class _Held(NamedTuple):
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=("arrays", "drawing", "key"), meta_fields=("form",)
+    jax.tree_util.register_dataclass,
+    data_fields=("arrays", "drawing", "classes", "key"),
+    meta_fields=("form",),
 )
 @dataclasses.dataclass(frozen=True)
 class _Fresh:
     arrays: Examples
     drawing: Drawing
+    classes: Array
     key: Array | None
     form: Form
 
@@ -84,7 +87,7 @@ class _Inside:
             model_state,
             self.gather(fixed.arrays, indices.reshape(-1)),
             indices,
-            drawing.strata.classes,
+            fixed.classes,
             before.held,
             slots,
             drawing.exclusion._replace(**drawn.noted._asdict()),
@@ -138,7 +141,7 @@ def _open(parts: Parts, state: CrestState) -> tuple[Any, Any]:
     if not config.selects(state.step):
         return _Random(source.arrays, drawing), drawn
     key = state.key if parts.draws_picks else None
-    fresh = _Fresh(source.arrays, drawing, key, form_of(parts, state))
+    fresh = _Fresh(source.arrays, drawing, parts.classes, key, form_of(parts, state))
     return fresh, _Chosen(drawn, (buffer.indices, buffer.weights), state.all_finite)
 
 

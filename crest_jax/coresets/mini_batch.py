@@ -57,7 +57,9 @@ def most_rounds(share: float, rows: int, size: int, num_classes: int) -> int:
     return min(size, 1 << (quota - 1).bit_length())
 
 
-@partial(jax.jit, static_argnames=("size", "num_classes", "metric", "gamma", "side", "rounds"))
+@partial(
+    jax.jit, static_argnames=("size", "num_classes", "metric", "gamma", "side", "rounds", "by_class")
+)
 def medoids(
     embeddings: PyTree,
     labels: Array,
@@ -72,6 +74,7 @@ def medoids(
     key: Array | None = None,
     allowed: Array | None = None,
     first: Array | None = None,
+    by_class: bool = False,
 ) -> Coreset:
     """Choose medoids without any check, for use inside ``jit``.
 
@@ -93,6 +96,7 @@ def medoids(
         without bias, but for the choice of the medoid. None: the largest classes.
       allowed: [n], bool, rows that may be picked, for one class; None: all.
       first: [k], int32, rows that are picked first, for one class; None: none.
+      by_class: static, whether classes stay apart also where that leaves fewer than two picks a class.
 
     Returns:
       See ``select_coreset``; the weights sum to that of the sample_weights.
@@ -106,8 +110,9 @@ def medoids(
     points, kind, unit = metrics.prepare(embeddings, metric, gamma)
     # Else XLA scales the rows anew in the loops over all pairs.
     points, unit = jax.lax.optimization_barrier((points, unit))
-    apart = size >= 2 * num_classes  # else that depends on how many classes the pool has
-    if not apart:
+    # With fewer picks it depends on how many classes the pool has.
+    apart = size >= (1 if by_class else 2) * num_classes
+    if not (apart or by_class):
         aside = covered_as_a_whole(counts, size)
         labels = jnp.where(aside, 0, labels)
         counts = jnp.where(aside, jnp.zeros_like(counts).at[0].set(rows), counts)

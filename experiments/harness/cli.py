@@ -113,7 +113,9 @@ def parse(
 def check_setting(name: str, known: dict[str, Any]) -> None:
     """Refuse a setting that there is not, in one sentence."""
     if name not in known:
-        raise UserError(f"--setting is {name} but must be one of {', '.join(known)}; choose one.")
+        raise UserError(
+            f"--setting is {name or 'empty'} but must be one of {', '.join(known)}; choose one."
+        )
 
 
 def named_setting(argv: Sequence[str] | None, known: dict[str, Any]) -> tuple[Any, list[str]]:
@@ -127,8 +129,7 @@ def named_setting(argv: Sequence[str] | None, known: dict[str, Any]) -> tuple[An
         return None, args
     place = args.index("--setting")
     name = args[place + 1] if place + 1 < len(args) else ""
-    if name not in known:
-        raise UserError(f"--setting is {name!r} but must be one of {', '.join(known)}; choose one.")
+    check_setting(name, known)
     return known[name], args[:place] + args[place + 2 :]
 
 

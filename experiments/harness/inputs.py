@@ -71,6 +71,6 @@ def network_for(config: TrainConfig, inputs: Inputs) -> Any:
         input_shape=inputs.shape,
         mean=inputs.mean,
         std=inputs.std,
-        **({"norm": config.network.norm} if config.model.startswith("resnet") else {}),
+        **({"norm": config.norm} if config.model.startswith("resnet") else {}),
         **({"imagenet_stem": True} if config.network.imagenet_stem else {}),
     )

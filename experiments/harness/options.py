@@ -96,9 +96,10 @@ class NetworkConfig:
 
     width: int | None = None
     """Width of the network's first stage (resnet) or of its hidden layers (mlp); None: the usual."""
-    norm: Norm = "weighted_batch"
+    norm: Norm | None = None
     """Normalisation of a residual network: BatchNorm that heeds the weights of examples, BatchNorm that
-    does not, or GroupNorm, which has no statistics of mini-batches."""
+    does not, or GroupNorm, which has no statistics of mini-batches. None: the first, with --preset
+    paper the second."""
     imagenet_stem: bool = False
     """Begin a residual network as on ImageNet: a 7x7 convolution of stride 2 and a pooling."""
 
@@ -203,6 +204,10 @@ class CrestOptions:
     """For how long coresets are kept, with --crest.regions."""
     select_span: tuple[float, float] | None = None
     """Shares of the steps between which coresets are selected; 0 1 is throughout."""
+    stratified: bool | None = None
+    """Whether random subsets have each class in its share."""
+    by_class: bool | None = None
+    """Whether medoids are chosen in each class apart even where that leaves fewer than two a class."""
     embedding: Literal["logits", "last_layer", "sketch"] | None = None
     """What examples are compared by: the gradient with respect to the logits, to the last layer, or to
     all parameters, randomly projected to 64 numbers (an ablation: one backward pass an example)."""

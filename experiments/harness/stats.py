@@ -43,6 +43,37 @@ def with_interval(values: Sequence[float], *, scale: float = 1.0, sign: str = ""
     return text if np.isnan(half) else f"{text} ± {scale * half:.2f}"
 
 
+def equivalent_batch(
+    reached: float, sizes: Sequence[int], others: Sequence[float], *, within: float = 4.0
+) -> float:
+    """Return the size of batch that reaches a value, by those that other sizes reach.
+
+    Linear in the logarithm of the size, beyond the sizes along the nearest two.
+
+    Args:
+      reached: an accuracy, say, or the logarithm of an error, negated: what rises with the size.
+      sizes: rising.
+      others: what they reach; where a larger one reaches less, as much as the smaller counts.
+      within: the result lies between the least size over this and the largest times this.
+
+    Returns:
+      The size; NaN where size changes nothing.
+
+    >>> sizes, others = (1, 2, 4), (88.0, 89.0, 89.5)
+    >>> equivalent_batch(88.5, sizes, others), equivalent_batch(90.0, sizes, others)
+    (1.4142135623730951, 8.0)
+    """
+    logs, best = np.log2(np.asarray(sizes, float)), np.maximum.accumulate(others)
+    if best[-1] == best[0]:
+        return float("nan")
+    place = int(np.clip(np.searchsorted(best, reached), 1, len(best) - 1))
+    rise = max(float(best[place] - best[place - 1]), 1e-9)
+    slope = (logs[place] - logs[place - 1]) / rise
+    found = logs[place - 1] + slope * (reached - best[place - 1])
+    most = np.log2(within)
+    return float(2.0 ** np.clip(found, logs[0] - most, logs[-1] + most))
+
+
 def work_in_steps(metrics: dict[str, Any]) -> float:
     """Return all work but evaluation in training steps, a backward pass counted as two forward.
 

@@ -6,117 +6,104 @@ Stratified batches of 1, 2, 4 times the size are trained for equally many steps,
 choosing coresets. The *equivalent batch* of a method is the size, in mini-batches, at which stratified
 batches reach its accuracy, interpolated in the logarithm of the size. Over the method's cost, in
 training steps or in seconds of stratified batches of one size, it says whether the method pays: above 1
-it does better than a larger batch for the same cost. The folder gets one run folder per run,
-``summary.jsonl`` and ``summary.md``. A run that is there already is not run again.
+it does better than a larger batch for the same cost. Then stratified batches get the seconds of CREST
+(recommended), once for more steps and once for a larger batch. The folder gets one run folder per run,
+``summary.jsonl`` and ``summary.md``. A run that is there already is not run again. Tables of several
+settings: ``experiments.studies.settings_map``.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import tyro
 
-from experiments.config import Method, TrainConfig
+from experiments.config import TrainConfig
 from experiments.harness.build import load_sources
-from experiments.harness.cli import UserError, check_setting, one_sentence
-from experiments.harness.options import ExclusionOptions
-from experiments.harness.records import append_line, table
+from experiments.harness.cli import UserError, one_sentence
+from experiments.harness.records import table
 from experiments.harness.run_folder import held_folder
-from experiments.harness.stats import with_interval, work_in_steps
-from experiments.presets import SETTINGS
-from experiments.sweep import made_by, run_all
+from experiments.harness.stats import equivalent_batch, with_interval, work_in_steps
+from experiments.presets import longer
+from experiments.studies.variants import (
+    VARIANTS,
+    Run,
+    VariantConfig,
+    made_of,
+    run_variants,
+    write_lines,
+)
 
-Run = dict[str, Any]
-THROUGHOUT: dict[str, Any] = {"select_span": (0.0, 1.0), "exclude": False}
 RESAMPLES = 2000
-# What to call it, the method, the preset, and what of the settings of CREST is changed; subsets are
-# named in mini-batches.
-VARIANTS: dict[str, tuple[str, Method, Literal["recommended", "paper"], dict[str, Any]]] = {
-    "crest": ("CREST (recommended)", "crest", "recommended", {}),
-    "paper": ("CREST (paper)", "crest", "paper", {}),
-    "importance_2m": ("by length, r = 2m", "crest", "recommended", THROUGHOUT | {"subset_size": 2}),
-    "importance_4m": ("by length, r = 4m", "crest", "recommended", THROUGHOUT | {"subset_size": 4}),
-    "medoids_2m": (
-        "medoids, r = 2m", "crest", "recommended", THROUGHOUT | {"subset_size": 2, "picks": "medoids"},
-    ),
-    "medoids_4m": (
-        "medoids, r = 4m", "crest", "recommended", THROUGHOUT | {"subset_size": 4, "picks": "medoids"},
-    ),
-    "regions_4m": (
-        "medoids in regions, r = 4m", "crest", "recommended",
-        THROUGHOUT | {"subset_size": 4, "picks": "medoids", "regions": True, "embedding": "logits"},
-    ),
-    "dynamic_pruning": ("dynamic pruning", "dynamic_pruning", "recommended", {}),
-    "top_loss": ("highest losses of 2m", "top_loss", "recommended", {}),
-}  # fmt: skip
+# Stratified batches for the seconds of CREST (recommended): "factor" times the steps, or the batch.
+AT_EQUAL_SECONDS = {"longer": "stratified, more steps", "larger": "stratified, a larger batch"}
 
 
 @dataclasses.dataclass(frozen=True)
-class EquivalentConfig:
+class EquivalentConfig(VariantConfig):
     """What to run."""
 
     setting: str = "long_mlp"
     """A setting of experiments.presets."""
+    variants: tuple[str, ...] = (
+        "crest", "paper", "random", "dynamic_pruning", "top_loss", "importance_4m", "medoids_4m",
+        "regions_4m",
+    )  # fmt: skip
+    """Which ways of choosing."""
     sizes: tuple[int, ...] = (1, 2, 4)
     """Sizes of stratified batches, in mini-batches of the setting; 1 is among them."""
-    variants: tuple[str, ...] = tuple(VARIANTS)
-    """Which ways of choosing."""
-    seeds: tuple[int, ...] = (100, 101, 102, 103, 104)
-    """Seeds of every run."""
-    rate: float | None = None
-    """Learning rate of all methods; None: those of the setting."""
-    norm: Literal["weighted_batch", "batch", "group"] | None = None
-    """Normalisation of a residual network; None: that of the setting."""
-    evaluate_on: Literal["test", "validation"] = "test"
-    """Rows that the evaluations take."""
-    jobs: int = 1
-    """Runs at a time; above 1 each has its share of the cores."""
+    equal_seconds: bool = True
+    """Train stratified batches for the seconds of CREST (recommended), too."""
     out: Path = Path("runs/equivalent")
     """Folder of all runs."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        check_setting(self.setting, SETTINGS)
-        unknown = [name for name in self.variants if name not in VARIANTS]
-        if unknown:
-            raise UserError(
-                f"--variants holds {', '.join(unknown)} but must be of {', '.join(VARIANTS)}; choose "
-                "among these."
-            )
+        super().__post_init__()
         if len(self.sizes) < 2 or 1 not in self.sizes or min(self.sizes) < 1:
             raise UserError(
                 f"--sizes is {self.sizes} but must hold 1 and at least one larger size; 1 2 4 is usual."
             )
-        if self.jobs < 1 or not self.seeds:
-            raise UserError(
-                f"--jobs is {self.jobs} and --seeds {self.seeds} but there must be one of each."
-            )
 
-    def base(self, method: Method, seed: int) -> TrainConfig:
-        """Return the options of a run as the setting has them."""
-        own = SETTINGS[self.setting].options(method, seed)
-        if self.rate is not None:
-            own = dataclasses.replace(
-                own, optim=dataclasses.replace(own.optim, learning_rate=self.rate)
-            )
-        if self.norm is not None:
-            own = dataclasses.replace(own, network=dataclasses.replace(own.network, norm=self.norm))
-        return dataclasses.replace(
-            own, data=dataclasses.replace(own.data, evaluate_on=self.evaluate_on)
-        )
+    @property
+    def at_once(self) -> list[str]:
+        """Names of all that takes equally many steps and needs no measured seconds."""
+        return [*map(str, sorted(self.sizes)), *self.variants]
+
+    def options(self, name: str, seed: int) -> TrainConfig:
+        """Return the options of one run; ``name`` is a variant, or a size."""
+        if not name.isdigit():
+            return super().options(name, seed)
+        made = larger(self.base("stratified", seed), int(name), rows_of(self))
+        return self.in_folder(made, f"stratified-{name}")
+
+    def for_seconds(self, name: str, seed: int, factor: float) -> TrainConfig:
+        """Return the options of one run of ``AT_EQUAL_SECONDS``."""
+        base = self.base("stratified", seed)
+        made = longer(base, factor) if name == "longer" else larger(base, factor, rows_of(self))
+        return self.in_folder(made, f"{name}-{factor:g}")
 
 
-def larger(base: TrainConfig, size: int, count: int) -> TrainConfig:
+def rows_of(config: EquivalentConfig) -> int:
+    """Return the number of training examples."""
+    return len(load_sources(config.base("stratified", 0))[1])
+
+
+def larger(base: TrainConfig, size: float, count: int) -> TrainConfig:
     """Return the options of as many steps with mini-batches so many times as large.
 
     >>> base = TrainConfig(epochs=10, budget=0.1, batch_size=100)
     >>> more = larger(base, 4, 1050)
     >>> more.batch_size, more.steps(1050) == base.steps(1050)
     (400, True)
+    >>> more = larger(base, 1.5, 1050)
+    >>> more.batch_size, more.steps(1050) == base.steps(1050)
+    (150, True)
     """
-    found = dataclasses.replace(base, batch_size=size * base.batch_size, epochs=size * base.epochs)
+    batch, epochs = round(size * base.batch_size), math.ceil(size * base.epochs)
+    found = dataclasses.replace(base, batch_size=batch, epochs=epochs)
     share = base.steps(count) / found.full_steps(count)
     while share > 1:
         found = dataclasses.replace(found, epochs=2 * found.epochs)
@@ -124,140 +111,134 @@ def larger(base: TrainConfig, size: int, count: int) -> TrainConfig:
     return dataclasses.replace(found, budget=share)
 
 
-def options_of(config: EquivalentConfig, name: str, seed: int, count: int) -> TrainConfig:
-    """Return the options of one run; ``name`` is a variant, or a size."""
-    if name.isdigit():
-        made = larger(config.base("stratified", seed), int(name), count)
-    else:
-        _, method, preset, changes = VARIANTS[name]
-        made = config.base(method, seed)
-        if "subset_size" in changes:
-            changes = changes | {"subset_size": changes["subset_size"] * made.batch_size}
-        if changes.get("exclude") is False:
-            changes = changes | {"exclusion": ExclusionOptions()}
-        preset = preset if method == "crest" else made.preset
-        made = dataclasses.replace(
-            made, preset=preset, crest=dataclasses.replace(made.crest, **changes)
-        )
-    folder = config.out / f"{'stratified-' if name.isdigit() else ''}{name}-seed{seed}"
-    return dataclasses.replace(made, out=folder, resume=folder.exists())
+def time_factor(runs: list[Run]) -> float:
+    """Return CREST's median seconds over those of stratified batches, for the same steps."""
+    crest, plain = (seconds_of(runs, name) for name in ("crest", "1"))
+    # Rounded, so that a resumed comparison finds the runs that it has begun.
+    return round(crest / plain, 2)
 
 
-def equivalent(accuracy: float, sizes: Sequence[int], reached: Sequence[float]) -> float:
-    """Return the size of a stratified batch that reaches an accuracy; NaN where size changes nothing.
+def seconds_of(runs: list[Run], name: str) -> float:
+    """Return the median seconds of a variant."""
+    return float(np.median([run["training_seconds"] for run in runs if run["variant"] == name]))
 
-    Linear in the logarithm of the size, beyond the sizes along the nearest two; from 1/4 to four times
-    the largest.
 
-    Args:
-      accuracy: of the method.
-      sizes: rising.
-      reached: accuracies at these sizes.
+def work_of(runs: list[Run], name: str) -> float:
+    """Return the median work of a variant, in examples trained on."""
+    own = [run for run in runs if run["variant"] == name]
+    return float(np.median([work_in_steps(run) * run["forward"]["step"] / run["steps"] for run in own]))
 
-    >>> equivalent(88.5, (1, 2, 4), (88.0, 89.0, 89.5)), equivalent(90.0, (1, 2, 4), (88.0, 89.0, 89.5))
-    (1.4142135623730951, 8.0)
+
+def accuracies(runs: list[Run], name: str) -> np.ndarray:
+    """Return the accuracies of a variant at the end, by seed, in percent."""
+    own = sorted((run for run in runs if run["variant"] == name), key=lambda run: run["seed"])
+    return np.array([100 * run["curve"][-1]["accuracy"] for run in own])
+
+
+@dataclasses.dataclass(frozen=True)
+class Worth:
+    """What a way of choosing is worth.
+
+    Attributes:
+      work: its cost in training steps of stratified batches, over theirs.
+      seconds: its seconds over theirs.
+      size: the equivalent batch, in mini-batches; NaN where a larger batch gains nothing.
+      low: lower end of its 95 % interval.
+      high: upper end.
     """
-    logs, best = np.log2(np.asarray(sizes, float)), np.maximum.accumulate(reached)
-    if best[-1] == best[0]:
-        return float("nan")
-    place = int(np.clip(np.searchsorted(best, accuracy), 1, len(best) - 1))
-    rise = max(float(best[place] - best[place - 1]), 1e-9)
-    slope = (logs[place] - logs[place - 1]) / rise
-    found = logs[place - 1] + slope * (accuracy - best[place - 1])
-    return float(2.0 ** np.clip(found, -2.0, logs[-1] + 2.0))
+
+    work: float
+    seconds: float
+    size: float
+    low: float
+    high: float
+
+    def text(self, cost: float) -> str:
+        """Return the size over a cost, with its interval."""
+        if math.isnan(self.size):
+            return "a larger batch gains nothing"
+        return f"{self.size / cost:.2f} [{self.low / cost:.2f}, {self.high / cost:.2f}]"
 
 
-def _with_ends(size: float, ends: np.ndarray, cost: float) -> str:
-    """Return a size over a cost with its interval."""
-    if np.isnan(size):
-        return "a larger batch gains nothing"
-    return f"{size / cost:.2f} [{ends[0] / cost:.2f}, {ends[1] / cost:.2f}]"
-
-
-def summarise(config: EquivalentConfig, runs: list[Run]) -> str:
-    """Return the table."""
-    sizes = sorted(config.sizes)
-    names = [*map(str, sizes), *config.variants]
-    metric = f"{config.evaluate_on}_accuracy"
-    values = {
-        name: np.array([100 * run[metric] for run in runs if run["variant"] == name]) for name in names
-    }
-    plain = [run for run in runs if run["variant"] == "1"]
-    work, seconds = (
-        {
-            name: float(np.median([measure(run) for run in runs if run["variant"] == name]))
-            / float(np.median([measure(run) for run in plain]))
-            for name in names
-        }
-        for measure in (work_in_steps, lambda run: run["training_seconds"])
-    )
-    work |= {str(size): float(size) for size in sizes}  # a larger batch is so many steps
+def worth_of(runs: list[Run], name: str) -> Worth:
+    """Weigh a variant against the stratified batches among the runs."""
+    sizes = sorted({int(run["variant"]) for run in runs if run["variant"].isdigit()})
+    plain = work_of(runs, "1"), seconds_of(runs, "1")
+    own, others = accuracies(runs, name), [accuracies(runs, str(size)) for size in sizes]
     rng = np.random.default_rng(0)
-    draws = [rng.integers(0, len(config.seeds), len(config.seeds)) for _ in range(RESAMPLES)]
+    picks = [np.arange(len(own)), *rng.integers(0, len(own), (RESAMPLES, len(own)))]
+    found = [equivalent_batch(own[i].mean(), sizes, [x[i].mean() for x in others]) for i in picks]
+    ends = (
+        np.nanquantile(found[1:], [0.025, 0.975]) if np.isfinite(found[1:]).any() else (math.nan,) * 2
+    )
+    costs = work_of(runs, name) / plain[0], seconds_of(runs, name) / plain[1]
+    return Worth(*costs, found[0], *map(float, ends))
 
-    def sizes_of(name: str) -> tuple[float, np.ndarray]:
-        mean = equivalent(values[name].mean(), sizes, [values[str(s)].mean() for s in sizes])
-        again = [
-            equivalent(values[name][i].mean(), sizes, [values[str(s)][i].mean() for s in sizes])
-            for i in draws
-        ]
-        return mean, np.nanquantile(again, [0.025, 0.975]) if np.isfinite(again).any() else np.zeros(2)
 
+def summarise(runs: list[Run]) -> str:
+    """Return the table."""
+    names = list(dict.fromkeys(run["variant"] for run in runs))
     rows = []
+
+    def lead(name: str, other: str) -> str:
+        if name == other or other not in names:
+            return "-"
+        return with_interval(list(accuracies(runs, name) - accuracies(runs, other)), sign="+")
+
     for name in names:
-        size, ends = sizes_of(name)
-        gain = "-" if name == "1" else with_interval(list(values[name] - values["1"]), sign="+")
-        rows.append(
-            [
-                f"stratified, {name}m" if name.isdigit() else VARIANTS[name][0],
-                with_interval(list(values[name])),
-                gain,
-                f"{work[name]:.2f}",
-                f"{seconds[name]:.2f}",
-                "-" if name.isdigit() else _with_ends(size, ends, 1.0),
-                *(
-                    f"{int(name) / cost[name]:.2f}"
-                    if name.isdigit()
-                    else _with_ends(size, ends, cost[name])
-                    for cost in (work, seconds)
-                ),
-            ]
-        )
+        worth, sized = worth_of(runs, name), name.isdigit()
+        text = f"stratified, {name}m" if sized else (AT_EQUAL_SECONDS.get(name) or VARIANTS[name].text)
+        own = f"{worth.work:.2f}", f"{worth.seconds:.2f}"
+        if sized:
+            over = "-", *(f"{int(name) / cost:.2f}" for cost in (worth.work, worth.seconds))
+        else:
+            over = tuple(worth.text(cost) for cost in (1.0, worth.work, worth.seconds))
+        values = with_interval(list(accuracies(runs, name)))
+        rows.append([text, values, lead(name, "1"), lead("crest", name), *own, *over])
     header = [
-        "batches", "accuracy %", "over stratified, points", "cost, steps", "cost, seconds",
-        "equivalent batch, m", "over its cost in steps", "in seconds",
+        "batches", "accuracy %", "over stratified, points", "CREST over it, points", "cost, steps",
+        "cost, seconds", "equivalent batch, m", "over its cost in steps", "in seconds",
     ]  # fmt: skip
     return table(header, rows)
 
 
 EXPLANATION = """
-All take equally many steps. ± is the 95 % interval over seeds (Student's t), differences are paired by
-seed; brackets are 95 % intervals of a bootstrap over seeds. Costs are those of a run over that of
-stratified batches of m: all work of the training counted, a backward pass as two forward; and medians
-of its seconds without evaluation and compilation.
+All take equally many steps, but for "more steps", which like "a larger batch" is stratified batches for
+the seconds of CREST (recommended). ± is the 95 % interval over seeds (Student's t); differences
+are paired by seed; brackets are 95 % intervals of a bootstrap over seeds. Costs are those of a run over
+that of stratified batches of m: all work of the training counted, a backward pass as two forward; and
+medians of its seconds without evaluation and compilation.
 """
+
+
+def run_all_of(config: EquivalentConfig) -> list[Run]:
+    """Run what is missing: all at equal steps, then stratified batches for CREST's seconds."""
+    # Seed by seed, so that all variants see the same machine.
+    planned = [(n, config.options(n, seed)) for seed in config.seeds for n in config.at_once]
+    runs = run_variants(config, planned)
+    if not config.equal_seconds or "crest" not in config.variants:
+        return runs
+    earlier = [run["factor"] for run in config.earlier() if "factor" in run]
+    factor = earlier[0] if earlier else time_factor(runs)
+    if factor <= 1:
+        return runs
+    again = [
+        (name, config.for_seconds(name, seed, factor))
+        for seed in config.seeds
+        for name in AT_EQUAL_SECONDS
+    ]
+    return runs + [run | {"factor": factor} for run in run_variants(config, again)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing, then write and print the table."""
     with one_sentence("interrupted; the same command goes on with the runs that are missing."):
         config = tyro.cli(EquivalentConfig, args=argv, description=__doc__)
-        count = len(load_sources(config.base("stratified", 0))[1])
         with held_folder(config.out):
-            names = [*map(str, sorted(config.sizes)), *config.variants]
-            # Seed by seed, so that all variants see the same machine.
-            pairs = [(name, seed) for seed in config.seeds for name in names]
-            found = run_all(
-                [options_of(config, name, seed, count) for name, seed in pairs], config.jobs
-            )
-            runs = [{**run, "variant": name} for run, (name, _) in zip(found, pairs, strict=True)]
-            lines = config.out / "summary.jsonl"
-            lines.unlink(missing_ok=True)
-            for run in runs:  # checks are in each run's folder
-                append_line(lines, {name: value for name, value in run.items() if name != "checks"})
-            made = made_by(__file__, argv, runs, config.jobs)
-            made += f", {len(config.seeds)} seeds, {runs[0]['steps']} steps"
-            text = summarise(config, runs)
+            runs = run_all_of(config)
+            write_lines(config, runs)
+            text = summarise(runs)
+            made = made_of(__file__, argv, config, runs)
             (config.out / "summary.md").write_text(f"{made}\n\n{text}\n{EXPLANATION}", encoding="utf-8")
             print(text)
 

@@ -39,6 +39,7 @@ from experiments.harness.build import Program, TrainState, make_program, shared
 from experiments.harness.cli import UserError, check_setting, one_sentence
 from experiments.harness.records import append_line, table
 from experiments.harness.run_folder import COMMIT, held_new_folder
+from experiments.harness.stats import equivalent_batch
 from experiments.models.networks import Norm
 from experiments.presets import SETTINGS
 from experiments.sweep import command_line
@@ -167,16 +168,13 @@ def errors_of(gradients: Any, full: np.ndarray) -> Errors:
     return Errors(values, variance, float(np.sqrt(max(0.0, shift - variance / count))))
 
 
-def equivalent_batch(error: float, sizes: list[int], reached: list[float]) -> float:
+def size_with_error(error: float, sizes: list[int], reached: list[float]) -> float:
     """Return the size of a stratified batch with an error, linear in logarithms.
 
-    >>> round(equivalent_batch(0.25, [1, 2, 4], [1.0, 0.5, 0.25]), 6)
+    >>> round(size_with_error(0.25, [1, 2, 4], [1.0, 0.5, 0.25]), 6)
     4.0
     """
-    logs, values = np.log2(sizes), np.log2(np.minimum.accumulate(reached))
-    place = int(np.clip(np.sum(values > np.log2(error)), 1, len(sizes) - 1))
-    slope = (logs[place] - logs[place - 1]) / min(values[place] - values[place - 1], -1e-9)
-    return float(2 ** np.clip(logs[place - 1] + slope * (np.log2(error) - values[place - 1]), -3, 5))
+    return equivalent_batch(-np.log2(error), sizes, list(-np.log2(reached)), within=8.0)
 
 
 class Measurement:
@@ -313,9 +311,9 @@ def summarise(results: list[dict[str, Any]]) -> str:
                 squared[name].mean() / base,
                 np.quantile(again[name] / bases[0], [0.025, 0.975]),
             )
-            size = equivalent_batch(float(ratio), sizes, reached)
+            size = size_with_error(float(ratio), sizes, reached)
             others = [
-                equivalent_batch(float(x / b[0]), sizes, [float(y / b[0]) for y in b])
+                size_with_error(float(x / b[0]), sizes, [float(y / b[0]) for y in b])
                 for x, b in zip(again[name], zip(*bases, strict=True), strict=True)
             ]
             low, high = np.quantile(others, [0.025, 0.975])

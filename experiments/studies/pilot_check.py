@@ -1,9 +1,9 @@
 """Check the pilot's answer against full runs.
 
-    python -m experiments.studies.equal_time --settings mlp_20k mlp_12k --jobs 2 --out runs/held_back
-    python -m experiments.studies.pilot_check --runs runs/held_back --out runs/pilot_check
+    python -m experiments.studies.equivalent --setting mlp_20k --out runs/mlp_20k
+    python -m experiments.studies.pilot_check --runs runs/mlp_20k --out runs/pilot_check
 
-Asks ``crest_jax.diagnostics.pilot`` about every setting of one or more comparisons by ``equal_time``,
+Asks ``crest_jax.diagnostics.pilot`` about every setting of one or more comparisons by ``equivalent``,
 then puts its predicted lead at equal seconds beside the one that was measured there. The pilot sees
 training and validation rows only; the comparison judged on test rows. Writes ``pilots.jsonl`` (a
 setting that is there is not asked again), ``pilot_check.md`` and ``pilot_check.png``.
@@ -25,7 +25,7 @@ from experiments.harness.run_folder import COMMIT, held_folder
 from experiments.harness.stats import interval, with_interval
 from experiments.pilot import as_values, ask, check_seconds
 from experiments.presets import SETTINGS
-from experiments.studies.equal_time import gains, read_runs
+from experiments.studies.settings_map import leads, read_settings
 from experiments.sweep import command_line
 
 
@@ -34,7 +34,7 @@ class CheckConfig:
     """What to compare."""
 
     runs: tuple[Path, ...]
-    """Folders that experiments.studies.equal_time wrote."""
+    """Folders that experiments.studies.equivalent wrote."""
     seconds: float = 120.0
     """For the trials of each pilot, roughly."""
     seed: int = 0
@@ -49,14 +49,7 @@ class CheckConfig:
 
 def measured(folders: tuple[Path, ...]) -> dict[str, list[float]]:
     """Return CREST's leads over stratified batches at equal seconds, by setting, in points."""
-    runs = read_runs(folders)
-    names = dict.fromkeys(run["setting"] for run in runs)
-    found = {}
-    for name in names:
-        own = [run for run in runs if run["setting"] == name]
-        timed = any(run["at"] == "equal time" for run in own)
-        found[name] = gains(own, "stratified", "equal time" if timed else "budget")
-    return found
+    return {name: leads(runs, "longer") for name, runs in read_settings(folders).items()}
 
 
 def summarise(pilots: list[dict[str, Any]], leads: dict[str, list[float]]) -> str:

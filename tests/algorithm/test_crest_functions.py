@@ -243,6 +243,8 @@ def test_paper_is_the_paper_field_by_field() -> None:
         "embedding": "logits",
         "select_from": None,  # all steps
         "select_until": None,
+        "stratified": False,
+        "by_class": True,
         "exclusion": {
             "threshold": 0.1, "window": 782, "cooldown": None, "keep_fraction": 0.0, "until": None,
             "relative": False,

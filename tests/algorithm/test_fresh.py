@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from small_settings import exclusion, fresh_settings
 
-from crest_jax import ArraySource, crest, fit, last_layer_gradients, logit_gradients, stratified_batches
+from crest_jax import (
+    ArraySource,
+    crest,
+    fit,
+    last_layer_gradients,
+    logit_gradients,
+    random_batches,
+    stratified_batches,
+)
 from crest_jax.algorithm import crest as algorithm
 from crest_jax.coresets.mini_batch import class_side, medoids
 from crest_jax.flax import from_linen, linen_features
@@ -63,6 +71,27 @@ def test_a_coreset_is_of_a_subset_of_its_own_at_the_parameters_of_its_step():
     assert state.num_selected == 8
     assert state.work == state.work._replace(selection_forward=8 * 24, check_forward=0)
     assert state.region is state.moments is None
+
+
+def test_subsets_may_be_drawn_without_regard_to_classes_whose_medoids_stay_apart():
+    config = fresh_settings(
+        batch_size=4, subset_size=24, picks="medoids", embedding="logits", exclusion=None,
+        stratified=False, by_class=True,
+    )  # fmt: skip
+    seen, _ = followed(config, 12)
+    subsets, shares = random_batches(ArraySource(INPUTS, LABELS), 24), []
+    stream_key, _ = jax.random.split(jax.random.key(0))
+    walk = subsets.init(stream_key, None, None)
+    embed = logit_gradients(linear)
+    for step, (batch, _) in enumerate(seen):
+        walk, subset = subsets.next_batch(walk)
+        shares.append(np.bincount(subset.labels, minlength=CLASSES).tolist())
+        embeddings, _ = embed(params_at(step), {}, subset)
+        wanted = medoids(embeddings, subset.labels, size=4, num_classes=CLASSES, by_class=True)
+        assert batch.indices.tolist() == subset.indices[wanted.indices].tolist()
+        np.testing.assert_array_equal(batch.weights, wanted.weights)
+        assert set(np.asarray(batch.labels).tolist()) == set(range(CLASSES))
+    assert len({tuple(share) for share in shares}) > 1, "shares change from subset to subset"
 
 
 def test_what_is_told_is_where_coresets_begin_and_end_and_what_is_excluded():

@@ -77,6 +77,16 @@ METHODS = {
         ),
         True,
     ),
+    "crest_unstratified": (
+        lambda source: cj.crest(
+            mlp,
+            source,
+            fresh_settings(
+                batch_size=5, subset_size=12, picks="medoids", stratified=False, by_class=True
+            ),
+        ),
+        True,
+    ),
     "fixed": (lambda source: baselines.fixed_subset(source, BATCH, SUBSET), False),
     "craig": (lambda source: baselines.craig(mlp, source, BATCH, SUBSET, every=4), True),
     "gradmatch": (

@@ -49,6 +49,19 @@ def test_class_blocks_give_the_picks_of_brute_force(sizes, seed):
 
 
 @pytest.mark.parametrize("side", [48, None])
+def test_classes_stay_apart_with_few_picks_where_that_is_asked(side):
+    rng = np.random.default_rng(4)
+    labels = rng.permutation(np.repeat(np.arange(CLASSES), [30, 28, 24, 18]))
+    points = np.float32(rng.normal(size=(100, 5)))
+    given = {"size": 6, "num_classes": CLASSES, "side": side}
+    found = medoids(points, jnp.asarray(labels), by_class=True, **given)
+    picks, weights = brute_force(points.astype(np.float64), labels, 6)
+    assert found.indices.tolist() == picks
+    assert found.weights.tolist() == weights
+    assert medoids(points, jnp.asarray(labels), **given).indices.tolist() != picks
+
+
+@pytest.mark.parametrize("side", [48, None])
 def test_rows_that_stand_for_several_examples_count_so_often(side):
     rng = np.random.default_rng(5)
     labels = rng.permutation(np.repeat(np.arange(CLASSES), 25))

@@ -423,7 +423,7 @@ def test_two_runs_started_at_once_give_one_whole_run(tmp_path):
 @pytest.mark.parametrize(
     "script",
     [
-        "compare", "studies.ablations", "studies.equal_time", "studies.pilot_check", "benchmarks.costs",
+        "compare", "studies.regions", "studies.settings_map", "studies.pilot_check", "benchmarks.costs",
         "benchmarks.curvature", "benchmarks.scaling", "benchmarks.large", "studies.gradient_quality",
         "studies.equivalent",
     ],
@@ -431,9 +431,9 @@ def test_two_runs_started_at_once_give_one_whole_run(tmp_path):
 def test_every_script_refuses_a_folder_that_another_one_writes(tmp_path, monkeypatch, script):
     module = importlib.import_module(f"experiments.{script}")
     monkeypatch.setattr("sys.argv", [script, "--out", str(tmp_path)])
-    if script == "studies.pilot_check":
+    if script in ("studies.pilot_check", "studies.settings_map"):
         monkeypatch.setattr("sys.argv", [script, "--out", str(tmp_path), "--runs", str(tmp_path)])
-        monkeypatch.setattr(module, "measured", lambda _: {})
+        monkeypatch.setattr(module, "read_settings", lambda _: {})
     with held_folder(tmp_path):
         with pytest.raises(SystemExit, match=r"is in use by another run but only one may write"):
             module.main()

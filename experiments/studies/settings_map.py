@@ -1,0 +1,145 @@
+"""Where CREST pays: the tables of ``experiments.studies.equivalent`` of several settings in one.
+
+    python -m experiments.studies.settings_map --runs runs/long_mlp runs/short_resnet --out runs/map
+
+For every setting: what CREST is ahead of stratified batches at equal steps, and at equal seconds of
+stratified batches with more steps and with a larger batch; and the equivalent batch over the cost.
+Writes ``settings.md`` and ``settings.png``.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+from experiments.harness.cli import UserError, one_sentence
+from experiments.harness.records import read_lines, table
+from experiments.harness.run_folder import held_folder
+from experiments.harness.stats import interval, with_interval
+from experiments.studies.equivalent import accuracies, worth_of
+from experiments.studies.variants import Run
+from experiments.sweep import command_line
+
+# What CREST is compared with: the variant, and what to call it.
+OTHERS = {
+    "1": "at equal steps",
+    "longer": "for its seconds, more steps",
+    "larger": "for its seconds, a larger batch",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MapConfig:
+    """What to put together."""
+
+    runs: tuple[Path, ...]
+    """Folders that experiments.studies.equivalent wrote."""
+    out: Path = Path("runs/settings_map")
+    """Folder of the results."""
+
+
+def read_settings(folders: tuple[Path, ...]) -> dict[str, list[Run]]:
+    """Return the runs by setting.
+
+    Raises:
+      UserError: where a folder holds none.
+    """
+    found: dict[str, list[Run]] = {}
+    for folder in folders:
+        path = folder / "summary.jsonl"
+        if not path.is_file():
+            raise UserError(
+                f"{folder} holds no summary.jsonl but must be a folder that "
+                "experiments.studies.equivalent wrote; run it first."
+            )
+        runs = read_lines(path)
+        found[name_of(runs)] = runs
+    return found
+
+
+def name_of(runs: list[Run]) -> str:
+    """Return the setting of runs, with what is changed of it."""
+    asked = runs[0]["asked"]
+    changed = [
+        f"{name} {asked[name]}" for name in ("norm", "rate", "budget") if asked[name] is not None
+    ]
+    return ", ".join([asked["setting"], *changed])
+
+
+def leads(runs: list[Run], other: str) -> list[float]:
+    """Return the points by which CREST is ahead of another variant, by seed; none without CREST.
+
+    Where CREST takes no longer than stratified batches these have its seconds as they are.
+    """
+    names = {run["variant"] for run in runs}
+    if "crest" not in names:
+        return []
+    own = other if other in names else "1"
+    return list(accuracies(runs, "crest") - accuracies(runs, own))
+
+
+def summarise(settings: dict[str, list[Run]]) -> str:
+    """Return the table."""
+    rows = []
+    for name, runs in settings.items():
+        seeds = len(accuracies(runs, "1"))
+        row = [name, str(runs[0]["steps"]), str(seeds), with_interval(list(accuracies(runs, "1")))]
+        row += [with_interval(leads(runs, other), sign="+") for other in OTHERS]
+        for variant in ("crest", "paper"):
+            if variant in {run["variant"] for run in runs}:
+                worth = worth_of(runs, variant)
+                row += [worth.text(worth.work), worth.text(worth.seconds)]
+            else:
+                row += ["-", "-"]
+        rows.append(row)
+    header = [
+        "setting", "steps", "seeds", "stratified %",
+        *(f"CREST {text}, points" for text in OTHERS.values()),
+        "CREST: equivalent batch over cost, steps", "seconds", "CREST (paper): steps", "seconds",
+    ]  # fmt: skip
+    return table(header, rows)
+
+
+def draw(settings: dict[str, list[Run]], path: Path) -> None:
+    """Draw the leads of CREST in all settings."""
+    figure = Figure(figsize=(9, 1.4 + 0.55 * len(settings)), layout="constrained")
+    panels = figure.subplots(1, len(OTHERS), sharex=True, sharey=True)
+    for panel, (other, text) in zip(panels, OTHERS.items(), strict=True):
+        for place, runs in enumerate(settings.values()):
+            own = leads(runs, other)
+            if own:
+                mean, half = interval(own)
+                error = None if np.isnan(half) else half
+                panel.errorbar(mean, place, xerr=error, fmt="o", ms=5, color="C0", capsize=3)
+        panel.axvline(0, color="0.4", lw=1)
+        panel.grid(axis="x", alpha=0.3)
+        panel.set_title(text, fontsize=10)
+    panels[1].set_xlabel("points by which CREST is ahead of stratified batches, 95 % interval")
+    panels[0].set_yticks(range(len(settings)), [name.replace("_", " ") for name in settings])
+    panels[0].invert_yaxis()
+    figure.savefig(path, dpi=130)
+
+
+EXPLANATION = """
+Leads are paired by seed, with 95 % intervals (Student's t). The equivalent batch is the size of a
+stratified batch that does as well at equal steps; where it is above the cost of CREST, CREST does
+better than a larger batch for the same cost.
+"""
+
+
+def main() -> None:
+    """Read the runs, then write and print the table."""
+    with one_sentence("interrupted; start again."):
+        config = tyro.cli(MapConfig, description=__doc__)
+        settings = read_settings(config.runs)
+        with held_folder(config.out):
+            text = f"`{command_line(__file__, None)}`\n\n{summarise(settings)}\n{EXPLANATION}"
+            (config.out / "settings.md").write_text(text, encoding="utf-8")
+            draw(settings, config.out / "settings.png")
+            print(f"{text}\nThe picture is {config.out / 'settings.png'}.")
+
+
+if __name__ == "__main__":
+    main()
