@@ -1,32 +1,37 @@
 """Check the pilot's answer against full runs.
 
-    python -m experiments.studies.equivalent --setting mlp_20k --out runs/mlp_20k
+    python -m experiments.studies.equivalent --setting mlp_20k --jobs 2 --out runs/mlp_20k
     python -m experiments.studies.pilot_check --runs runs/mlp_20k --out runs/pilot_check
 
-Asks ``crest_jax.diagnostics.pilot`` about every setting of one or more comparisons by ``equivalent``,
-then puts its predicted lead at equal seconds beside the one that was measured there. The pilot sees
-training and validation rows only; the comparison judged on test rows. Writes ``pilots.jsonl`` (a
-setting that is there is not asked again), ``pilot_check.md`` and ``pilot_check.png``.
+Asks ``crest_jax.diagnostics.pilot`` about every setting of which ``experiments.studies.equivalent``
+made runs, then puts the predicted worth of CREST (the equivalent batch over the batch that takes as
+long) beside the one that was measured there. The pilot sees training rows only; the runs are judged on
+test rows. Writes ``pilots.jsonl`` (a setting that is there is not asked again), ``pilot_check.md`` and
+``pilot_check.png``.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator
 from tqdm import tqdm
 
 from experiments.harness.cli import UserError, one_sentence
-from experiments.harness.records import append_line, read_lines, table
+from experiments.harness.records import append_line, read_lines, record, table
 from experiments.harness.run_folder import COMMIT, held_folder
-from experiments.harness.stats import interval, with_interval
+from experiments.harness.stats import with_interval
 from experiments.pilot import as_values, ask, check_seconds
 from experiments.presets import SETTINGS
+from experiments.studies.equivalent import worth_of
 from experiments.studies.settings_map import leads, read_settings
+from experiments.studies.variants import Run, VariantConfig
 from experiments.sweep import command_line
+
+Interval = tuple[float, float, float]  # value, lower end, upper end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +40,8 @@ class CheckConfig:
 
     runs: tuple[Path, ...]
     """Folders that experiments.studies.equivalent wrote."""
-    seconds: float = 120.0
-    """For the trials of each pilot, roughly."""
+    seconds: float = 60.0
+    """For each pilot, roughly."""
     seed: int = 0
     """Of the pilots."""
     out: Path = Path("runs/pilot_check")
@@ -47,100 +52,120 @@ class CheckConfig:
         check_seconds(self.seconds)
 
 
-def measured(folders: tuple[Path, ...]) -> dict[str, list[float]]:
-    """Return CREST's leads over stratified batches at equal seconds, by setting, in points."""
-    return {name: leads(runs, "longer") for name, runs in read_settings(folders).items()}
+def measured(runs: list[Run]) -> Interval:
+    """Return the equivalent batch of CREST over the batch that took as long, with its interval."""
+    found = worth_of(runs, "crest")
+    sizes = sorted({int(run["variant"]) for run in runs if run["variant"].isdigit()})
+    taken = [worth_of(runs, str(size)).seconds for size in sizes]
+    as_long = float(np.interp(found.seconds, taken, sizes))
+    return found.size / as_long, found.low / as_long, found.high / as_long
 
 
-def summarise(pilots: list[dict[str, Any]], leads: dict[str, list[float]]) -> str:
+def clear(interval: Interval) -> bool:
+    """Return whether an interval leaves out 1.
+
+    >>> clear((1.2, 1.1, 1.4)), clear((1.2, 0.9, 1.4))
+    (True, False)
+    """
+    return interval[1] > 1 or interval[2] < 1
+
+
+def summarise(pilots: list[dict[str, Any]], settings: dict[str, list[Run]]) -> str:
     """Return the table and the count of right signs."""
     rows = []
-    right = decided = 0
+    right = decided = covered = known = 0
     for found in pilots:
-        mean, half = interval(leads[found["setting"]])
-        agree = (found["gain_at_equal_time"] > 0) == (mean > 0)
-        clear = abs(mean) > half
-        right, decided = right + agree, decided + clear
+        own = measured(settings[found["setting"]])
+        there = math.isfinite(own[0])
+        agree = there and (found["worth"] > 1) == (own[0] > 1)
+        low, high = found["worth_interval"]
+        inside = there and low <= own[0] <= high
+        known, covered = known + there, covered + inside
+        right, decided = right + (agree and clear(own)), decided + (there and clear(own))
         rows.append(
             [
                 found["setting"],
-                f"{found['gain_at_equal_time']:+.2f} ± {found['gain_at_equal_time_error']:.2f}",
-                with_interval(leads[found["setting"]], sign="+"),
+                f"{found['worth']:.2f} [{low:.2f}, {high:.2f}]",
+                "{:.2f} [{:.2f}, {:.2f}]".format(*own) if there else "a larger batch gains nothing",
                 "yes" if agree else "no",
-                "yes" if clear else "no",
-                f"{found['steps']} of {found['target']}",
-                str(found["seeds"]),
-                f"{found['time_ratio']:.2f}",
-                f"{found['gain_at_equal_steps']:+.2f}",
-                f"{found['gain_per_doubling']:.2f}",
-                f"{100 * found['redundancy']['learned']:.0f}",
+                "yes" if there and clear(own) else "no",
+                "yes" if inside else "no",
+                f"{found['equivalent_batch']:.2f}",
+                f"{found['larger_batch']:.2f}",
+                f"{found['noise']:.2g}",
+                with_interval(leads(settings[found["setting"]], "longer"), sign="+"),
             ]
         )
     header = [
-        "setting", "predicted gain", "measured gain", "same sign", "measured sign is clear",
-        "steps of trials", "seeds", "time ratio", "gain at equal steps", "gain per doubling",
-        "learned, %",
+        "setting", "predicted worth", "measured worth", "same side of 1", "measured side is clear",
+        "interval covers", "equivalent batch", "batch that takes as long", "noise over signal",
+        "measured lead over more steps for the same seconds",
     ]  # fmt: skip
-    signs = [interval(leads[found["setting"]])[0] > 0 for found in pilots]
     return (
-        table(header, rows) + f"\n\nThe sign is right in {right} of {len(pilots)} settings, of which "
-        f"{sum(signs)} are positive and {len(signs) - sum(signs)} negative; in {decided} of them the "
-        "95 % interval of the measured gain leaves out 0."
+        f"{table(header, rows)}\n\nThe side is right in {right} of the {decided} settings whose "
+        "measured side is clear; the pilot's 95 % interval covers the measured worth in "
+        f"{covered} of {known}."
     )
 
 
-def draw(pilots: list[dict[str, Any]], leads: dict[str, list[float]], path: Path) -> None:
-    """Draw predicted against measured gains."""
-    figure = Figure(figsize=(6.5, 6), layout="constrained")
+def draw(pilots: list[dict[str, Any]], settings: dict[str, list[Run]], path: Path) -> None:
+    """Draw predicted against measured worth."""
+    figure = Figure(figsize=(7, 5.5), layout="constrained")
     panel = figure.subplots()
     for number, found in enumerate(pilots):
-        mean, half = interval(leads[found["setting"]])
+        value, low, high = measured(settings[found["setting"]])
+        if not math.isfinite(value):
+            continue
+        own, ends = found["worth"], found["worth_interval"]
         panel.errorbar(
-            found["gain_at_equal_time"], mean, xerr=2 * found["gain_at_equal_time_error"], yerr=0.0 if
-            np.isnan(half) else half, fmt="osD^"[number // 10 % 4], ms=5, capsize=2, lw=1,
-            label=found["setting"].replace("_", " "),
+            own, value, xerr=[[own - ends[0]], [ends[1] - own]],
+            yerr=[[max(0.0, value - low)], [max(0.0, high - value)]], fmt="osD^"[number // 10 % 4],
+            ms=5, capsize=2, lw=1, label=found["setting"].replace("_", " "),
         )  # fmt: skip
-    panel.axhline(0, color="0.4", lw=1)
-    panel.axvline(0, color="0.4", lw=1)
-    # A pilot that is much shorter than its training exaggerates: small leads must stay legible.
-    panel.set(xscale="symlog", yscale="symlog")
-    for axis in (panel.xaxis, panel.yaxis):
-        axis.set_major_locator(FixedLocator([-10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5, 10]))
-        axis.set_major_formatter("{x:g}")
-    line = np.linspace(-10, 10, 401)
-    panel.plot(line, line, color="0.7", ls="--", lw=1)
-    panel.set(xlabel="gain that the pilot predicts, points", ylabel="gain measured at equal seconds")
-    panel.grid(alpha=0.3)
+    panel.axhline(1, color="0.4", lw=1)
+    panel.axvline(1, color="0.4", lw=1)
+    panel.set(xscale="log", yscale="log")
+    panel.axline((1, 1), slope=1, color="0.7", ls="--", lw=1)
+    panel.set(xlabel="worth that the pilot predicts", ylabel="worth measured in full runs")
+    panel.grid(alpha=0.3, which="both")
     figure.legend(fontsize=7, loc="outside right upper")
     figure.savefig(path, dpi=130)
+
+
+def asked_about(runs: list[Run], seed: int) -> Any:
+    """Return the options of the training that runs were of."""
+    asked = runs[0]["asked"]
+    if asked["setting"] not in SETTINGS:
+        raise UserError(
+            f"--runs hold the setting {asked['setting']}, of an earlier version, but the pilot is "
+            f"asked about {', '.join(SETTINGS)}; name folders of runs on these."
+        )
+    given = {name: asked[name] for name in ("setting", "rate", "norm", "budget")}
+    return VariantConfig(variants=("crest",), out=Path("runs"), **given).base("crest", seed)
 
 
 def main() -> None:
     """Read the command line, ask about what was not asked yet, and write the table."""
     with one_sentence("interrupted; the same command goes on with the settings that are missing."):
         config = tyro.cli(CheckConfig, description=__doc__)
-        leads = measured(config.runs)
-        unknown = [name for name in leads if name not in SETTINGS]
-        if unknown:
-            raise UserError(
-                f"--runs hold the setting {unknown[0]}, of an earlier version, but the pilot is asked "
-                f"about {', '.join(SETTINGS)}; name folders of runs on these."
-            )
+        settings = read_settings(config.runs)
+        asked = {name: asked_about(runs, config.seed) for name, runs in settings.items()}
         with held_folder(config.out):
-            lines = config.out / "pilots.jsonl"
-            there = {line["setting"] for line in read_lines(lines)} if lines.is_file() else set()
-            for name in tqdm(
-                [name for name in leads if name not in there], desc="pilots", unit="setting"
-            ):
-                found = ask(SETTINGS[name], config.seconds, config.seed)
-                append_line(lines, as_values(found) | {"setting": name, "commit": COMMIT})
-            pilots = [line for line in read_lines(lines) if line["setting"] in leads]
-            text = summarise(pilots, leads)
-            commits = ", ".join(sorted({str(line["commit"]) for line in pilots}))
-            made = f"`{command_line(__file__)}` at commit {commits}"
+            path = config.out / "pilots.jsonl"
+            pilots = read_lines(path) if path.is_file() else []
+            there = {found["setting"] for found in pilots}
+            for name, run in tqdm(asked.items(), desc="settings", unit="setting"):
+                if name not in there:
+                    found = record(as_values(ask(run, config.seconds)), setting=name, commit=COMMIT)
+                    append_line(path, found)
+                    pilots.append(found)
+            pilots = [found for found in pilots if found["setting"] in settings]
+            commits = ", ".join(sorted({str(found["commit"]) for found in pilots}))
+            made = f"`{command_line(__file__, None)}` at commit {commits}"
+            text = summarise(pilots, settings)
             (config.out / "pilot_check.md").write_text(f"{made}\n\n{text}\n", encoding="utf-8")
-            draw(pilots, leads, config.out / "pilot_check.png")
-    print(text)
+            draw(pilots, settings, config.out / "pilot_check.png")
+            print(f"{text}\nThe picture is {config.out / 'pilot_check.png'}.")
 
 
 if __name__ == "__main__":
