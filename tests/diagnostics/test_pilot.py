@@ -74,7 +74,9 @@ def test_errors_are_those_of_the_exact_gradient_without_computing_it():
 
 def test_a_stratified_batch_of_twice_the_size_is_worth_two():
     plain, double = random_batches(SOURCE, SIZE), random_batches(SOURCE, 2 * SIZE)
-    _, found = measure_errors(mean_gradient, stand, jnp.zeros(WIDTH), plain, double, steps=STEPS, **FIXED)
+    _, found = measure_errors(
+        mean_gradient, stand, jnp.zeros(WIDTH), plain, double, steps=STEPS, **FIXED
+    )
     low, high = np.quantile([x.equivalent_batch() for x in found.resampled(200)], [0.005, 0.995])
     assert low < 2 < high
     assert high - low < 1
