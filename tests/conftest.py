@@ -168,7 +168,7 @@ SLOW_CASES = {  # of tests whose other cases are quick
     },
     "test_every_tensor_is_used_once_or_named": {"bert", "roberta"},
     "test_ties_go_to_the_lowest_row": {"lazy"},
-    "crest_jax.diagnostics.pilot.pilot": {""},
+    "crest_jax.diagnostics.worth.pilot": {""},
     "crest_jax.coresets.stream.select_coreset_stream": {""},
     "test_the_anchor_outlives_steps_that_donate_the_model": {"view"},
     "test_a_problem_of_each_form": {"dot", "rectangular", "neighbors dot"},

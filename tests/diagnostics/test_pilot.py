@@ -11,7 +11,7 @@ from small_settings import fresh_settings
 
 from crest_jax import ArraySource, Batch, BatchSelector, cross_entropy, random_batches
 from crest_jax.diagnostics import GradientErrors, Pilot, measure_errors, pilot
-from crest_jax.diagnostics.pilot import _judged
+from crest_jax.diagnostics.worth import _judged
 from experiments import pilot as script
 from experiments.config import TrainConfig
 from experiments.harness.cli import UserError
