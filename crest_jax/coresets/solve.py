@@ -22,7 +22,7 @@ from crest_jax.coresets.partitioned import choose_in_parts
 from crest_jax.coresets.plan import Plan, Shape
 from crest_jax.coresets.rules import NO_RULES, Rules
 from crest_jax.coresets.similarities import check_square
-from crest_jax.data.devices import share_of_memory
+from crest_jax.data.devices import share_of_default_memory
 from crest_jax.types import Array, Coreset
 
 
@@ -95,7 +95,7 @@ def shaped(
         matrix=metric == "precomputed",
         exact=asked.exact_only,
         plain=not (asked.ends or (extras is not None and extras.first is not None)),
-        room=share_of_memory(jnp.zeros(())),  # where the work will be done
+        room=share_of_default_memory(),  # where the work will be done
     )
     return Problem(parts, shape, size, batched, rectangular, extras)
 

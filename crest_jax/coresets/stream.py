@@ -19,7 +19,7 @@ from crest_jax.coresets.partitioned import choose_in_part, coreset_of, generator
 from crest_jax.coresets.plan import part_rows, plan_of_part
 from crest_jax.coresets.select import not_forked
 from crest_jax.data.classes import classes_of
-from crest_jax.data.devices import gather, in_all_processes, share_of_memory
+from crest_jax.data.devices import gather, in_all_processes, share_of_default_memory
 from crest_jax.data.quotas import covered_as_a_whole, proportional_quotas, quotas_for
 from crest_jax.types import Array, Coreset, Factored
 
@@ -154,7 +154,7 @@ class _Rounds:
         self.totals: dict[int, int] = {}  # rows of each label
         self.held: list[_Held] = []
         self.sample: _Held | None = None
-        self.plan = plan_of_part(part, size, share_of_memory(jnp.zeros(())))
+        self.plan = plan_of_part(part, size, share_of_default_memory())
 
     def add(self, rows: np.ndarray, labels: np.ndarray) -> None:
         """Choose in one part and keep its picks and some of its rows."""

@@ -102,7 +102,21 @@ def share_of_memory(tree: Any) -> int | None:
       >>> share_of_memory(np.ones(2)) is None
       True
     """
-    device = _device_of(tree)
+    return _share_of(_device_of(tree))
+
+
+def share_of_default_memory() -> int | None:
+    """Return the same of the device where new arrays go, without making one.
+
+    Example:
+      >>> share_of_default_memory() is None
+      True
+    """
+    own = jax.config.jax_default_device  # type: ignore[attr-defined]
+    return _share_of(own if isinstance(own, jax.Device) else jax.local_devices(backend=own)[0])
+
+
+def _share_of(device: jax.Device | None) -> int | None:
     if device is None or device.platform == "cpu":
         return None
     return (device.memory_stats() or {}).get("bytes_limit", 2**33) // 4

@@ -165,7 +165,7 @@ def test_auto_on_an_accelerator_chooses_the_same(monkeypatch):
     x = np.random.default_rng(6).normal(size=(900, 4)).astype(np.float32)
     labels = np.arange(900) % 3
     usual = select_coreset(x, 60), select_coreset(x, 60, labels=labels)
-    monkeypatch.setattr(solve, "share_of_memory", lambda tree: 2**23)
+    monkeypatch.setattr(solve, "share_of_default_memory", lambda: 2**23)
     assert plan_coreset(x, 60).method == "push"
     assert plan_coreset(x, 60, labels=labels).method == "dense"
     for found, expected in zip(
@@ -179,7 +179,7 @@ def test_auto_on_an_accelerator_chooses_the_same(monkeypatch):
 def test_parts_are_pushed_on_an_accelerator(monkeypatch):
     x = np.random.default_rng(7).normal(size=(20_000, 3)).astype(np.float32)
     usual = select_coreset(x, 40, method="partitioned")
-    monkeypatch.setattr(solve, "share_of_memory", lambda tree: GIB)
+    monkeypatch.setattr(solve, "share_of_default_memory", lambda: GIB)
     assert plan_coreset(x, 40, method="partitioned").pending == plans.MOST_PENDING
     found = select_coreset(x, 40, method="partitioned")
     assert found.indices.tolist() == usual.indices.tolist()
