@@ -31,9 +31,8 @@ from experiments.studies.variants import (
     VARIANTS,
     Run,
     VariantConfig,
-    made_of,
     run_variants,
-    write_lines,
+    write_summary,
 )
 
 RESAMPLES = 2000
@@ -236,11 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = tyro.cli(EquivalentConfig, args=argv, description=__doc__)
         with held_folder(config.out):
             runs = run_all_of(config)
-            write_lines(config, runs)
-            text = summarise(runs)
-            made = made_of(__file__, argv, config, runs)
-            (config.out / "summary.md").write_text(f"{made}\n\n{text}\n{EXPLANATION}", encoding="utf-8")
-            print(text)
+            write_summary(__file__, argv, config, runs, summarise(runs), EXPLANATION)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,8 @@ from experiments.studies.variants import (
     VARIANTS,
     Run,
     VariantConfig,
-    made_of,
     run_variants,
-    write_lines,
+    write_summary,
 )
 
 
@@ -126,11 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with held_folder(config.out):
             pairs = [(name, seed) for seed in config.seeds for name in config.variants]
             runs = run_variants(config, [(name, config.options(name, seed)) for name, seed in pairs])
-            write_lines(config, runs)
-            text = summarise(config, runs)
-            made = made_of(__file__, argv, config, runs)
-            (config.out / "summary.md").write_text(f"{made}\n\n{text}\n{EXPLANATION}", encoding="utf-8")
-            print(text)
+            write_summary(__file__, argv, config, runs, summarise(config, runs), EXPLANATION)
 
 
 if __name__ == "__main__":

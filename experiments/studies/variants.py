@@ -200,16 +200,26 @@ def run_variants(config: VariantConfig, planned: Sequence[tuple[str, TrainConfig
     ]
 
 
-def write_lines(config: VariantConfig, runs: Sequence[Run]) -> None:
-    """Write ``summary.jsonl``, of a check only what tables read."""
+def write_summary(
+    file: str, argv: Sequence[str] | None, config: VariantConfig, runs: list[Run], text: str, notes: str
+) -> None:
+    """Write ``summary.jsonl``, of a check only what tables read, and ``summary.md``; print the table.
+
+    Args:
+      file: of the script; see ``sweep.made_by``.
+      argv: its arguments.
+      config: what was run.
+      runs: the runs.
+      text: the table.
+      notes: what it means.
+    """
     lines = config.out / "summary.jsonl"
     lines.unlink(missing_ok=True)
     for run in runs:
         checks = [{name: row.get(name) for name in OF_A_CHECK} for row in run["checks"]]
         append_line(lines, run | {"checks": checks})
-
-
-def made_of(file: str, argv: Sequence[str] | None, config: VariantConfig, runs: list[Run]) -> str:
-    """Return the line that says how runs were made; see ``sweep.made_by``."""
-    made = made_by(file, argv, runs, config.jobs)
-    return f"{made}, {len(config.seeds)} seeds, {runs[0]['steps']} steps"
+    made = (
+        f"{made_by(file, argv, runs, config.jobs)}, {len(config.seeds)} seeds, {runs[0]['steps']} steps"
+    )
+    (config.out / "summary.md").write_text(f"{made}\n\n{text}\n{notes}", encoding="utf-8")
+    print(text)
