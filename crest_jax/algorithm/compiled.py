@@ -37,7 +37,8 @@ from crest_jax.gradients.curvature import (
 from crest_jax.gradients.losses import per_example, weighted_mean
 from crest_jax.types import ApplyFn, Array, EmbedFn, Examples, LossFn, ModelState, Params, PyTree
 
-CPU_CHUNK = 128  # examples scored at once on a CPU, where they fit its caches
+CPU_CACHE = 2**24  # bytes: what a subset takes at once on a CPU, else it is scored in chunks
+CPU_CHUNK = 128  # examples of such a chunk
 
 
 class Problem(NamedTuple):
@@ -179,10 +180,12 @@ def _at_once(
     """Return how many examples are scored at once; ``size`` in a subset."""
     # Backward passes of convolutions take 11 times as long inside a loop on a CPU: they cut themselves.
     forward_only = not getattr(problem.embed_fn, "backward_passes", 0)
-    if not form.memory:
-        return CPU_CHUNK if forward_only else size
+    if not (form.memory or forward_only):
+        return size
     some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), examples)
     needed = bytes_needed(problem.embed_fn, params, model_state, some, keeps=not forward_only)
+    if not form.memory:  # a product of few rows packs its matrix as often as one of many
+        return size if needed <= CPU_CACHE else CPU_CHUNK
     return size * chunk_length(max(1, form.memory // max(1, needed)))
 
 
