@@ -128,10 +128,28 @@ def work_of(runs: list[Run], name: str) -> float:
     return float(np.median([work_in_steps(run) * run["forward"]["step"] / run["steps"] for run in own]))
 
 
-def accuracies(runs: list[Run], name: str) -> np.ndarray:
-    """Return the accuracies of a variant at the end, by seed, in percent."""
-    own = sorted((run for run in runs if run["variant"] == name), key=lambda run: run["seed"])
-    return np.array([100 * run["curve"][-1]["accuracy"] for run in own])
+def accuracies(runs: list[Run], *names: str) -> np.ndarray:
+    """Return the accuracies of variants at the end, in percent, on the seeds that all have.
+
+    Returns:
+      [variants, seeds].
+
+    >>> runs = [{"variant": v, "seed": s, "curve": [{"accuracy": 0.5}]} for v, s in ("a0", "a1", "b1")]
+    >>> accuracies(runs, "a", "b").tolist()
+    [[50.0], [50.0]]
+    """
+    found: list[dict[int, float]] = [
+        {run["seed"]: 100 * run["curve"][-1]["accuracy"] for run in runs if run["variant"] == name}
+        for name in names
+    ]
+    common = sorted(set.intersection(*map(set, found)))
+    return np.array([[own[seed] for seed in common] for own in found])
+
+
+def leads(runs: list[Run], name: str, other: str) -> list[float]:
+    """Return the points by which a variant is ahead of another, by seed."""
+    own, others = accuracies(runs, name, other)
+    return list(own - others)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +181,7 @@ def worth_of(runs: list[Run], name: str) -> Worth:
     """Weigh a variant against the stratified batches among the runs."""
     sizes = sorted({int(run["variant"]) for run in runs if run["variant"].isdigit()})
     plain = work_of(runs, "1"), seconds_of(runs, "1")
-    own, others = accuracies(runs, name), [accuracies(runs, str(size)) for size in sizes]
+    own, *others = accuracies(runs, name, *map(str, sizes))
     rng = np.random.default_rng(0)
     picks = [np.arange(len(own)), *rng.integers(0, len(own), (RESAMPLES, len(own)))]
     found = [equivalent_batch(own[i].mean(), sizes, [x[i].mean() for x in others]) for i in picks]
@@ -182,7 +200,7 @@ def summarise(runs: list[Run]) -> str:
     def lead(name: str, other: str) -> str:
         if name == other or other not in names:
             return "-"
-        return with_interval(list(accuracies(runs, name) - accuracies(runs, other)), sign="+")
+        return with_interval(leads(runs, name, other), sign="+")
 
     for name in names:
         worth, sized = worth_of(runs, name), name.isdigit()
@@ -192,10 +210,20 @@ def summarise(runs: list[Run]) -> str:
             over = "-", *(f"{int(name) / cost:.2f}" for cost in (worth.work, worth.seconds))
         else:
             over = tuple(worth.text(cost) for cost in (1.0, worth.work, worth.seconds))
-        values = with_interval(list(accuracies(runs, name)))
-        rows.append([text, values, lead(name, "1"), lead("crest", name), *own, *over])
+        values = accuracies(runs, name)[0]
+        rows.append(
+            [
+                text,
+                str(len(values)),
+                with_interval(list(values)),
+                lead(name, "1"),
+                lead("crest", name),
+                *own,
+                *over,
+            ]
+        )
     header = [
-        "batches", "accuracy %", "over stratified, points", "CREST over it, points", "cost, steps",
+        "batches", "seeds", "accuracy %", "over stratified, points", "CREST over it, points", "cost, steps",
         "cost, seconds", "equivalent batch, m", "over its cost in steps", "in seconds",
     ]  # fmt: skip
     return table(header, rows)

@@ -18,6 +18,7 @@ from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.records import read_lines, table
 from experiments.harness.run_folder import held_folder
 from experiments.harness.stats import interval, with_interval
+from experiments.studies import equivalent
 from experiments.studies.equivalent import accuracies, worth_of
 from experiments.studies.variants import Run
 from experiments.sweep import command_line
@@ -77,15 +78,15 @@ def leads(runs: list[Run], other: str) -> list[float]:
     if "crest" not in names:
         return []
     own = other if other in names else "1"
-    return list(accuracies(runs, "crest") - accuracies(runs, own))
+    return equivalent.leads(runs, "crest", own)
 
 
 def summarise(settings: dict[str, list[Run]]) -> str:
     """Return the table."""
     rows = []
     for name, runs in settings.items():
-        seeds = len(accuracies(runs, "1"))
-        row = [name, str(runs[0]["steps"]), str(seeds), with_interval(list(accuracies(runs, "1")))]
+        plain = list(accuracies(runs, "1")[0])
+        row = [name, str(runs[0]["steps"]), str(len(plain)), with_interval(plain)]
         row += [with_interval(leads(runs, other), sign="+") for other in OTHERS]
         for variant in ("crest", "paper"):
             if variant in {run["variant"] for run in runs}:

@@ -119,8 +119,8 @@ def test_the_equivalent_batch_of_a_larger_batch_is_its_size(tmp_path, tiny, caps
     own = [dict(run, variant="crest") for run in plain if run["variant"] == "2"]
     text = equivalent.summarise(plain + own)
     cells = [cell.strip() for cell in text.splitlines()[-1].split("|")]
-    assert cells[7] == "2.00 [2.00, 2.00]"
-    assert cells[8] == "1.00 [1.00, 1.00]"
+    assert cells[8] == "2.00 [2.00, 2.00]"
+    assert cells[9] == "1.00 [1.00, 1.00]"
     capsys.readouterr()
     again = ["--done", str(tmp_path / "runs"), "--out", str(tmp_path / "again")]
     equivalent.main([*arguments[:-2], *again])
