@@ -223,8 +223,8 @@ def summarise(runs: list[Run]) -> str:
             ]
         )
     header = [
-        "batches", "seeds", "accuracy %", "over stratified, points", "CREST over it, points", "cost, steps",
-        "cost, seconds", "equivalent batch, m", "over its cost in steps", "in seconds",
+        "batches", "seeds", "accuracy %", "over stratified, points", "CREST over it, points",
+        "cost, steps", "cost, seconds", "equivalent batch, m", "over its cost in steps", "in seconds",
     ]  # fmt: skip
     return table(header, rows)
 
