@@ -82,7 +82,7 @@ METHODS = {
             mlp,
             source,
             fresh_settings(
-                batch_size=5, subset_size=12, picks="medoids", stratified=False, by_class=True
+                batch_size=BATCH, subset_size=12, picks="medoids", stratified=False, by_class=True
             ),
         ),
         True,
