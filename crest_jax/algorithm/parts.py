@@ -116,8 +116,8 @@ def make_parts(
     problem = Problem(config, apply_fn, loss_fn, embed_fn, mesh)
     compiled = compile_for(problem)
     passes = getattr(embed_fn, "backward_passes", 0)
-    codes = rules.strata.classes if config.stratified else None
-    if codes is None:
+    codes = rules.strata.classes
+    if not config.stratified:
         codes = place(jnp.asarray(compact(classes.codes, classes.number)), mesh)
     share = float(np.bincount(classes.codes).max() / count)
     given = rules, codes, classes.number, share

@@ -11,9 +11,7 @@ from crest_jax.loop import TrainStep, View
 from crest_jax.types import Array, Batch, BatchSelector, Params
 
 Gradient = Callable[[Any, Batch, Array], Params]  # (train_state, batch, key) -> gradient
-MEMORY = (
-    19  # steps that momentum of 0.9 sums over, (1 + 0.9) / (1 - 0.9): biases add up, noise does not
-)
+MEMORY = 19  # steps that momentum of 0.9 sums over, (1 + 0.9) / (1 - 0.9)
 
 
 class GradientErrors(NamedTuple):
@@ -123,13 +121,14 @@ def measure_errors(
     selectors = [stratified, stratified, coresets, coresets, stratified]
     states = [own.init(k, *first) for own, k in zip(selectors, keys, strict=True)]
     one, rows = jax.jit(gradient), []
-    for step in range(steps):
+    for _ in range(steps):
         batches = []
         for place, own in enumerate(selectors):
             states[place], _ = own.refresh(states[place], *view(train_state))
             states[place], batch = own.next_batch(states[place])
             batches.append(batch)
-        found = [one(train_state, batch, jax.random.fold_in(step_key, step)) for batch in batches[:4]]
+        *own_keys, step_key = jax.random.split(step_key, 5)
+        found = [one(train_state, *given) for given in zip(batches[:4], own_keys, strict=True)]
         rows.append(errors_between(found[:2], found[2:]))
         train_state, _ = train_step(train_state, batches[4])
     return train_state, GradientErrors(*np.asarray(jax.device_get(rows), np.float64).T)
