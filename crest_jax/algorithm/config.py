@@ -204,8 +204,8 @@ class CrestConfig:
 
         From there: random subsets of 1 % of the data, a coreset of medoids from each, by facility
         location on gradients with respect to the logits, gradient and curvature on all P coresets of a
-        region with the moments of AdaHessian, h0 = 1, b = 5, tau = 0.1, exclusion for good below a loss of
-        alpha = 0.1, and coresets at all steps. The network has plain BatchNorm.
+        region with the moments of AdaHessian, h0 = 1, b = 5, tau = 0.1, exclusion for good below a loss
+        of alpha = 0.1, and coresets at all steps. The network has plain BatchNorm.
 
         The paper leaves open, and our choice is:
 
