@@ -70,14 +70,17 @@ def name_of(runs: list[Run]) -> str:
 
 
 def leads(runs: list[Run], other: str) -> list[float]:
-    """Return the points by which CREST is ahead of another variant, by seed; none without CREST.
+    """Return the points by which CREST is ahead of another variant, by seed; none where it was not run.
 
     Where CREST takes no longer than stratified batches these have its seconds as they are.
     """
     names = {run["variant"] for run in runs}
     if "crest" not in names:
         return []
-    own = other if other in names else "1"
+    quick = other not in names and worth_of(runs, "crest").seconds <= 1
+    own = "1" if quick else other
+    if own not in names:
+        return []
     return equivalent.leads(runs, "crest", own)
 
 
