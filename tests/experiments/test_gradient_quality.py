@@ -34,9 +34,9 @@ def test_errors_of_a_known_distribution() -> None:
 def test_the_equivalent_batch_is_on_the_line_of_stratified_batches() -> None:
     sizes, reached = [1, 2, 4], [1.0, 0.5, 0.3]
     for size, error in zip(sizes, reached, strict=True):
-        assert quality.equivalent_batch(error, sizes, reached) == pytest.approx(size)
-    assert quality.equivalent_batch(2.0, sizes, reached) == pytest.approx(0.5)
-    assert 4 < quality.equivalent_batch(0.2, sizes, reached) < 8
+        assert quality.size_with_error(error, sizes, reached) == pytest.approx(size)
+    assert quality.size_with_error(2.0, sizes, reached) == pytest.approx(0.5)
+    assert 4 < quality.size_with_error(0.2, sizes, reached) < 8
 
 
 def test_the_gradient_of_all_data_is_that_of_the_mean_loss(monkeypatch: pytest.MonkeyPatch) -> None:
