@@ -125,7 +125,7 @@ def draw(pilots: list[dict[str, Any]], settings: dict[str, list[Run]], path: Pat
     panel.axhline(1, color="0.4", lw=1)
     panel.axvline(1, color="0.4", lw=1)
     panel.set(xscale="log", yscale="log")
-    panel.axline((1, 1), slope=1, color="0.7", ls="--", lw=1)
+    panel.axline((1, 1), (2, 2), color="0.7", ls="--", lw=1)
     panel.set(xlabel="worth that the pilot predicts", ylabel="worth measured in full runs")
     panel.grid(alpha=0.3, which="both")
     figure.legend(fontsize=7, loc="outside right upper")

@@ -234,7 +234,7 @@ def test_the_script_asks_about_real_data(tmp_path, monkeypatch, capsys):
     assert values["run"]["network"]["width"] == NetworkConfig(width=16).width
 
 
-def test_the_check_counts_right_sides_and_intervals_that_cover():
+def test_the_check_counts_right_sides_and_intervals_that_cover(tmp_path):
     def run(variant, seed, accuracy, seconds):
         return {
             "variant": variant, "seed": seed, "curve": [{"accuracy": accuracy}], "steps": 10,
@@ -260,3 +260,5 @@ def test_the_check_counts_right_sides_and_intervals_that_cover():
     text = pilot_check.summarise([said, wrong], {"tiny": runs})
     assert "right in 1 of the 2 settings" in text
     assert "in 1 of 2." in text
+    pilot_check.draw([said, wrong], {"tiny": runs}, tmp_path / "check.png")
+    assert (tmp_path / "check.png").stat().st_size > 10_000
