@@ -8,6 +8,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -151,8 +152,8 @@ def pilot(
         gradient = _training_gradient(apply_fn, loss_fn, view)
     clock = _Clock(train_step, view, losses, jax.random.fold_in(key, 1))
     say("compiling")
-    given = gradient, train_step
-    measure_errors(*given, train_state, plain, coresets, steps=2, view=view, key=key)
+    measure = partial(measure_errors, gradient, train_step, view=view)
+    measure(train_state, plain, coresets, steps=2, key=key)
     for selector in (plain, coresets, double):
         clock.seconds(selector, train_state)
     each, dear = (clock.seconds(own, train_state) / SHORT for own in (plain, coresets))
@@ -163,12 +164,10 @@ def pilot(
     for point in range(POINTS):
         point_key = jax.random.fold_in(key, 2 + point)
         say(f"training {between} steps")
-        train_state = fit(plain, *given[1:], train_state, key=point_key, steps=between, view=view)
+        train_state = fit(plain, train_step, train_state, key=point_key, steps=between, view=view)
         say(f"comparing gradients at {compare} steps")
         own_key = jax.random.fold_in(point_key, 1)
-        train_state, errors = measure_errors(
-            *given, train_state, plain, coresets, steps=compare, view=view, key=own_key
-        )
+        train_state, errors = measure(train_state, plain, coresets, steps=compare, key=own_key)
         found.append(errors)
         trained += between + compare
     say("timing steps")

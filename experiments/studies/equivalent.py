@@ -13,6 +13,7 @@ settings: ``experiments.studies.settings_map``.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,6 +86,7 @@ class EquivalentConfig(VariantConfig):
         return self.in_folder(made, f"{name}-{factor:g}")
 
 
+@functools.cache
 def rows_of(config: EquivalentConfig) -> int:
     """Return the number of training examples."""
     return len(load_sources(config.base("stratified", 0))[1])
@@ -177,9 +179,14 @@ class Worth:
         return f"{self.size / cost:.2f} [{self.low / cost:.2f}, {self.high / cost:.2f}]"
 
 
+def sizes_of(runs: list[Run]) -> list[int]:
+    """Return the sizes of stratified batches among the runs, rising."""
+    return sorted({int(run["variant"]) for run in runs if run["variant"].isdigit()})
+
+
 def worth_of(runs: list[Run], name: str) -> Worth:
     """Weigh a variant against the stratified batches among the runs."""
-    sizes = sorted({int(run["variant"]) for run in runs if run["variant"].isdigit()})
+    sizes = sizes_of(runs)
     plain = work_of(runs, "1"), seconds_of(runs, "1")
     own, *others = accuracies(runs, name, *map(str, sizes))
     rng = np.random.default_rng(0)

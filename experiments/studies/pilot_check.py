@@ -26,7 +26,7 @@ from experiments.harness.run_folder import COMMIT, held_folder
 from experiments.harness.stats import with_interval
 from experiments.pilot import as_values, ask, check_seconds
 from experiments.presets import SETTINGS
-from experiments.studies.equivalent import worth_of
+from experiments.studies.equivalent import sizes_of, worth_of
 from experiments.studies.settings_map import leads, read_settings
 from experiments.studies.variants import Run, VariantConfig
 from experiments.sweep import command_line
@@ -55,7 +55,7 @@ class CheckConfig:
 def measured(runs: list[Run]) -> Interval:
     """Return the equivalent batch of CREST over the batch that took as long, with its interval."""
     found = worth_of(runs, "crest")
-    sizes = sorted({int(run["variant"]) for run in runs if run["variant"].isdigit()})
+    sizes = sizes_of(runs)
     taken = [worth_of(runs, str(size)).seconds for size in sizes]
     as_long = float(np.interp(found.seconds, taken, sizes))
     return found.size / as_long, found.low / as_long, found.high / as_long
