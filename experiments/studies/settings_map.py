@@ -66,6 +66,8 @@ def name_of(runs: list[Run]) -> str:
     changed = [
         f"{name} {asked[name]}" for name in ("norm", "rate", "budget") if asked[name] is not None
     ]
+    if asked["evaluate_on"] != "test":
+        changed.append(f"{asked['evaluate_on']} rows")
     return ", ".join([asked["setting"], *changed])
 
 

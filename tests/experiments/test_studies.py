@@ -139,6 +139,13 @@ def test_the_equivalent_batch_of_a_larger_batch_is_its_size(tmp_path, tiny, caps
     assert (tmp_path / "map.png").stat().st_size > 10_000
 
 
+def test_settings_that_differ_have_names_that_differ(tmp_path):
+    config = variants.VariantConfig("short_resnet", ("crest",), tmp_path)
+    changes = [{}, {"norm": "group"}, {"rate": 0.2}, {"budget": 0.3}, {"evaluate_on": "validation"}]
+    asked = [dataclasses.replace(config, **change).asked() for change in changes]
+    assert len({settings_map.name_of([{"asked": own}]) for own in asked}) == len(asked)
+
+
 @pytest.mark.parametrize(
     ("accuracy", "size"),
     [(80.0, 1.0), (84.0, 2.0), (86.0, 4.0), (82.0, 2**0.5), (88.0, 8.0), (72.0, 0.25)],
