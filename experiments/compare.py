@@ -21,6 +21,7 @@ from experiments.config import Method, TrainConfig
 from experiments.data import OWN_DATASETS
 from experiments.harness.build import load_data
 from experiments.harness.cli import UserError, named_setting, one_sentence, parse
+from experiments.harness.conclusion import in_words
 from experiments.harness.inputs import inputs_of
 from experiments.harness.records import append_line, table
 from experiments.harness.report_figures import accuracy_figure
@@ -111,6 +112,11 @@ def check_data(runs: list[TrainConfig]) -> None:
             check_inputs(run.out, inputs)
 
 
+# Columns that the terminal gets, where they say anything; the file has all.
+SHOWN = (
+    "method", "seeds", "steps", "accuracy, %", "difference to stratified, points", "seconds",
+    "cost in training steps",
+)  # fmt: skip
 EXPLANATION = """
 Accuracies are means over seeds; ± is the 95 % interval (Student's t); differences are paired by seed.
 Seconds are medians: everything that training needs (steps, selection, curvature, checks, and "other":
@@ -142,14 +148,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             for result in results:
                 append_line(lines, result)
             head, *rows = method_table(results)
-            text = table(head, rows)
             source = made_by(__file__, argv, results, config.jobs)
-            (out / "summary.md").write_text(f"{source}\n\n{text}\n{EXPLANATION}", encoding="utf-8")
+            (out / "summary.md").write_text(
+                f"{source}\n\n{table(head, rows)}\n{EXPLANATION}", encoding="utf-8"
+            )
             figure = accuracy_figure(results)
             title = f"{config.run.dataset}, {config.run.model}, {len(config.seeds)} seed(s)"
             figure.suptitle(title, fontsize=11)
             figure.savefig(out / "accuracy.png", dpi=130)
-            print(f"\n{text}\n{EXPLANATION}\nThe picture is {out / 'accuracy.png'}.")
+            shown = [head.index(name) for name in SHOWN if any(row[head.index(name)] for row in rows)]
+            short = [[row[place] for place in shown] for row in (head, *rows)]
+            print(f"\n{table(short[0], short[1:])}\n")
+            print("\n".join(in_words(results)))
+            print(f"Picture: {out / 'accuracy.png'}; all columns: {out / 'summary.md'}.")
+            print(f"Next: python -m experiments.report --runs {out} --out {out / 'report.html'}")
 
 
 if __name__ == "__main__":

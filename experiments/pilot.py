@@ -91,6 +91,8 @@ def sentence(found: Pilot) -> str:
     low, high = found.worth_interval
     own = found.equivalent_batch_interval
     advice = "" if found.pays else " Take a larger batch, or more steps, for the same time."
+    if low < 1 < high:
+        advice += " The interval holds 1, so full runs may turn out either way."
     noise = f"{found.noise:.2g} times the squared length of the full gradient"
     if found.noise < 0.5:
         noise += ", which is little: more steps should gain more than less noise does"

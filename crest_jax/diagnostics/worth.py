@@ -29,6 +29,9 @@ SHORT = 8  # steps that are timed at once
 FEWEST, MOST = 16, 256  # steps at which gradients are compared, at each of the points
 POINTS = 2
 ROUNDS = 5  # of timing, kinds of steps alternating
+# Root mean square of the logarithm of predicted over measured worth, in the first five settings of
+# experiments/results/pilot_check: gradients of some early steps say so much about a whole training.
+MODEL_ERROR = 0.3
 
 
 class Pilot(NamedTuple):
@@ -65,9 +68,12 @@ class Pilot(NamedTuple):
 
     @property
     def worth_interval(self) -> tuple[float, float]:
-        """Its 95 % interval."""
-        low, high = self.equivalent_batch_interval
-        return low / self.larger_batch, high / self.larger_batch
+        """Its 95 % interval: of the draws of gradients, and of what they leave open about training."""
+        own, (low, high) = math.log(self.equivalent_batch), self.equivalent_batch_interval
+        below, above = (
+            math.hypot(math.log(end) - own, 1.96 * MODEL_ERROR) for end in (low, high)
+        )
+        return self.worth * math.exp(-below), self.worth * math.exp(above)
 
     @property
     def pays(self) -> bool:

@@ -135,7 +135,8 @@ def test_a_pilot_finds_what_coresets_are_worth_and_adds_up():
     assert low < found.equivalent_batch < high
     assert found.time_ratio > 1
     assert found.worth == found.equivalent_batch / found.larger_batch
-    assert found.worth_interval == (low / found.larger_batch, high / found.larger_batch)
+    ends = found.worth_interval
+    assert ends[0] < low / found.larger_batch < found.worth < high / found.larger_batch < ends[1]
     assert found.pays == (found.worth > 1)
     assert found.noise > 0
     assert found.bias < 0.5
@@ -204,6 +205,12 @@ def test_judgement_weighs_points_alike_and_time_by_batches_of_twice_the_size():
     assert found.equivalent_batch == pytest.approx(2.0)
     assert found.equivalent_batch_interval == pytest.approx((2.0, 2.0))
     assert found.larger_batch == pytest.approx(1.75)
+    # Nothing is open about the draws, so the interval is what full runs scatter about predictions.
+    scatter = np.exp(1.96 * 0.3)
+    assert found.worth_interval == pytest.approx((2 / 1.75 / scatter, 2 / 1.75 * scatter))
+    wide = found._replace(equivalent_batch_interval=(2 / 1.5, 2.0 * 2.0)).worth_interval
+    assert np.log(wide[1] / found.worth) == pytest.approx(np.hypot(np.log(2), 1.96 * 0.3))
+    assert np.log(found.worth / wide[0]) == pytest.approx(np.hypot(np.log(1.5), 1.96 * 0.3))
     assert (found.noise, found.bias, found.pays) == (0.5, 0.0, True)
 
 
