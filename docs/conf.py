@@ -16,8 +16,8 @@ release = version_of("crest_jax")
 
 root_doc = "docs/index"
 include_patterns = [
-    "docs/**/*.md",
-    "experiments/results/**/*.md",
+    "docs/**.md",
+    "experiments/results/**.md",
     "experiments/README.md",
     "experiments/assets/README.md",
     "examples/README.md",
@@ -32,8 +32,8 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-# Pages of results stand in the tables that link to them.
-suppress_warnings = ["toc.not_included"]
+# Pages of results stand in the tables that link to them, under headings of the pages that include them.
+suppress_warnings = ["toc.not_included", "myst.header"]
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "smartquotes"]
 myst_heading_anchors = 3

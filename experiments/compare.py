@@ -1,6 +1,6 @@
 """Run several methods side by side on one data set, over seeds: a table, JSON lines and a picture.
 
-    python -m experiments.compare --out runs/first
+    python -m experiments.compare --setting first_run --out runs/first
 
 Runs go one after the other in one process, seed by seed, with the methods alternating, so that they
 see the same machine; a method is compiled in its first run only. ``--jobs 2`` runs two at a time, each
@@ -132,8 +132,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         setting, args = named_setting(argv, SETTINGS)
         default = CompareConfig()
         if setting is not None:
-            run = dataclasses.replace(setting.run, out=default.run.out)
-            default = dataclasses.replace(default, run=run)
+            default = CompareConfig(
+                methods=setting.methods or default.methods,
+                seeds=setting.seeds or default.seeds,
+                run=dataclasses.replace(setting.run, out=default.run.out),
+            )
         config = parse(CompareConfig, default=default, description=__doc__, argv=args)
         if setting is not None:
             own = {method: rate for method, rate in setting.rates.items() if method in config.methods}

@@ -27,10 +27,14 @@ class Setting:
     Attributes:
       run: everything but method and seed.
       rates: learning rates by method, where they are not the run's own.
+      methods: what ``experiments.compare`` compares; None: what it usually does.
+      seeds: its seeds.
     """
 
     run: TrainConfig
     rates: dict[Method, float] = dataclasses.field(default_factory=dict)
+    methods: tuple[Method, ...] | None = None
+    seeds: tuple[int, ...] | None = None
 
     def options(self, method: Method, seed: int) -> TrainConfig:
         """Return the options of one run."""
@@ -103,8 +107,8 @@ HELD_BACK: dict[str, Setting] = {
     "mlp_12k_long": Setting(with_rate(replace(TWELVE, epochs=100), 0.05)),
     "resnet_12k": Setting(replace(RESNET, dataset="fashion_mnist_12k", epochs=10, budget=0.1)),
 }
-# CIFAR-10 as JPEG files in train/CLASS and test/CLASS: 20 epochs as full training, or a tenth. A CPU takes
-# a quarter of an hour and more for the ResNet-20, some five minutes for the ResNet-8 of twice its usual width.
+# CIFAR-10 as JPEG files in train/CLASS and test/CLASS: 20 epochs as full training, or a tenth. A core
+# takes some twenty minutes for the ResNet-20, seven for the ResNet-8 of twice its usual width.
 CIFAR = TrainConfig(
     dataset="images", data=DataConfig(dir=Path("data/cifar10-jpeg")), model="resnet20",
     epochs=20, budget=0.1, optim=OptimConfig(weight_decay=5e-4), run=ONE_CHECKPOINT,
@@ -115,6 +119,12 @@ IMAGES: dict[str, Setting] = {
         replace(CIFAR, model="resnet8", network=replace(CIFAR.network, width=16))
     ),
     "cifar10_jpeg_long": Setting(replace(CIFAR, epochs=200)),
+}
+# What the README runs first, on images that ship: 308 of 3,080 steps, and seeds enough to see a point.
+FIRST: dict[str, Setting] = {
+    "first_run": Setting(
+        replace(TWELVE, epochs=40), methods=("stratified", "crest"), seeds=tuple(range(10))
+    )
 }
 LANGUAGE: dict[str, Setting] = {"rotten_tomatoes": Setting(MINILM)}
 
@@ -145,4 +155,4 @@ PAPER: dict[str, Setting] = {
         )
     ),
 }  # fmt: skip
-SETTINGS = EQUAL_TIME | HELD_BACK | IMAGES | LANGUAGE | PAPER
+SETTINGS = EQUAL_TIME | HELD_BACK | FIRST | IMAGES | LANGUAGE | PAPER

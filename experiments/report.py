@@ -3,7 +3,8 @@
     python -m experiments.report --runs runs/three --out runs/three/report.html
 
 Reads what ``experiments.compare`` wrote. ``--difficulty`` (of ``experiments.studies.difficulty``) adds
-how difficult the picks are over training. Pictures are inlined in the page and also written beside it.
+how difficult the picks are over training. Pictures are inside the page; ``--pictures`` writes them as
+files too.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import tyro
 from experiments.config import TEXT_DATASETS, TrainConfig
 from experiments.harness.build import load_data
 from experiments.harness.cli import UserError, one_sentence
+from experiments.harness.conclusion import in_words
 from experiments.harness.inputs import inputs_of
 from experiments.harness.page import Page
 from experiments.harness.report_figures import (
@@ -42,6 +44,8 @@ class ReportConfig:
     """The page."""
     difficulty: Path | None = None
     """Scores that experiments.studies.difficulty wrote."""
+    pictures: Path | None = None
+    """Folder that gets the pictures as PNG files, too."""
     without_picks: bool = False
     """Leave out what only the run folders hold: regions and picks."""
 
@@ -55,7 +59,8 @@ def _regions(page: Page, runs: list[dict[str, Any]], one: dict[str, Any]) -> Non
         "Quadratic regions",
         "One run of CREST: where its model of the loss held and where it was given up.",
     )
-    page.picture("regions", region_figure(one, own["tau"]), f"Seed {one['seed']}.")
+    caption = f"Relative error of the model at the checks, and where regions end; seed {one['seed']}."
+    page.picture("regions", region_figure(one, own["tau"]), caption)
     page.table(region_rows(runs))
 
 
@@ -65,7 +70,13 @@ def build(config: ReportConfig) -> None:
     scores = None
     if config.difficulty is not None:
         scores = dict(np.load(config.difficulty))
-    page = Page("Coresets compared", made, config.out.parent, config.out.stem)
+    page = Page("Coresets compared", made, config.pictures)
+    page.text(" ".join(in_words(runs)))
+    page.picture(
+        "accuracy",
+        accuracy_figure(runs),
+        "Held-out accuracy over steps, over all work and over seconds; mean and range over seeds.",
+    )
     page.section(
         "Accuracy, time and work",
         "Means over seeds with 95 % intervals (Student's t); differences are paired by seed; seconds "
@@ -73,7 +84,6 @@ def build(config: ReportConfig) -> None:
         "backward, in training steps.",
     )
     page.table(method_table(runs))
-    page.picture("accuracy", accuracy_figure(runs), "Mean and range over seeds.")
     times = time_table(runs)
     if times:
         page.section(
@@ -81,8 +91,12 @@ def build(config: ReportConfig) -> None:
             "Median over the runs that get there, over the time that full training takes.",
         )
         page.table(times)
-    page.section("What the time goes to", "Full training is left out; its time is all steps.")
-    page.picture("split", split_figure(runs), "Seconds by phase.")
+    page.section(
+        "What the time goes to",
+        "Full training is left out; its time is all steps. Coresets that are chosen inside the program "
+        "of a step count as steps.",
+    )
+    page.picture("split", split_figure(runs), "Seconds by phase, medians over seeds.")
     crest = [run for run in runs if run["method"] == "crest" and not config.without_picks]
     if crest:
         path = file_of(config.runs, crest[0], "config.json")
@@ -111,13 +125,13 @@ def _picture_picks(
     data = load_data(settings.dataset, settings.data)
     check_inputs(run, inputs_of(data, settings.data), "pass --without-picks")
     figure = balance_figure(groups, data.train_labels, data.class_names)
-    page.picture("classes", figure, "Classes of the picks.")
+    page.picture("classes", figure, "Share of each class among the picks, and among all examples.")
     if data.train_inputs.ndim != 4:
         return
     figure = contact_figure(
         np.sum(groups["crest"], axis=0), data.train_inputs, data.train_labels, data.class_names
     )
-    page.picture("contact", figure, "CREST's picks, all seeds.")
+    page.picture("contact", figure, "The examples that CREST picks most and least often, all seeds.")
 
 
 def main() -> None:

@@ -229,23 +229,9 @@ def plan_coreset(
 
     Args:
       embeddings: as in ``select_coreset``; only shapes are read, so ``jax.ShapeDtypeStruct`` will do.
-      size: see ``select_coreset``, as for all that follow.
-      labels: see there.
-      num_classes: see there.
-      metric: see there.
-      neighbors: see there.
-      quotas: see there.
-      method: see there.
-      memory_budget: see there.
-      epsilon: see there.
-      batched: see there.
-      sample_weights: see there.
-      initial: see there.
-      candidates: see there.
-      costs: see there.
-      budget: see there.
-      stop_gain: see there.
-      coverage: see there.
+      size, labels, num_classes, metric, neighbors, quotas, method: as there.
+      memory_budget, epsilon, batched, sample_weights: as there.
+      initial, candidates, costs, budget, stop_gain, coverage: as there.
 
     Raises:
       ValueError: when the budget is too small; the message says what would do.

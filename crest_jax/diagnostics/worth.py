@@ -70,9 +70,7 @@ class Pilot(NamedTuple):
     def worth_interval(self) -> tuple[float, float]:
         """Its 95 % interval: of the draws of gradients, and of what they leave open about training."""
         own, (low, high) = math.log(self.equivalent_batch), self.equivalent_batch_interval
-        below, above = (
-            math.hypot(math.log(end) - own, 1.96 * MODEL_ERROR) for end in (low, high)
-        )
+        below, above = (math.hypot(math.log(end) - own, 1.96 * MODEL_ERROR) for end in (low, high))
         return self.worth * math.exp(-below), self.worth * math.exp(above)
 
     @property

@@ -56,7 +56,7 @@ def accuracy_figure(runs: list[Run]) -> Figure:
 def split_figure(runs: list[Run]) -> Figure:
     """Seconds of each phase, medians."""
     groups = {name: own for name, own in by_method(runs).items() if name != "full"}
-    figure = Figure(figsize=(9, 0.4 * len(groups) + 1.4), layout="constrained")
+    figure = Figure(figsize=(9, 0.4 * len(groups) + 1.6), layout="constrained")
     axis = figure.subplots()
     left = np.zeros(len(groups))
     for phase in SPLIT:
@@ -71,7 +71,7 @@ def split_figure(runs: list[Run]) -> Figure:
         xscale="symlog" if left.max() > 8 * left.min() else "linear",
     )
     axis.grid(alpha=0.3, axis="x")
-    axis.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     return figure
 
 

@@ -18,11 +18,19 @@ from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.records import read_lines, table
 from experiments.harness.run_folder import held_folder
 from experiments.harness.stats import interval, with_interval
+from experiments.presets import SETTINGS
 from experiments.studies import equivalent
 from experiments.studies.equivalent import accuracies, worth_of
 from experiments.studies.variants import Run
 from experiments.sweep import command_line
 
+# Networks and data as the picture calls them.
+WORDS = {
+    "mlp": "MLP", "resnet8": "ResNet-8", "resnet20": "ResNet-20", "minilm": "MiniLM",
+    "fashion_mnist": "60,000 images", "fashion_mnist_20k": "20,000 images",
+    "fashion_mnist_12k": "10,000 images", "fashion_mnist_20k_imbalanced": "imbalanced, duplicated rows",
+    "images": "CIFAR-10 (JPEG)", "rotten_tomatoes": "film reviews",
+}  # fmt: skip
 # What CREST is compared with: the variant, and what to call it.
 OTHERS = {
     "1": "at equal steps",
@@ -69,6 +77,14 @@ def name_of(runs: list[Run]) -> str:
     if asked["evaluate_on"] != "test":
         changed.append(f"{asked['evaluate_on']} rows")
     return ", ".join([asked["setting"], *changed])
+
+
+def in_words(runs: list[Run]) -> str:
+    """Return what was trained on what, and for how many steps, in two lines."""
+    run = SETTINGS[runs[0]["asked"]["setting"]].run
+    model, rows = (WORDS.get(name, name) for name in (run.model, run.dataset))
+    width = run.network.width
+    return f"{model}{f' of width {width}' if width else ''}, {rows},\n{runs[0]['steps']:,} steps"
 
 
 def leads(runs: list[Run], other: str) -> list[float]:
@@ -123,7 +139,7 @@ def draw(settings: dict[str, list[Run]], path: Path) -> None:
         panel.grid(axis="x", alpha=0.3)
         panel.set_title(text, fontsize=10)
     panels[1].set_xlabel("points by which CREST is ahead of stratified batches, 95 % interval")
-    panels[0].set_yticks(range(len(settings)), [name.replace("_", " ") for name in settings])
+    panels[0].set_yticks(range(len(settings)), list(map(in_words, settings.values())))
     panels[0].invert_yaxis()
     figure.savefig(path, dpi=130)
 

@@ -45,7 +45,7 @@ def test_every_figure_with_a_spread_stands_in_a_result():
         if path != RESULTS / "README.md"
         for figure in WITH_SPREAD.findall(path.read_text(encoding="utf-8"))
     }
-    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+    for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
         found = set(WITH_SPREAD.findall(page.read_text(encoding="utf-8")))
         assert found - written <= OF_THE_PAST, page.name
     assert set(WITH_SPREAD.findall(README)), "the first page says what is gained"
