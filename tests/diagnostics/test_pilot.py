@@ -259,11 +259,8 @@ def test_the_check_counts_right_sides_and_intervals_that_cover(tmp_path):
     assert value == pytest.approx(2.0 * 2 ** (0.025 / 2) / 1.5, rel=1e-3)
     assert low < value < high
     assert pilot_check.clear((value, low, high))
-    said = {
-        "setting": "tiny", "worth": 1.2, "worth_interval": [0.9, 1.5], "equivalent_batch": 1.8,
-        "larger_batch": 1.5, "noise": 2.0,
-    }  # fmt: skip
-    wrong = said | {"worth": 0.7, "worth_interval": [0.6, 0.8]}
+    said = Pilot(10, 10, 5, 1.8, (1.7, 1.9), 1.5, 1.5, 2.0, 0.0)._asdict() | {"setting": "tiny"}
+    wrong = said | {"equivalent_batch": 0.75, "equivalent_batch_interval": (0.7, 0.8)}
     text = pilot_check.summarise([said, wrong], {"tiny": runs})
     assert "right in 1 of the 2 settings" in text
     assert "in 1 of 2." in text

@@ -1,8 +1,12 @@
-"""The sentences at the end of a comparison claim no more than its seeds show."""
+"""What is said while runs go on and at their end claims no more than is known."""
+
+import math
 
 import pytest
 
+from experiments import train
 from experiments.harness.conclusion import in_words
+from experiments.harness.timing import PhaseTimer
 
 
 def runs(method, accuracies, seconds, budget=0.1):
@@ -64,3 +68,9 @@ def test_runs_without_a_common_seed_are_not_compared():
     assert in_words(STRATIFIED + crest)[1] == (
         "crest and stratified have no seed in common, so their difference is not known."
     )
+
+
+def test_the_bar_tells_an_accuracy_once_there_is_one():
+    timer = PhaseTimer()
+    assert train._postfix(0.5, math.nan, object(), timer) == "loss 0.500"
+    assert train._postfix(0.5, 0.8, object(), timer) == "loss 0.500 accuracy 80.0 %"
