@@ -16,9 +16,9 @@
 # %% [markdown]
 # # Quickstart: choose a coreset, look at it, train with it
 #
-# You learn to choose a coreset of any data, to train with CREST in your own loop, and to compare it with
-# stratified batches. It takes half a minute on two cores. The data are the 12,000 images of Fashion-MNIST
-# that ship with the project; the network is a small multi-layer perceptron.
+# You learn to choose a coreset of any data, to train with CREST in your own loop, and to compare it
+# with stratified batches. It takes half a minute on two cores. The data are the 12,000 images of
+# Fashion-MNIST that ship with the project; the network is a small multi-layer perceptron.
 
 # %%
 import jax

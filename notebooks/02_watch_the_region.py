@@ -16,8 +16,8 @@
 # %% [markdown]
 # # Watch the region
 #
-# You learn how the paper's CREST knows when its coresets are out of date; it takes half a minute on two
-# cores. The paper's CREST keeps its coresets as long as a quadratic model of the loss around an *anchor*
+# You learn how the paper's CREST knows when its coresets are out of date; it takes half a minute on
+# two cores. That CREST keeps its coresets as long as a quadratic model of the loss around an *anchor*
 # holds, and selects anew when the model is wrong: `CrestConfig(region=RegionConfig(...))`. Here one
 # network trains on the shipped images and, at every step, the true loss of the probe rows is put beside
 # what the model of the current region predicts. In real training this is looked at only when a check is
