@@ -35,11 +35,19 @@ View = Callable[[Any], tuple[Params, ModelState]]
 def view(train_state: Any) -> tuple[Params, ModelState]:
     """Read ``params`` and, where there are any, ``batch_stats`` off a Flax ``TrainState``.
 
+    Raises:
+      TypeError: for a state without ``params``.
+
     Example:
       >>> from types import SimpleNamespace
       >>> view(SimpleNamespace(params=1, batch_stats=2))
       (1, {'batch_stats': 2})
     """
+    if not hasattr(train_state, "params"):
+        raise TypeError(
+            f"train_state is a {type(train_state).__name__} without params; pass view=, a function "
+            "train_state -> (params, model_state), such as view=lambda state: (state[0], {})."
+        )
     statistics = getattr(train_state, "batch_stats", None)
     return train_state.params, {} if statistics is None else {"batch_stats": statistics}
 

@@ -65,6 +65,13 @@ def skip(app: Sphinx, what: str, name: str, obj: object, skipped: bool, options:
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
+def plain_types(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Call an array an array."""
+    lines[:] = [line.replace("jax.jaxlib._jax.Array", "Array") for line in lines]
+
+
 def first_page(app: Sphinx, failed: Exception | None) -> None:
     """Lead from the folder of the site to its first page."""
     if failed is None and app.builder.format == "html":
@@ -73,6 +80,7 @@ def first_page(app: Sphinx, failed: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Connect both."""
+    """Connect all."""
+    app.connect("autodoc-process-docstring", plain_types, priority=900)  # after napoleon
     app.connect("autodoc-skip-member", skip)
     app.connect("build-finished", first_page)

@@ -91,17 +91,19 @@ def sentence(found: Pilot) -> str:
     low, high = found.worth_interval
     own = found.equivalent_batch_interval
     advice = "" if found.pays else " Take a larger batch, or more steps, for the same time."
+    answer = "Yes" if found.pays else "No"
     if low < 1 < high:
-        advice += " The interval holds 1, so full runs may turn out either way."
+        answer = f"Probably {answer.lower()}"
+        advice += " The interval holds 1: full runs may turn out either way."
     noise = f"{found.noise:.2g} times the squared length of the full gradient"
     if found.noise < 0.5:
         noise += ", which is little: more steps should gain more than less noise does"
     return (
-        f"{'Yes' if found.pays else 'No'}: a coreset is worth a stratified batch of "
+        f"{answer}: a coreset is worth a stratified batch of "
         f"{found.equivalent_batch:.2f} mini-batches [{own[0]:.2f}, {own[1]:.2f}], and a training with "
         f"CREST takes as long as one on stratified batches of {found.larger_batch:.2f} "
         f"({found.time_ratio:.2f} times the seconds for as many steps): {found.worth:.2f} "
-        f"[{low:.2f}, {high:.2f}] of what a larger batch is worth.{advice} The variance of a "
+        f"[{low:.2f}, {high:.2f}] times what a larger batch is worth.{advice} The variance of a "
         f"stratified batch is {noise}. Gradients were compared at {found.compared} of the first "
         f"{found.trained} of {found.steps} steps."
     )

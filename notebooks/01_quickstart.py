@@ -17,7 +17,7 @@
 # # Quickstart: choose a coreset, look at it, train with it
 #
 # You learn to choose a coreset of any data, to train with CREST in your own loop, and to compare it
-# with stratified batches. It takes half a minute on two cores. The data are the 12,000 images of
+# with stratified batches. It takes a minute on two cores. The data are the 12,000 images of
 # Fashion-MNIST that ship with the project; the network is a small multi-layer perceptron.
 
 # %%
@@ -137,7 +137,8 @@ plt.show()
 #
 # Every mini-batch is a coreset of a random subset four times as large, drawn just before its step: an
 # image whose gradient is long is drawn more often and counts less, so that the sum stays right. `fit`
-# uses only `init`, `refresh` and `next_batch`; your own loop can do the same.
+# uses only `init`, `refresh` and `next_batch`; your own loop can do the same. Neither hands the losses
+# back here (`observe`, or `losses=`), so no learned example is left out.
 
 # %%
 config = CrestConfig.recommended(steps=STEPS, batch_size=64, num_examples=len(train))

@@ -16,7 +16,7 @@
 # %% [markdown]
 # # Watch the region
 #
-# You learn how the paper's CREST knows when its coresets are out of date; it takes half a minute on
+# You learn how the paper's CREST knows when its coresets are out of date; it takes a minute on
 # two cores. That CREST keeps its coresets as long as a quadratic model of the loss around an *anchor*
 # holds, and selects anew when the model is wrong: `CrestConfig(region=RegionConfig(...))`. Here one
 # network trains on the shipped images and, at every step, the true loss of the probe rows is put beside

@@ -17,7 +17,7 @@
 # # What is picked
 #
 # You learn which images CREST trains on, what each stands for, and how that changes while the network
-# learns. The data are the shipped images; it takes half a minute on two cores.
+# learns. The data are the shipped images; it takes a minute on two cores.
 
 # %%
 import dataclasses

@@ -112,7 +112,8 @@ def pilot(
       steps: of the training asked about.
       view: as for ``fit``.
       losses: as for ``fit``.
-      config: settings of CREST; None takes ``CrestConfig.recommended``.
+      config: settings of CREST; None takes ``CrestConfig.recommended``, with ``batch_norm`` where the
+        model has a state, and mini-batches of 128.
       gradient: ``(train_state, batch, key) -> gradient`` of the training loss in training mode; None:
         of the weighted mean of ``loss_fn``.
       loss_fn: per-example losses.
@@ -123,7 +124,8 @@ def pilot(
 
     Raises:
       ValueError: when ``steps`` is below 16, ``seconds`` is not positive, the source holds fewer
-        examples than two mini-batches, or ``key`` is no PRNG key, before any work.
+        examples than two mini-batches, or ``key`` is no PRNG key, before any work; when ``train_step``
+        changes the state that it is given.
 
     Example:
       >>> from crest_jax import ArraySource
@@ -142,7 +144,10 @@ def pilot(
     """
     steps, seconds = _checked(steps, seconds)
     count, key = len(source), _checks.default_key(key)
-    config = config or CrestConfig.recommended(steps=steps, num_examples=count)
+    own = view(train_state)
+    if config is None:
+        norm = bool(jax.tree.leaves(own[1]))
+        config = CrestConfig.recommended(steps=steps, num_examples=count, batch_norm=norm)
     size, say = config.batch_size, progress or (lambda text: None)
     _checks.require(
         2 * size <= count,
@@ -158,6 +163,7 @@ def pilot(
     say("compiling")
     measure = partial(measure_errors, gradient, train_step, view=view)
     measure(train_state, plain, coresets, steps=2, key=key)
+    _check_kept(own, view(train_state))
     for selector in (plain, coresets, double):
         clock.seconds(selector, train_state)
     each, dear = (clock.seconds(own, train_state) / SHORT for own in (plain, coresets))
@@ -222,6 +228,21 @@ def _checked(steps: Any, seconds: Any) -> tuple[int, float]:
         f"seconds is {brief(seconds)} but must be a number in (0, 1e+09]; 60 is usual.",
     )
     return int(steps), float(seconds)
+
+
+def _check_kept(before: Any, after: Any) -> None:
+    """Refuse a step that trains in place or gives its state's memory away."""
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    _checks.require(
+        not any(_gone(a) or not (a is b or bool(np.all(a == b))) for a, b in pairs),
+        "train_step changes the train_state that it is given, but a pilot trains from one state "
+        "several times; return a new state, without donation (an NNX model: nnx.split it, and "
+        "nnx.merge inside the step).",
+    )
+
+
+def _gone(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and leaf.is_deleted()
 
 
 def _training_gradient(apply_fn: ApplyFn, loss_fn: LossFn, view: View) -> Gradient:

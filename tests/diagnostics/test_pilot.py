@@ -214,6 +214,46 @@ def test_judgement_weighs_points_alike_and_time_by_batches_of_twice_the_size():
     assert (found.noise, found.bias, found.pays) == (0.5, 0.0, True)
 
 
+def test_a_step_that_changes_its_state_is_refused():
+    def in_place(state, batch):
+        state["w"], _ = step(state["w"], batch)
+        return state, None
+
+    def given_away(w, batch):
+        after, _ = step(w, batch)
+        w.delete()
+        return after, None
+
+    options = {"steps": 400, "config": CONFIG, "seconds": 0.1}
+    with pytest.raises(ValueError, match="train_step changes the train_state that it is given"):
+        pilot(
+            in_place, {"w": jnp.zeros((4, 4))}, linear, LABELLED, view=lambda s: (s["w"], {}), **options
+        )
+    with pytest.raises((ValueError, RuntimeError), match=r"train_step changes|deleted"):
+        pilot(
+            given_away, jnp.zeros((4, 4)), linear, LABELLED, view=lambda w: (w, {}), **options
+        )  # fmt: skip
+
+
+def test_a_state_without_params_is_named_with_the_remedy():
+    with pytest.raises(TypeError, match=r"train_state is a tuple without params; pass view="):
+        pilot(step, (jnp.zeros((4, 4)), {}), linear, LABELLED, steps=400)
+
+
+@pytest.mark.parametrize(("model_state", "picks"), [({}, "importance"), ({"mean": 0.0}, "medoids")])
+def test_a_model_with_a_state_is_taken_to_have_batch_norm(model_state, picks, monkeypatch):
+    asked = []
+
+    def noting(apply_fn, source, config, **options):
+        asked.append(config)
+        raise StopIteration
+
+    monkeypatch.setattr("crest_jax.diagnostics.worth.crest", noting)
+    with pytest.raises(StopIteration):
+        ask(config=None, view=lambda w: (w, model_state))
+    assert [config.picks for config in asked] == [picks]
+
+
 def test_the_script_refuses_what_cannot_work():
     with pytest.raises(UserError, match=r"--machine.devices has no effect here"):
         script.PilotConfig(run=TrainConfig(out=script.Path("x.json"), machine=MachineConfig(devices=2)))
@@ -235,7 +275,9 @@ def test_the_script_asks_about_real_data(tmp_path, monkeypatch, capsys):
     script.main()
     values = json.loads(out.read_text(encoding="utf-8"))
     said = capsys.readouterr().out
-    assert said.startswith("Yes" if values["pays"] else "No")
+    low, high = values["worth_interval"]
+    answer = "yes" if values["pays"] else "no"
+    assert said.startswith(f"Probably {answer}" if low < 1 < high else answer.title())
     assert f"{values['worth']:.2f}" in said
     assert values["steps"] == 46
     assert values["run"]["network"]["width"] == NetworkConfig(width=16).width
