@@ -80,11 +80,15 @@ def name_of(runs: list[Run]) -> str:
 
 
 def in_words(runs: list[Run]) -> str:
-    """Return what was trained on what, and for how many steps, in two lines."""
-    run = SETTINGS[runs[0]["asked"]["setting"]].run
+    """Return what was trained on what; the setting's own name where this version does not know it."""
+    asked = runs[0]["asked"]
+    if asked["setting"] not in SETTINGS:
+        return name_of(runs)
+    run = SETTINGS[asked["setting"]].run
     model, rows = (WORDS.get(name, name) for name in (run.model, run.dataset))
     width = run.network.width
-    return f"{model}{f' of width {width}' if width else ''}, {rows},\n{runs[0]['steps']:,} steps"
+    changed = name_of(runs).removeprefix(asked["setting"])
+    return f"{model}{f' of width {width}' if width else ''}, {rows}{changed}"
 
 
 def leads(runs: list[Run], other: str) -> list[float]:
@@ -105,9 +109,9 @@ def leads(runs: list[Run], other: str) -> list[float]:
 def summarise(settings: dict[str, list[Run]]) -> str:
     """Return the table."""
     rows = []
-    for name, runs in settings.items():
+    for runs in settings.values():
         plain = list(accuracies(runs, "1")[0])
-        row = [name, str(runs[0]["steps"]), str(len(plain)), with_interval(plain)]
+        row = [in_words(runs), f"{runs[0]['steps']:,}", str(len(plain)), with_interval(plain)]
         row += [with_interval(leads(runs, other), sign="+") for other in OTHERS]
         for variant in ("crest", "paper"):
             if variant in {run["variant"] for run in runs}:
@@ -119,7 +123,8 @@ def summarise(settings: dict[str, list[Run]]) -> str:
     header = [
         "setting", "steps", "seeds", "stratified %",
         *(f"CREST {text}, points" for text in OTHERS.values()),
-        "CREST: equivalent batch over cost, steps", "seconds", "CREST (paper): steps", "seconds",
+        "CREST: equivalent batch over cost in steps", "CREST: over cost in seconds",
+        "CREST (paper): over cost in steps", "CREST (paper): in seconds",
     ]  # fmt: skip
     return table(header, rows)
 
@@ -139,7 +144,10 @@ def draw(settings: dict[str, list[Run]], path: Path) -> None:
         panel.grid(axis="x", alpha=0.3)
         panel.set_title(text, fontsize=10)
     panels[1].set_xlabel("points by which CREST is ahead of stratified batches, 95 % interval")
-    panels[0].set_yticks(range(len(settings)), list(map(in_words, settings.values())))
+    panels[0].set_yticks(
+        range(len(settings)),
+        [f"{in_words(runs)},\n{runs[0]['steps']:,} steps" for runs in settings.values()],
+    )
     panels[0].invert_yaxis()
     figure.savefig(path, dpi=130)
 
@@ -147,7 +155,7 @@ def draw(settings: dict[str, list[Run]], path: Path) -> None:
 EXPLANATION = """
 Leads are paired by seed, with 95 % intervals (Student's t). The equivalent batch is the size of a
 stratified batch that does as well at equal steps; where it is above the cost of CREST, CREST does
-better than a larger batch for the same cost.
+better than a larger batch for the same cost. "-" was not run.
 """
 
 

@@ -358,7 +358,7 @@ def test_a_setting_of_the_paper_takes_two_steps_on_stand_in_arrays(
     train.make_program.cache_clear()
     assert metrics["steps"] == 2
     assert metrics["num_regions"] >= 1
-    assert metrics["settings"]["smoothing"] == "paper"
+    assert metrics["settings"]["region"]["smoothing"] == "paper"
     assert np.isfinite(metrics["test_loss"])
 
 
