@@ -14,14 +14,14 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from experiments.harness.cli import UserError, one_sentence
-from experiments.harness.records import read_lines, table
+from experiments.harness.cli import one_sentence
+from experiments.harness.records import table
 from experiments.harness.run_folder import held_folder
 from experiments.harness.stats import interval, with_interval
 from experiments.presets import SETTINGS
 from experiments.studies import equivalent
 from experiments.studies.equivalent import accuracies, worth_of
-from experiments.studies.variants import Run
+from experiments.studies.variants import Run, read_summary
 from experiments.sweep import command_line
 
 # Networks and data as the picture calls them.
@@ -50,20 +50,10 @@ class MapConfig:
 
 
 def read_settings(folders: tuple[Path, ...]) -> dict[str, list[Run]]:
-    """Return the runs by setting.
-
-    Raises:
-      UserError: where a folder holds none.
-    """
+    """Return the runs by setting."""
     found: dict[str, list[Run]] = {}
     for folder in folders:
-        path = folder / "summary.jsonl"
-        if not path.is_file():
-            raise UserError(
-                f"{folder} holds no summary.jsonl but must be a folder that "
-                "experiments.studies.equivalent wrote; run it first."
-            )
-        runs = read_lines(path)
+        runs = read_summary(folder)
         found[name_of(runs)] = runs
     return found
 

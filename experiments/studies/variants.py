@@ -122,12 +122,8 @@ class VariantConfig:
             raise UserError(
                 f"--jobs is {self.jobs} and --seeds {self.seeds} but there must be one of each."
             )
-        missing = next((x for x in self.done if not (x / "summary.jsonl").is_file()), None)
-        if missing is not None:
-            raise UserError(
-                f"--done holds {missing}, without summary.jsonl, but must name folders that this study "
-                "wrote; correct it."
-            )
+        for folder in self.done:
+            read_summary(folder)
 
     def base(self, method: Method, seed: int) -> TrainConfig:
         """Return the options of a run as the setting has them."""
@@ -164,7 +160,7 @@ class VariantConfig:
         """Return the runs of the folders that are done, which must be of the same setting."""
         runs = []
         for folder in self.done:
-            own = read_lines(folder / "summary.jsonl")
+            own = read_summary(folder)
             other = next((run["asked"] for run in own if run["asked"] != self.asked()), None)
             if other is not None:
                 raise UserError(
@@ -178,6 +174,21 @@ class VariantConfig:
         """Return what runs must have alike to stand in one table."""
         names = ("setting", "rate", "norm", "budget", "evaluate_on")
         return {name: getattr(self, name) for name in names}
+
+
+def read_summary(folder: Path) -> list[Run]:
+    """Return the runs that a study wrote into a folder.
+
+    Raises:
+      UserError: where there are none.
+    """
+    path = folder / "summary.jsonl"
+    if not path.is_file():
+        raise UserError(
+            f"{folder} holds no summary.jsonl but must be a folder that this study, or "
+            "experiments.studies.equivalent, wrote; run that first."
+        )
+    return read_lines(path)
 
 
 def run_variants(config: VariantConfig, planned: Sequence[tuple[str, TrainConfig]]) -> list[Run]:

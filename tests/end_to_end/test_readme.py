@@ -3,9 +3,15 @@
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+from crest_jax import ArraySource, cross_entropy
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -24,6 +30,34 @@ def test_the_choice_of_a_coreset_runs():
     assert names["enough"].coverage >= 0.9
 
 
+def test_the_question_whether_to_use_it_can_be_asked_as_its_page_says():
+    page = (ROOT / "docs" / "should_i_use_it.md").read_text(encoding="utf-8")
+    block = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    rows = np.random.default_rng(0).normal(size=(512, 4)).astype(np.float32)
+    optimizer = optax.sgd(0.1)
+
+    def apply_fn(params, model_state, inputs, *, train, rng):
+        return inputs @ params, model_state
+
+    @jax.jit
+    def train_step(state, batch):
+        def loss(params):
+            losses = cross_entropy(batch.inputs @ params, batch.labels)
+            return jnp.average(losses, weights=batch.weights)
+
+        updates, opt_state = optimizer.update(jax.grad(loss)(state[0]), state[1])
+        return (optax.apply_updates(state[0], updates), opt_state), None
+
+    params = jnp.zeros((4, 2))
+    names = {"train_step": train_step, "params": params, "opt_state": optimizer.init(params)}
+    names |= {"apply_fn": apply_fn, "source": ArraySource(rows, (rows[:, 0] > 0).astype(int))}
+    assert "steps=10_000," in block
+    exec(block.replace("steps=10_000,", "steps=32, seconds=0.1,"), names)
+    found = names["found"]
+    assert found.steps == 32
+    assert found.worth_interval[0] < found.worth < found.worth_interval[1]
+
+
 def test_the_page_is_short():
     lines = README.splitlines()
     assert len(README.encode()) <= 8_000
@@ -32,7 +66,6 @@ def test_the_page_is_short():
     assert max(len(line) for line in lines if line not in commands) <= 110
 
 
-ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
 WITH_SPREAD = re.compile(r"[+-]?\d+\.\d+ ± \d+\.\d+|\d+\.\d+ \[\d+\.\d+, \d+\.\d+\]")
 OF_THE_PAST = {"55.7 ± 31.5"}  # named with its commit
