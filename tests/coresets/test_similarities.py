@@ -378,9 +378,9 @@ def test_everything_as_neighbours_is_the_choice_without_a_graph():
 
 @pytest.mark.slow
 def test_peers_choose_the_same_from_a_sparse_graph():
-    from apricot import FacilityLocationSelection
-    from submodlib import FacilityLocationFunction
-
+    why = "pip install -e '.[peers]'"
+    FacilityLocationSelection = pytest.importorskip("apricot", reason=why).FacilityLocationSelection
+    FacilityLocationFunction = pytest.importorskip("submodlib", reason=why).FacilityLocationFunction
     x = np.random.default_rng(7).normal(size=(300, 4))
     s, _ = graph_matrix(x, "euclidean", 20)
     s = np.maximum(s, s.T)  # submodlib and apricot read rows as columns
