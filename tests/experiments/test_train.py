@@ -277,7 +277,16 @@ def test_compare_writes_table_and_picture(tmp_path: Path, capsys: pytest.Capture
     config = dataclasses.replace(SMALL, out=tmp_path / "compared")
     compare.main([*options(config), "--seeds", "0", "1", "--full-seeds", "1"])
     text = (config.out / "summary.md").read_text()
-    assert text.split("\n\n")[1] in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"Picture: {config.out / 'accuracy.png'}; all columns: {config.out / 'summary.md'}." in said
+    shown, head = (
+        [[cell.strip() for cell in line.split("|")] for line in lines.splitlines() if "|" in line]
+        for lines in (said, text)
+    )
+    places = [head[0].index(name) for name in shown[0]]  # a choice of the file's columns, all rows
+    assert shown[2:] == [[row[place] for place in places] for row in head[2:]]
+    assert 5 <= len(shown[0]) < len(head[0])
+    assert f"Most accurate after {STEPS} steps: " in said
     rows = {line.split("|")[1].strip(): line.split("|") for line in text.splitlines() if "|" in line}
     assert {"full", "random", "stratified", "crest"} <= set(rows)
     assert rows["full"][2].strip() == "1"
