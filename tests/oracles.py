@@ -8,7 +8,8 @@ def dissimilarities(points, metric):
     points = np.asarray(points)
     if metric == "precomputed":
         return -points.astype(np.float64)
-    wide = points.astype(np.longdouble) if points.dtype.kind in "iu" else points.astype(np.float64)
+    more = points.dtype.kind in "iu" or metric == "cosine"
+    wide = points.astype(np.longdouble if more else np.float64)
     if metric == "dot":
         return -(wide.astype(np.longdouble) @ wide.astype(np.longdouble).T).astype(np.float64)
     if metric == "manhattan":

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from experiments.harness.runs import Run, accuracy_name, accuracy_of, by_method
-from experiments.harness.stats import interval, paired, with_interval
+from experiments.harness.stats import interval, median_seconds, paired, with_interval
 
 BASELINES = ("stratified", "random")  # the first that is there is what others are held against
 
@@ -33,7 +33,7 @@ def in_words(runs: list[Run]) -> list[str]:
     if rival is None:
         return lines
     lines.append(_lead(cut, best, rival))
-    own, other = (_seconds(groups[name]) for name in (best, rival))
+    own, other = (median_seconds(groups[name]) for name in (best, rival))
     lines.append(
         f"Time: {own:.1f} s a run, {rival} batches {other:.1f} s ({own / other:.2f} times as long)."
     )
@@ -60,7 +60,3 @@ def _lead(runs: list[Run], best: str, rival: str) -> str:
         return f"{told}; one seed does not show which is better: pass --seeds 0 1 2 3 4."
     told += f", 95 % interval {mean - half:.2f} to {mean + half:.2f} ({len(leads)} seeds)"
     return f"{told}: {'clearly ahead' if mean > half else 'these seeds do not show which is better'}."
-
-
-def _seconds(runs: list[Run]) -> float:
-    return float(np.median([run["training_seconds"] for run in runs]))

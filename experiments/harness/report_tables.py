@@ -4,7 +4,7 @@ import numpy as np
 from scipy import stats
 
 from experiments.harness.runs import Run, accuracy_name, accuracy_of, by_method, seconds_to
-from experiments.harness.stats import paired, with_interval, work_in_steps
+from experiments.harness.stats import median_seconds, paired, with_interval, work_in_steps
 from experiments.harness.timing import TRAINING
 
 SPLIT = (*TRAINING, "other")
@@ -18,7 +18,7 @@ def method_table(runs: list[Run]) -> list[list[str]]:
     """
     groups = by_method(runs)
     full = [accuracy_of(run) for run in groups.get("full", [])]
-    full_seconds = [run["training_seconds"] for run in groups.get("full", [])]
+    full_seconds = median_seconds(groups["full"]) if full else None
     rows = [
         [
             "method", "seeds", "steps", "accuracy, %", "relative error to full, %",
@@ -29,7 +29,7 @@ def method_table(runs: list[Run]) -> list[list[str]]:
     for name, own in groups.items():
         alike = [r for r in runs if r["budget"] == own[0]["budget"]]
         errors = [float(100 * abs(accuracy_of(run) / np.mean(full) - 1)) for run in own] if full else []
-        seconds = float(np.median([run["training_seconds"] for run in own]))
+        seconds = median_seconds(own)
         method = own[0]["method"]
         differences = [
             with_interval(paired(alike, method, other, accuracy_name(own[0])), scale=100, sign="+")
@@ -42,7 +42,7 @@ def method_table(runs: list[Run]) -> list[list[str]]:
                 name, str(len(own)), str(own[0]["steps"]),
                 with_interval([accuracy_of(run) for run in own], scale=100),
                 with_interval(errors) if name != "full" else "", *differences, f"{seconds:.1f}",
-                f"{np.median(full_seconds) / seconds:.1f}" if full_seconds else "",
+                f"{full_seconds / seconds:.1f}" if full_seconds else "",
                 *(f"{np.median([run['seconds'][phase] for run in own]):.1f}" for phase in SPLIT),
                 f"{max(run['seconds']['compile'] for run in own):.1f}",
                 f"{np.median([work_in_steps(run) for run in own]):.0f}", *_regions(own),

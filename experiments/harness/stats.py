@@ -20,14 +20,40 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean, float(stats.t.ppf(0.975, len(values) - 1) * spread)
 
 
+def on_common_seeds(*groups: dict[int, float]) -> np.ndarray:
+    """Return the values of several groups on the seeds that all have.
+
+    Args:
+      *groups: values by seed.
+
+    Returns:
+      [groups, seeds], seeds rising.
+
+    >>> on_common_seeds({0: 1.0, 3: 2.0}, {3: 5.0, 7: 6.0}).tolist()
+    [[2.0], [5.0]]
+    """
+    common = sorted(set.intersection(*map(set, groups)))
+    return np.array([[own[seed] for seed in common] for own in groups])
+
+
 def paired(results: list[dict[str, Any]], method: str, other: str, name: str) -> list[float]:
     """Return the differences of one number between two methods, on the seeds that both have.
 
     ``results`` are of one budget.
     """
-    by_seed = {m: {r["seed"]: r[name] for r in results if r["method"] == m} for m in (method, other)}
-    common = sorted(by_seed[method].keys() & by_seed[other].keys())
-    return [by_seed[method][seed] - by_seed[other][seed] for seed in common]
+    own, others = on_common_seeds(
+        *({r["seed"]: r[name] for r in results if r["method"] == m} for m in (method, other))
+    )
+    return list(own - others)
+
+
+def median_seconds(runs: Sequence[dict[str, Any]]) -> float:
+    """Return the median seconds of trainings, without evaluation and compilation.
+
+    >>> median_seconds([{"training_seconds": 2.0}, {"training_seconds": 4.0}])
+    3.0
+    """
+    return float(np.median([run["training_seconds"] for run in runs]))
 
 
 def with_interval(values: Sequence[float], *, scale: float = 1.0, sign: str = "") -> str:

@@ -26,7 +26,13 @@ from experiments.harness.build import load_sources
 from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.records import table
 from experiments.harness.run_folder import held_folder
-from experiments.harness.stats import equivalent_batch, with_interval, work_in_steps
+from experiments.harness.stats import (
+    equivalent_batch,
+    median_seconds,
+    on_common_seeds,
+    with_interval,
+    work_in_steps,
+)
 from experiments.presets import longer
 from experiments.studies.variants import (
     VARIANTS,
@@ -121,7 +127,7 @@ def time_factor(runs: list[Run]) -> float:
 
 def seconds_of(runs: list[Run], name: str) -> float:
     """Return the median seconds of a variant."""
-    return float(np.median([run["training_seconds"] for run in runs if run["variant"] == name]))
+    return median_seconds([run for run in runs if run["variant"] == name])
 
 
 def work_of(runs: list[Run], name: str) -> float:
@@ -140,12 +146,12 @@ def accuracies(runs: list[Run], *names: str) -> np.ndarray:
     >>> accuracies(runs, "a", "b").tolist()
     [[50.0], [50.0]]
     """
-    found: list[dict[int, float]] = [
-        {run["seed"]: 100 * run["curve"][-1]["accuracy"] for run in runs if run["variant"] == name}
-        for name in names
-    ]
-    common = sorted(set.intersection(*map(set, found)))
-    return np.array([[own[seed] for seed in common] for own in found])
+    return on_common_seeds(
+        *(
+            {run["seed"]: 100 * run["curve"][-1]["accuracy"] for run in runs if run["variant"] == name}
+            for name in names
+        )
+    )
 
 
 def leads(runs: list[Run], name: str, other: str) -> list[float]:

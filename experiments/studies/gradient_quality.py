@@ -11,7 +11,9 @@ mini-batches of four times the size that together hold every example.
 The *error* is the mean of ``|g - G|^2``, over that of stratified batches of m; *variance* and *bias*
 are its parts, the bias over the norm of ``G``. The *equivalent batch* is the size of a stratified batch
 with that error, interpolated in logarithms. Intervals are of a bootstrap over mini-batches, which are
-drawn independently of each other.
+drawn independently of each other. Beside them stands how much of the variance of uniform draws is left
+by independent draws in proportion to the lengths of examples' gradients, were those of all examples
+known: lengths in the last layer, or in all parameters, which leave least.
 """
 
 import dataclasses
@@ -23,13 +25,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
 from jax.flatten_util import ravel_pytree
 from tqdm import tqdm
 
-from crest_jax import Batch, Examples, last_layer_gradients, logit_gradients
+from crest_jax import Batch, Examples, cross_entropy, last_layer_gradients, logit_gradients
 from crest_jax.algorithm.config import Picks
-from crest_jax.coresets.importance import importance_sample
+from crest_jax.coresets.importance import importance_sample, lengths_of
 from crest_jax.coresets.mini_batch import class_side, medoids
 from crest_jax.data import make_strata, next_subset, open_stream
 from crest_jax.data.classes import Classes, classes_in, one_class
@@ -37,15 +40,15 @@ from crest_jax.gradients.chunked import in_chunks
 from experiments.config import TrainConfig
 from experiments.harness.build import Program, TrainState, make_program, shared
 from experiments.harness.cli import UserError, check_setting, one_sentence
-from experiments.harness.records import append_line, table
+from experiments.harness.records import append_line
 from experiments.harness.run_folder import COMMIT, held_new_folder
-from experiments.harness.stats import equivalent_batch
 from experiments.models.networks import Norm
 from experiments.presets import SETTINGS
+from experiments.studies.gradient_quality_page import summarise
 from experiments.sweep import command_line
 
-RESAMPLES = 2000
 SCORED_AT_ONCE = 128
+LENGTHS_OF = 1024  # examples
 Embedding = str  # "last_layer" or "logits"
 
 
@@ -79,6 +82,8 @@ class QualityConfig:
     """A setting of experiments.presets."""
     norm: Norm | None = None
     """Normalisation of a residual network, as --network.norm; None: that of the setting."""
+    data_dir: Path | None = None
+    """Folder of the data, where the setting's are your own."""
     points: tuple[float, ...] = (0.1, 0.3, 0.6)
     """Shares of the steps after which to measure."""
     count: int = 128
@@ -117,6 +122,8 @@ class QualityConfig:
     def run(self) -> TrainConfig:
         """Return the options of the training run."""
         run = SETTINGS[self.setting].options("stratified", self.seed)
+        if self.data_dir is not None:
+            run = dataclasses.replace(run, data=dataclasses.replace(run.data, dir=self.data_dir))
         if self.norm is not None:
             network = dataclasses.replace(run.network, norm=self.norm)
             run = dataclasses.replace(run, network=network)
@@ -168,13 +175,23 @@ def errors_of(gradients: Any, full: np.ndarray) -> Errors:
     return Errors(values, variance, float(np.sqrt(max(0.0, shift - variance / count))))
 
 
-def size_with_error(error: float, sizes: list[int], reached: list[float]) -> float:
-    """Return the size of a stratified batch with an error, linear in logarithms.
+def left_by_lengths(lengths: np.ndarray, known: np.ndarray, full: float) -> float:
+    """Return the variance of independent draws in proportion to lengths, over that of uniform draws.
 
-    >>> round(size_with_error(0.25, [1, 2, 4], [1.0, 0.5, 0.25]), 6)
-    4.0
+    An example that is drawn in proportion to ``known`` counts inversely so. The expected square of its
+    gradient is then the mean of ``known`` times that of ``lengths^2 / known``.
+
+    Args:
+      lengths: [n], of the gradients of examples.
+      known: [n], positive: what the draws go by.
+      full: length of the gradient of all data.
+
+    >>> lengths = np.array([1.0, 3.0])
+    >>> left_by_lengths(lengths, np.ones(2), 1.0), left_by_lengths(lengths, lengths, 1.0)
+    (1.0, 0.75)
     """
-    return equivalent_batch(-np.log2(error), sizes, list(-np.log2(reached)), within=8.0)
+    drawn = known.mean() * (lengths**2 / known).mean()
+    return float((drawn - full**2) / ((lengths**2).mean() - full**2))
 
 
 class Measurement:
@@ -244,6 +261,28 @@ class Measurement:
             total = total + np.asarray(self.gradient(state, own, batch), np.float64)
         return total / number
 
+    def lengths(self, key: jax.Array, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
+        """Return lengths of examples' gradients, of random rows: in all parameters, in the last layer.
+
+        In evaluation mode: with batch statistics an example has no gradient of its own.
+        """
+        examples = self.source.take(self.drawn(key, one_class(len(self.source)), LENGTHS_OF))
+        apply_fn, state_in = self.program.apply_fn, (state.params, state.model_state)
+        last, _ = in_chunks(
+            last_layer_gradients(self.program.features_fn), *state_in, examples, SCORED_AT_ONCE
+        )
+
+        def length(one: Examples) -> jax.Array:
+            def loss(params: Any) -> jax.Array:
+                given = jax.tree.map(lambda leaf: leaf[None], one)
+                logits, _ = apply_fn(params, state.model_state, given.inputs, train=False, rng=None)
+                return cross_entropy(logits, given.labels)[0]
+
+            return optax.tree.norm(jax.grad(loss)(state.params))
+
+        own = jax.jit(lambda rows: jax.lax.map(length, rows, batch_size=32))(examples)
+        return np.asarray(own, np.float64), np.asarray(lengths_of(last), np.float64)
+
 
 def make_gradient(program: Program) -> Callable[[TrainState, jax.Array, Batch], jax.Array]:
     """Return the gradient of a training step, as one vector, in training mode."""
@@ -274,6 +313,12 @@ def measure(config: QualityConfig) -> list[dict[str, Any]]:
             continue
         states = [*recent, state]
         full = own.full(jax.random.fold_in(measure_key, step), state)
+        lengths, last = own.lengths(jax.random.fold_in(measure_key, steps + step), state)
+        norm = float(np.linalg.norm(full))
+        left = {
+            "last_layer": left_by_lengths(lengths, np.maximum(last, 1e-6 * last.max()), norm),
+            "all": left_by_lengths(lengths, np.maximum(lengths, 1e-6 * lengths.max()), norm),
+        }
         for index, kind in enumerate(kinds):
             key = jax.random.fold_in(jax.random.fold_in(measure_key, step), index + 1)
             before = states[-1 - kind.age]
@@ -285,53 +330,11 @@ def measure(config: QualityConfig) -> list[dict[str, Any]]:
                     "squared": found.squared.tolist(),
                     "variance": found.variance,
                     "bias": found.bias,
-                    "full_norm": float(np.linalg.norm(full)),
+                    "full_norm": norm,
+                    "left_by_lengths": left,
                 }
             )
     return results
-
-
-def summarise(results: list[dict[str, Any]]) -> str:
-    """Return a table for each point."""
-    rng, parts = np.random.default_rng(0), []
-    for step in sorted({row["step"] for row in results}):
-        rows = [row for row in results if row["step"] == step]
-        squared = {row["kind"]["name"]: np.asarray(row["squared"]) for row in rows}
-        count = len(next(iter(squared.values())))
-        sizes = [1, 2, 4]
-        draws = rng.integers(0, count, (RESAMPLES, count))
-        again = {name: values[draws].mean(axis=1) for name, values in squared.items()}
-        bases = [again[f"stratified, {size}m"] for size in sizes]
-        base = squared["stratified, 1m"].mean()
-        reached = [float(squared[f"stratified, {size}m"].mean() / base) for size in sizes]
-        lines = []
-        for row in rows:
-            name = row["kind"]["name"]
-            ratio, ends = (
-                squared[name].mean() / base,
-                np.quantile(again[name] / bases[0], [0.025, 0.975]),
-            )
-            size = size_with_error(float(ratio), sizes, reached)
-            others = [
-                size_with_error(float(x / b[0]), sizes, [float(y / b[0]) for y in b])
-                for x, b in zip(again[name], zip(*bases, strict=True), strict=True)
-            ]
-            low, high = np.quantile(others, [0.025, 0.975])
-            lines.append(
-                [
-                    name,
-                    f"{ratio:.2f} [{ends[0]:.2f}, {ends[1]:.2f}]",
-                    f"{row['variance'] / base:.2f}",
-                    f"{row['bias'] / row['full_norm']:.2f}",
-                    f"{size:.2f} [{low:.2f}, {high:.2f}]",
-                ]
-            )
-        header = ["mini-batches", "error", "variance", "bias / full", "equivalent batch, m"]
-        parts.append(
-            f"### Step {step}, norm of the full gradient {rows[0]['full_norm']:.3f}\n\n"
-            f"{table(header, lines)}"
-        )
-    return "\n\n".join(parts)
 
 
 def main() -> None:

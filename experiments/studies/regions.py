@@ -21,7 +21,7 @@ from experiments.harness.cli import one_sentence
 from experiments.harness.options import DROPS
 from experiments.harness.records import table
 from experiments.harness.run_folder import held_folder
-from experiments.harness.stats import with_interval, work_in_steps
+from experiments.harness.stats import median_seconds, with_interval, work_in_steps
 from experiments.studies.variants import (
     VARIANTS,
     Run,
@@ -90,8 +90,8 @@ def summarise(config: RegionsConfig, runs: list[Run]) -> str:
         better = [100 * float(np.mean(pairs[:, 0] < pairs[:, 1])) for pairs in checks]
         lengths = [list(chain(*found)) for found in zip(*map(lengths_of, own), strict=True)]
         cost = [work_in_steps(run) / run["steps"] for run in own]
-        seconds = np.median([run["training_seconds"] for run in own])
-        base = np.median([run["training_seconds"] for run in plain]) if plain else np.nan
+        seconds = median_seconds(own)
+        base = median_seconds(plain) if plain else np.nan
         rows.append(
             [
                 VARIANTS[name].text,

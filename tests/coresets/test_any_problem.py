@@ -160,11 +160,13 @@ def check(problem):
 
 
 def rounding(x, metric, values):
-    """What rounding to float32 near the origin may change in a dissimilarity."""
+    """What rounding to float32 near the origin may change in a dissimilarity, and to float64 before."""
     if metric == "dot":  # sums of products cancel
         return 2e-7 * x.shape[1] * np.abs(values).max()
     if metric in ("precomputed", "exponential", "rbf"):
         return 2e-7 * np.abs(values).max()
+    if metric in ("cosine", "correlation"):  # half a squared distance of rows that have length 1
+        return 4e-7 * values.max() + 1e-15 * np.sqrt(values.max())  # in float64
     return 4e-7 * values.max()
 
 

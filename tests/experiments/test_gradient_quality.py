@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from crest_jax import Batch
@@ -12,6 +13,7 @@ from experiments.harness.cli import UserError
 from experiments.harness.options import NetworkConfig
 from experiments.presets import SETTINGS, Setting
 from experiments.studies import gradient_quality as quality
+from experiments.studies import gradient_quality_page as page
 
 RUN = TrainConfig(
     method="stratified", dataset="digits", model="mlp", epochs=2, budget=1.0, batch_size=32,
@@ -34,9 +36,9 @@ def test_errors_of_a_known_distribution() -> None:
 def test_the_equivalent_batch_is_on_the_line_of_stratified_batches() -> None:
     sizes, reached = [1, 2, 4], [1.0, 0.5, 0.3]
     for size, error in zip(sizes, reached, strict=True):
-        assert quality.size_with_error(error, sizes, reached) == pytest.approx(size)
-    assert quality.size_with_error(2.0, sizes, reached) == pytest.approx(0.5)
-    assert 4 < quality.size_with_error(0.2, sizes, reached) < 8
+        assert page.size_with_error(error, sizes, reached) == pytest.approx(size)
+    assert page.size_with_error(2.0, sizes, reached) == pytest.approx(0.5)
+    assert 4 < page.size_with_error(0.2, sizes, reached) < 8
 
 
 def test_the_gradient_of_all_data_is_that_of_the_mean_loss(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +53,21 @@ def test_the_gradient_of_all_data_is_that_of_the_mean_loss(monkeypatch: pytest.M
     )
     # All but the examples that no whole mini-batch is left for.
     assert np.linalg.norm(found - direct) < 0.05 * np.linalg.norm(direct)
+
+
+def test_lengths_are_those_of_each_examples_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SETTINGS, "digits", Setting(RUN))
+    monkeypatch.setattr(quality, "LENGTHS_OF", 8)
+    own = quality.Measurement(quality.QualityConfig(setting="digits", count=2))
+    state, key = own.program.init(jax.random.key(0)), jax.random.key(1)
+    lengths, last = own.lengths(key, state)
+    rows = own.drawn(key, quality.one_class(len(own.source)), 8)
+    for place, row in enumerate(rows):
+        batch = Batch(*own.source.take(row[None]), jnp.ones(1), row[None])
+        alone = own.program.gradient(state, batch)
+        assert lengths[place] == pytest.approx(float(optax.tree.norm(alone)), rel=1e-5)
+    assert (last <= lengths * (1 + 1e-5)).all()
+    assert (last > 0).all()
 
 
 @pytest.mark.slow
@@ -68,7 +85,9 @@ def test_fresh_coresets_have_less_error_than_random_batches(monkeypatch: pytest.
         assert found["stratified, 4m"] < 0.4 * base
         for picks in ("importance", "medoids"):
             assert found[f"{picks}, last layer, r = 4m, age 0"] < 0.7 * base
-    assert quality.summarise(results).count("importance") == 4
+    assert page.summarise(results).count("importance") == 4
+    for row in results:
+        assert 0 < row["left_by_lengths"]["all"] <= row["left_by_lengths"]["last_layer"]
 
 
 @pytest.mark.parametrize(
