@@ -113,19 +113,19 @@ def units(job: Job) -> Units:
     """Return the work of a step on which coresets are selected, on each device.
 
     A region's first subset is scored alone, for the curvature says how many more there are; these take
-    ``ceil((P - 1) / D)`` turns. A gradient counts three passes, and so does its tangent, which is a
-    Hessian-vector product.
+    ``ceil((P - 1) / D)`` turns. A gradient counts three passes, and so does its tangent, which makes it
+    a Hessian-vector product: a region begins with both, on the probe rows, and each check takes both.
 
     Example:
       >>> round(units(Job()).overhead, 2), units(Job(devices=8)).step
-      (0.88, 48.0)
+      (1.25, 48.0)
     """
     each = 3 * job.batch_size / job.devices
-    derivatives = 3 * (1 + job.hutchinson_probes)
+    derivatives = 3 * (1 + job.hutchinson_probes) + 6 * (job.checks - 1)
     return Units(
         step=each,
         selection=turns(job) * job.subset_size / job.region,
-        curvature=derivatives * job.batch_size / job.devices / job.region,
+        curvature=derivatives * job.probe_size / job.devices / job.region,
         check=job.checks * job.probe_size / job.devices / job.region,
     )
 
@@ -148,18 +148,18 @@ class Memory:
 def memory(job: Job) -> Memory:
     """Return what each device holds.
 
-    For each example CREST keeps its place in the order of its class (4 bytes), its class (1, 2 or 4)
-    and how long it stays out (1); labels on the device take 4 more. Of the parameters it keeps the
-    anchor and the gradient, and the curvature and its mean of the covered ones.
+    For each example CREST keeps its place in the order of its class and its place among the active ones
+    (4 bytes each), its class (1, 2 or 4) and how long it stays out (1); labels on the device take 4 more. Of the parameters it keeps the
+    anchor and the gradient.
 
     Example:
       >>> memory(Job(examples=1_000_000_000, stored="host")).per_example
-      6000000000
+      10000000000
     """
     shares = {"whole": 1, "shard": job.devices, "host": 0}[job.stored]
     rows = math.ceil(job.examples / shares) if shares else 0
     label = 1 if job.classes <= 256 else 2 if job.classes <= 65_536 else 4
-    each = 4 + label + 1 + (0 if job.stored == "host" else 4)
+    each = 2 * 4 + label + 1 + (0 if job.stored == "host" else 4)
     held = 8 * job.max_coresets * job.batch_size
     seen = job.exclude_window + job.max_interval + job.max_coresets
     held += FLOAT * min(seen * max(job.batch_size, job.subset_size), MOST_OBSERVATIONS)
@@ -167,7 +167,7 @@ def memory(job: Job) -> Memory:
         inputs=rows * job.input_bytes,
         per_example=job.examples * each,
         training=job.parameters * FLOAT * (1 + job.optimizer_copies),
-        crest=round(job.parameters * FLOAT * (2 + 2 * job.covered)) + held,
+        crest=2 * job.parameters * FLOAT + held,
     )
 
 
@@ -186,8 +186,8 @@ def predict(job: Job, budget: float = 0.1) -> Prediction:
     """Return what the model says of a job.
 
     The gradients are reduced over the devices in a ring: ``2 (D - 1) / D`` of their bytes pass each
-    device, in the training step, and in the curvature once more for each Hessian-vector product. Picks
-    and losses are too few to count.
+    device, in the training step, when a region begins, and for each Hessian-vector product. Picks and
+    losses are too few to count.
 
     Example:
       >>> round(predict(Job()).speedup, 1)
@@ -197,7 +197,8 @@ def predict(job: Job, budget: float = 0.1) -> Prediction:
     ring = 2 * (job.devices - 1) / job.devices * job.parameters * FLOAT / job.bandwidth
     step = work.step * job.unit_seconds + ring
     extra = (work.selection + work.curvature + work.check) * job.unit_seconds
-    extra += (1 + job.hutchinson_probes * job.covered) * ring / job.region
+    products = job.hutchinson_probes + job.checks - 1
+    extra += (1 + products * job.covered) * ring / job.region
     chosen = turns(job) * job.devices * job.subset_size + job.batch_size + job.checks * job.probe_size
     rows = job.batch_size + chosen / job.region
     return Prediction(

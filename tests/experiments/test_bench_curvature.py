@@ -22,7 +22,8 @@ def test_parameters_and_bytes_are_those_that_crest_holds() -> None:
     assert [line["what"] for line in lines] == ["training step", "Dense_1", "all parameters"]
     assert all(len(line["seconds"]) == 2 and min(line["seconds"]) > 0 for line in lines)
     for line, pattern in zip(lines[1:], ("Dense_1", None), strict=True):
-        crest = CrestOptions(region=RegionOptions(curvature_of=pattern))
+        region = RegionOptions(curvature="diagonal", smoothing="signed", curvature_of=pattern)
+        crest = CrestOptions(regions=True, region=region)
         program = make_program(shared(dataclasses.replace(RUN, crest=crest)))
         params = program.init(jax.random.key(0)).params
         held = program.selection.init(jax.random.key(1), params, {})

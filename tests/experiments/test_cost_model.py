@@ -46,6 +46,7 @@ def test_the_work_is_what_the_run_counted(trained):
             probe_size=crest.region.probe_size,
             region=steps / selected.num_regions,
             coresets=selected.num_selected / selected.num_regions,
+            checks=work.check_forward / crest.region.probe_size / selected.num_regions,
         )
     )
     assert said.step == 3 * crest.batch_size
@@ -80,10 +81,11 @@ def test_memory_by_where_the_inputs_are():
         memory(Job(examples=1001, devices=4, stored=stored)) for stored in ("whole", "shard", "host")
     )
     assert (whole.inputs, shard.inputs, host.inputs) == (1001 * 784, 251 * 784, 0)
-    assert host.per_example == 6 * 1001
-    assert whole.per_example == 10 * 1001
-    assert memory(Job(examples=1001, classes=300, stored="host")).per_example == 7 * 1001
-    assert memory(Job(covered=0.0)).crest < memory(Job()).crest
+    assert host.per_example == 10 * 1001
+    assert whole.per_example == 14 * 1001
+    assert memory(Job(examples=1001, classes=300, stored="host")).per_example == 11 * 1001
+    more = memory(Job(parameters=20_001)).crest - memory(Job()).crest
+    assert more == 2 * 4, "the anchor and the gradient"
 
 
 def test_what_it_predicts_hangs_together():

@@ -255,8 +255,8 @@ def test_own_data_are_compared_and_reported_until_they_change(
     assert all(line["test_accuracy"] > 0.7 for line in lines)
     report.build(report.ReportConfig(runs=out, out=out / "page.html"))
     page = (out / "page.html").read_text(encoding="utf-8")
-    assert "Classes of the picks" in page
-    assert ("CREST&#x27;s picks, all seeds" in page) == (kind == "images"), "rows are no pictures"
+    assert "Share of each class among the picks" in page
+    assert ("The examples that CREST picks most" in page) == (kind == "images"), "rows are no pictures"
     changed = sorted((folder / "photos").rglob("*.png"))[0] if kind == "images" else config.data.dir
     before = changed.read_bytes()
     if kind == "images":
