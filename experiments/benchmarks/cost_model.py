@@ -149,8 +149,8 @@ def memory(job: Job) -> Memory:
     """Return what each device holds.
 
     For each example CREST keeps its place in the order of its class and its place among the active ones
-    (4 bytes each), its class (1, 2 or 4) and how long it stays out (1); labels on the device take 4 more. Of the parameters it keeps the
-    anchor and the gradient.
+    (4 bytes each), its class (1, 2 or 4) and how long it stays out (1); labels on the device take 4
+    more. Of the parameters it keeps the anchor and the gradient.
 
     Example:
       >>> memory(Job(examples=1_000_000_000, stored="host")).per_example
