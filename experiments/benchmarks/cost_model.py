@@ -191,7 +191,7 @@ def predict(job: Job, budget: float = 0.1) -> Prediction:
 
     Example:
       >>> round(predict(Job()).speedup, 1)
-      8.8
+      8.4
     """
     work = units(job)
     ring = 2 * (job.devices - 1) / job.devices * job.parameters * FLOAT / job.bandwidth
