@@ -18,6 +18,7 @@ from experiments.harness.options import (
     RegionOptions,
     RunConfig,
 )
+from experiments.models.networks import Norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,17 @@ def longer(run: TrainConfig, factor: float) -> TrainConfig:
 def with_rate(run: TrainConfig, rate: float) -> TrainConfig:
     """Return the options with another learning rate."""
     return replace(run, optim=replace(run.optim, learning_rate=rate))
+
+
+def changed_in(
+    run: TrainConfig, *, norm: Norm | None = None, data_dir: Path | None = None
+) -> TrainConfig:
+    """Return the options with another normalisation and folder of the data; None: as they are."""
+    if norm is not None:
+        run = replace(run, network=replace(run.network, norm=norm))
+    if data_dir is not None:
+        run = replace(run, data=replace(run.data, dir=data_dir))
+    return run
 
 
 ONE_CHECKPOINT = RunConfig(checkpoints=1)

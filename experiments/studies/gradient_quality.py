@@ -43,7 +43,7 @@ from experiments.harness.cli import UserError, check_setting, one_sentence
 from experiments.harness.records import append_line
 from experiments.harness.run_folder import COMMIT, held_new_folder
 from experiments.models.networks import Norm
-from experiments.presets import SETTINGS
+from experiments.presets import SETTINGS, changed_in
 from experiments.studies.gradient_quality_page import summarise
 from experiments.sweep import command_line
 
@@ -122,12 +122,7 @@ class QualityConfig:
     def run(self) -> TrainConfig:
         """Return the options of the training run."""
         run = SETTINGS[self.setting].options("stratified", self.seed)
-        if self.data_dir is not None:
-            run = dataclasses.replace(run, data=dataclasses.replace(run.data, dir=self.data_dir))
-        if self.norm is not None:
-            network = dataclasses.replace(run.network, norm=self.norm)
-            run = dataclasses.replace(run, network=network)
-        return run
+        return changed_in(run, norm=self.norm, data_dir=self.data_dir)
 
     def kinds(self) -> list[Kind]:
         """Return the kinds of mini-batches."""
@@ -183,13 +178,14 @@ def left_by_lengths(lengths: np.ndarray, known: np.ndarray, full: float) -> floa
 
     Args:
       lengths: [n], of the gradients of examples.
-      known: [n], positive: what the draws go by.
+      known: [n], what the draws go by; below a millionth of the largest as if it were that.
       full: length of the gradient of all data.
 
     >>> lengths = np.array([1.0, 3.0])
     >>> left_by_lengths(lengths, np.ones(2), 1.0), left_by_lengths(lengths, lengths, 1.0)
     (1.0, 0.75)
     """
+    known = np.maximum(known, 1e-6 * known.max())
     drawn = known.mean() * (lengths**2 / known).mean()
     return float((drawn - full**2) / ((lengths**2).mean() - full**2))
 
@@ -316,8 +312,8 @@ def measure(config: QualityConfig) -> list[dict[str, Any]]:
         lengths, last = own.lengths(jax.random.fold_in(measure_key, steps + step), state)
         norm = float(np.linalg.norm(full))
         left = {
-            "last_layer": left_by_lengths(lengths, np.maximum(last, 1e-6 * last.max()), norm),
-            "all": left_by_lengths(lengths, np.maximum(lengths, 1e-6 * lengths.max()), norm),
+            "last_layer": left_by_lengths(lengths, last, norm),
+            "all": left_by_lengths(lengths, lengths, norm),
         }
         for index, kind in enumerate(kinds):
             key = jax.random.fold_in(jax.random.fold_in(measure_key, step), index + 1)

@@ -10,7 +10,7 @@ from experiments.harness.cli import UserError, check_setting
 from experiments.harness.options import ExclusionOptions, RegionOptions
 from experiments.harness.records import append_line, read_lines
 from experiments.models.networks import Norm
-from experiments.presets import SETTINGS
+from experiments.presets import SETTINGS, changed_in, with_rate
 from experiments.sweep import made_by, run_all
 
 Run = dict[str, Any]
@@ -128,16 +128,12 @@ class VariantConfig:
     def base(self, method: Method, seed: int) -> TrainConfig:
         """Return the options of a run as the setting has them."""
         own = SETTINGS[self.setting].options(method, seed)
-        data = dataclasses.replace(own.data, evaluate_on=self.evaluate_on)
-        if self.data_dir is not None:
-            data = dataclasses.replace(data, dir=self.data_dir)
-        optim, network = own.optim, own.network
+        own = changed_in(own, norm=self.norm, data_dir=self.data_dir)
         if self.rate is not None:
-            optim = dataclasses.replace(optim, learning_rate=self.rate)
-        if self.norm is not None:
-            network = dataclasses.replace(network, norm=self.norm)
+            own = with_rate(own, self.rate)
+        data = dataclasses.replace(own.data, evaluate_on=self.evaluate_on)
         budget = own.budget if self.budget is None else self.budget
-        return dataclasses.replace(own, data=data, optim=optim, network=network, budget=budget)
+        return dataclasses.replace(own, data=data, budget=budget)
 
     def options(self, name: str, seed: int) -> TrainConfig:
         """Return the options of one run of a variant."""
