@@ -81,6 +81,10 @@ class Job:
                     f"--{name.replace('_', '-')} is {getattr(self, name)} but must be positive; pass "
                     "what your job has."
                 )
+        if self.checks < 1:
+            raise UserError(
+                f"--checks is {self.checks} but must be at least 1; a region's anchor counts."
+            )
         for name in ("span", "covered"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(

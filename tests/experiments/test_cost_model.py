@@ -102,6 +102,7 @@ def test_what_it_predicts_hangs_together():
     ("change", "sentence"),
     [
         ({"devices": 0}, "--devices is 0 but must be positive"),
+        ({"checks": 0.5}, "--checks is 0.5 but must be at least 1"),
         ({"span": 1.5}, r"--span is 1.5 but must lie in \[0, 1\]"),
     ],
 )
