@@ -87,9 +87,12 @@ def window_count(name: str, value: Any) -> None:
     )
 
 
-def in_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
-    """Require ``low <= value <= high`` (``low < value`` with ``open_low``)."""
-    inside = bool((low < value if open_low else low <= value) and value <= high)
+def in_range(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
+    """Require a number, ``low <= value <= high`` (``low < value`` with ``open_low``)."""
+    try:
+        inside = bool((low < value if open_low else low <= value) and value <= high)
+    except (TypeError, ValueError):  # text, None, or an array of several
+        inside = False
     bracket = "(" if open_low else "["
     require(
         inside,

@@ -212,7 +212,7 @@ class TrainConfig:
                     num_examples=num_examples, batch_norm=self.has_batch_norm,
                 )  # fmt: skip
             given: dict[str, Any] = {"nonfinite": self.run.nonfinite}
-            for name in ("subset_size", "picks", "stratified", "by_class"):
+            for name in ("subset_size", "picks", "stratified", "by_class", "pause_above"):
                 if getattr(own, name) is not None:
                     given[name] = getattr(own, name)
             if own.picks == "importance" and own.by_class is None:
@@ -225,6 +225,8 @@ class TrainConfig:
                 given["select_until"] = None if high >= steps else max(high, low + 1)
             given["exclusion"] = None if own.exclude is False else self._exclusion(made.exclusion)
             given["region"] = self._region(made.region, warmup, num_examples)
+            if given["region"] is not None and own.pause_above is None:
+                given["pause_above"] = 1.0
             return dataclasses.replace(made, **given)
         except ValueError as error:
             raise UserError(as_options(str(error))) from error

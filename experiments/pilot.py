@@ -95,6 +95,8 @@ def sentence(found: Pilot) -> str:
     if low < 1 < high:
         answer = f"Probably {answer.lower()}"
         advice += " The interval holds 1: full runs may turn out either way."
+    if found.paused == 1:
+        answer, advice = "No", " Take a larger batch, or more steps, for more."
     noise = f"{found.noise:.2g} times the squared length of the full gradient"
     if found.noise < 0.5:
         noise += ", which is little: more steps should gain more than less noise does"
@@ -103,9 +105,21 @@ def sentence(found: Pilot) -> str:
         f"{found.equivalent_batch:.2f} mini-batches [{own[0]:.2f}, {own[1]:.2f}], and a training with "
         f"CREST takes as long as one on stratified batches of {found.larger_batch:.2f} "
         f"({found.time_ratio:.2f} times the seconds for as many steps): {found.worth:.2f} "
-        f"[{low:.2f}, {high:.2f}] times what a larger batch is worth.{advice} The variance of a "
-        f"stratified batch is {noise}. Gradients were compared at {found.compared} of the first "
-        f"{found.trained} of {found.steps} steps."
+        f"[{low:.2f}, {high:.2f}] times what a larger batch is worth.{advice}{_pauses(found)} "
+        f"The variance of a stratified batch is {noise}. Gradients were compared at "
+        f"{found.compared} of the first {found.trained} of {found.steps} steps."
+    )
+
+
+def _pauses(found: Pilot) -> str:
+    """Say where CREST would pause, if anywhere."""
+    if not found.paused:
+        return ""
+    where = "at both points" if found.paused == 1 else "at one of two points"
+    even = ", ".join(f"{value:.2f}" for value in found.evenness)
+    return (
+        f" Gradients are about equally long (evenness {even}): {where} CREST pauses and takes "
+        "stratified batches, which cost no more."
     )
 
 

@@ -25,11 +25,14 @@ def settings(**fields):
 
 
 def fresh_settings(**fields):
-    """The recommended settings at all steps, with fields replaced; ``exclusion`` may be a dict."""
+    """The recommended settings at all steps, never paused, with fields replaced.
+
+    ``exclusion`` may be a dict.
+    """
     if isinstance(fields.get("exclusion"), dict):
         fields["exclusion"] = exclusion(**fields["exclusion"])
     base = CrestConfig.recommended(steps=1000)
-    whole = dataclasses.replace(base, select_from=None, select_until=None)
+    whole = dataclasses.replace(base, select_from=None, select_until=None, pause_above=1.0)
     size = fields.get("batch_size", whole.batch_size)
     defaults = {"subset_size": max(2 * size, 256)} if "subset_size" not in fields else {}
     return dataclasses.replace(whole, **(defaults | fields))

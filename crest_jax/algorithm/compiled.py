@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from crest_jax.algorithm.config import CrestConfig, RegionConfig
 from crest_jax.algorithm.regions import Region, predict, relative_error
-from crest_jax.coresets.importance import importance_sample
+from crest_jax.coresets.importance import evenness, importance_sample, lengths_of
 from crest_jax.coresets.mini_batch import medoids
 from crest_jax.data.chunks import chunk_length
 from crest_jax.data.devices import whole
@@ -132,8 +132,11 @@ def _choose(
     sample_weights: Array | None,
     indices: Array,
     key: Array | None,
-) -> tuple[Array, Array, Array, Array]:
-    """Score k subsets, [k, r]; return picks, weights [k, m], losses [k * r], if all is finite [1]."""
+) -> tuple[Array, Array, Array, Array, Array | None]:
+    """Score k subsets, [k, r].
+
+    Returns picks, weights [k, m], losses [k * r], if all is finite [1], and how even lengths are [1].
+    """
     config, number = problem.config, indices.shape[0]
     chunk = _at_once(problem, form, params, model_state, examples, indices.shape[1])
     found = in_chunks(problem.embed_fn, params, model_state, examples, chunk)
@@ -143,6 +146,12 @@ def _choose(
         finite &= jnp.all(jnp.isfinite(leaf))
     # What is chosen until this is noticed must be a coreset.
     embeddings = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0.0), embeddings)
+    even = None
+    if config.region is None:
+        lengths = lengths_of(embeddings)
+        if sample_weights is not None:
+            lengths = lengths * sample_weights.reshape(-1)
+        even = evenness(lengths)[None]
     embeddings = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), embeddings)
 
     def one(
@@ -171,7 +180,7 @@ def _choose(
         picks, weights = jax.vmap(one)(*each)
     else:
         picks, weights = jax.tree.map(lambda x: x[None], one(*jax.tree.map(lambda x: x[0], each)))
-    return picks, weights, losses, finite[None]
+    return picks, weights, losses, finite[None], even
 
 
 def _at_once(
@@ -202,11 +211,12 @@ def score_and_select(
     finite: Array,
     key: Array | None,
     form: Form,
-) -> tuple[tuple[Array, Array], Noted, Array]:
+) -> tuple[tuple[Array, Array], Noted, Array, Array | None]:
     """Score subsets, indices [g, r], equally many on each device; put their coresets at ``slots`` [g].
 
     ``examples`` are [g * r]; ``key`` is for picks by importance, and for mini-batches of fewer examples
-    than classes. Returns the coresets held, the observations, and whether all was finite.
+    than classes. Returns the coresets held, the observations, whether all was finite, and how even the
+    lengths of gradients are, without regions.
     """
     mesh, own = problem.mesh, problem.config.exclusion
     strata = classes[indices].astype(jnp.int32)
@@ -226,7 +236,7 @@ def score_and_select(
     found = chosen(params, model_state, examples, strata, sample_weights, indices, key)
     if mesh is not None:
         found = jax.lax.with_sharding_constraint(found, whole(mesh))
-    picks, weights, losses, all_finite = found
+    picks, weights, losses, all_finite, even = found
     # Apart from the update below: the compiler of TPU v5e (libtpu 0.0.52) fails on both in one.
     picked = jax.lax.optimization_barrier(jnp.take_along_axis(indices, picks, axis=1))
     held = held[0].at[slots].set(picked, mode="drop"), held[1].at[slots].set(weights, mode="drop")
@@ -235,7 +245,8 @@ def score_and_select(
         # What only fills the last turn of the devices was seen before; it comes last.
         number = jnp.sum(slots < held[0].shape[0], dtype=jnp.int32) * indices.shape[1]
         noted = observe(noted, indices.ravel(), losses, own.threshold, number)
-    return held, noted, finite & jnp.all(all_finite)
+    even = None if even is None else jnp.mean(even)
+    return held, noted, finite & jnp.all(all_finite), even
 
 
 def probe_loss(

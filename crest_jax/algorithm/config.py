@@ -15,6 +15,9 @@ Fitted = Literal["probe", "coresets"]
 Embedding = Literal["last_layer", "logits"]
 Picks = Literal["importance", "medoids"]
 FIRST_DROP = 0.5  # of the learning rate, as a share of the steps, where ``recommended`` is told none
+PAUSE_ABOVE = (
+    0.75  # evenness of gradient lengths; networks that gained lay below 0.72, the others above 0.82
+)
 MANY_PASSES = 10  # over the data: in more, exclusion ends where the learning rate first drops
 
 
@@ -118,8 +121,12 @@ class CrestConfig:
         class, as in the paper's public code. False: all examples of a subset are then one class, or
         classes are drawn where there are fewer picks than classes.
       exclusion: what becomes of learned examples; None: all stay active.
+      pause_above: evenness of the gradients' lengths, ``(mean length)^2 / mean length^2``, above which
+        no coresets are chosen for 32 steps, and mini-batches are random as outside the span: where all
+        gradients are about equally long, no choice pays. It is looked at every 32 steps, of the subset
+        scored last. 1: never; so it must be with regions.
       nonfinite: what a NaN or infinite loss, embedding or curvature does: "stop" raises at the next
-        check, or within 100 steps without regions. With "skip" a bad embedding counts as zero; a region
+        check, or within 32 steps without regions. With "skip" a bad embedding counts as zero; a region
         whose loss or curvature is bad begins anew with other examples, which raises when three in a row
         are; and one in which a scored example was bad begins anew at its next check.
 
@@ -142,6 +149,7 @@ class CrestConfig:
     stratified: bool
     by_class: bool
     exclusion: ExclusionConfig | None
+    pause_above: float
     nonfinite: Nonfinite
 
     @classmethod
@@ -159,7 +167,7 @@ class CrestConfig:
         They are drawn by gradient length, out of four mini-batches. Where the network normalises by the
         statistics of a mini-batch, whose noise hides what such a draw gains, they are medoids, out of
         two. From the first drop of the learning rate on less variance buys little: mini-batches are
-        random. Learned examples are kept in part.
+        random, and also while gradients are about equally long. Learned examples are kept in part.
 
         Args:
           steps: optimizer steps of the training.
@@ -193,6 +201,7 @@ class CrestConfig:
             stratified=True,
             by_class=False,
             exclusion=ExclusionConfig.recommended(until=max(1, drop) if many else None),
+            pause_above=PAUSE_ABOVE,
             nonfinite="stop",
         )
 
@@ -262,6 +271,7 @@ class CrestConfig:
             stratified=False,
             by_class=True,
             exclusion=ExclusionConfig.paper(window=max(1, round(0.1 * steps))),
+            pause_above=1.0,
             nonfinite="stop",
         )
 
@@ -290,6 +300,12 @@ class CrestConfig:
             self.exclusion is None or isinstance(self.exclusion, ExclusionConfig),
             f"exclusion is {_checks.brief(self.exclusion)} but must be an ExclusionConfig or None; "
             "ExclusionConfig.recommended() is usual.",
+        )
+        _checks.in_range("pause_above", self.pause_above, 0.0, 1.0, open_low=True)
+        _checks.require(
+            self.region is None or self.pause_above == 1,
+            f"pause_above is {self.pause_above} but must be 1 with regions, in which coresets are not "
+            "chosen step by step; pass pause_above=1.",
         )
         for name in ("stratified", "by_class"):
             value = getattr(self, name)

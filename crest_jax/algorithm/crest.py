@@ -25,7 +25,7 @@ from crest_jax.data.devices import copied, place, read_numbers
 from crest_jax.gradients.curvature import covered, init_moments
 from crest_jax.types import Array, Batch, ModelState, Params, Work
 
-LOOK_EVERY = 100  # steps after which scores are looked at for NaN and infinity, without regions
+LOOK_EVERY = 32  # steps after which scores are looked at, without regions; also those of a pause
 
 
 def init(parts: Parts, key: Array, params: Params, model_state: ModelState) -> CrestState:
@@ -42,6 +42,7 @@ def init(parts: Parts, key: Array, params: Params, model_state: ModelState) -> C
         step=0,
         interval=1 if own is None else 0,
         next_check=0,
+        paused_until=0,
         num_regions=0,
         num_selected=0,
         num_unused=0,
@@ -49,6 +50,7 @@ def init(parts: Parts, key: Array, params: Params, model_state: ModelState) -> C
         curvature_norm=math.nan,
         work=Work(),
         all_finite=jnp.ones((), bool),
+        evenness=jnp.zeros(()) if own is None else None,
         key=key,
         pool=pool.open_pool(rules, stream_key),
         buffer=empty_buffer(config.most_coresets, config.batch_size),
@@ -64,10 +66,15 @@ def refresh(
     """Do what is due before a step, and choose its coreset where coresets are chosen at every step."""
     state, event = between(parts, state, params, model_state)
     config, buffer = parts.config, state.buffer
-    if config.region is None and config.selects(state.step) and buffer.empty:
+    if config.region is None and chooses(parts, state) and buffer.empty:
         model, state = Model(params, model_state), state._replace(buffer=buffer.discard())
         state = parts.phase("selection", add_coresets, parts, state, model, 1)
     return state, event
+
+
+def chooses(parts: Parts, state: CrestState) -> bool:
+    """Return whether the next mini-batch is a coreset."""
+    return parts.config.selects(state.step) and state.step >= state.paused_until
 
 
 def between(
@@ -182,7 +189,7 @@ def close_window(parts: Parts, state: CrestState) -> CrestState:
 
 def next_batch(parts: Parts, state: CrestState) -> tuple[CrestState, Batch]:
     """Hand out the next coreset as a mini-batch, or a random one outside the span."""
-    if parts.config.selects(state.step):
+    if chooses(parts, state):
         buffer, indices, weights = state.buffer.take(parts.ahead)
         state = state._replace(buffer=buffer)
     else:
@@ -196,7 +203,7 @@ def next_batch(parts: Parts, state: CrestState) -> tuple[CrestState, Batch]:
 def observe(parts: Parts, state: CrestState, batch: Batch, losses: Any) -> CrestState:
     """Note the losses of a random mini-batch; those of subsets are noted when they are scored."""
     losses = _checks.handed_back(losses, batch.indices)  # checked at every step, also where not needed
-    if parts.rules.exclusion is None or parts.config.selects(state.step - 1):
+    if parts.rules.exclusion is None or chooses(parts, state._replace(step=state.step - 1)):
         return state
     return state._replace(pool=pool.observe(parts.rules, state.pool, batch.indices, losses))
 
@@ -214,17 +221,31 @@ def _between_random(parts: Parts, state: CrestState) -> tuple[CrestState, Event 
 
 
 def _between_fresh(parts: Parts, state: CrestState) -> tuple[CrestState, Event | None]:
-    first, before = state.num_selected == 0, state.excluded
+    """Look at the scores where that is due, and pause, or go on, by the evenness of the last ones."""
+    first, before, step = state.num_selected == 0, state.excluded, state.step
     state = close_window(parts, state)
-    if state.step >= state.next_check:
-        if not first:
-            _look_at_scores(parts, state)
-        state = state._replace(next_check=state.step + LOOK_EVERY)
+    told: Reason | None = None if state.excluded == before else "window"
+    even = None
     if first and state.buffer.empty:
-        return state, event_of(state, "span_start")
-    return state, None if state.excluded == before else event_of(state, "window")
+        told = "span_start"
+    if step >= state.next_check:
+        was, pauses = 0 < state.paused_until == step - 1, False
+        if not first:
+            even = _look_at_scores(parts, state)
+            pauses = even > parts.config.pause_above
+        if pauses != was:
+            told = "paused" if pauses else "resumed"
+        # A pause ends with one coreset, whose scores say whether another follows.
+        until = step + LOOK_EVERY
+        state = state._replace(
+            paused_until=until if pauses else state.paused_until,
+            next_check=until + 1 if pauses else until,
+        )
+    return state, None if told is None else event_of(state, told, evenness=even)
 
 
-def _look_at_scores(parts: Parts, state: CrestState) -> None:
-    (finite,) = read_numbers(state.all_finite)
+def _look_at_scores(parts: Parts, state: CrestState) -> float:
+    assert state.evenness is not None
+    finite, even = read_numbers(state.all_finite, state.evenness)
     stop_if_bad_scores(state, finite=finite or parts.rules.skip_nonfinite)
+    return float(even)

@@ -34,7 +34,7 @@ def add_coresets(parts: Parts, state: CrestState, model: Model, number: int) -> 
         buffer, exclusion = state.buffer, state.pool.exclusion
         places = np.arange(indices.shape[0], dtype=np.int32)
         slots = np.where(places < real, first + places, config.most_coresets).astype(np.int32)
-        held, noted, finite = parts.compiled.score_and_select(
+        held, noted, finite, even = parts.compiled.score_and_select(
             *model,
             parts.source.take(flat),
             indices,
@@ -52,6 +52,7 @@ def add_coresets(parts: Parts, state: CrestState, model: Model, number: int) -> 
             buffer=buffer._replace(indices=held[0], weights=held[1]),
             pool=state.pool._replace(exclusion=seen),
             all_finite=finite,
+            evenness=even,
         )
     scored, passes = number * config.subset_size, parts.backward_passes
     state = count_work(state, selection_forward=scored, selection_backward=scored * passes)

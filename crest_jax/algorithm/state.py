@@ -11,7 +11,9 @@ from crest_jax.data.prefetch import Lookahead
 from crest_jax.gradients.curvature import Moments
 from crest_jax.types import Array, Work
 
-Reason = Literal["start", "error", "nonfinite", "kept", "span_start", "span_end", "window"]
+Reason = Literal[
+    "start", "error", "nonfinite", "kept", "span_start", "span_end", "paused", "resumed", "window"
+]
 
 
 class CoresetBuffer(NamedTuple):
@@ -76,7 +78,8 @@ class CrestState(NamedTuple):
     Attributes:
       step: batches handed out.
       interval: T1, steps between checks.
-      next_check: step of the next check.
+      next_check: step of the next check, or look at the scores.
+      paused_until: step until which no coresets are chosen, for gradients were about equally long.
       num_regions: regions begun.
       num_selected: coresets selected.
       num_unused: coresets discarded before a step used them.
@@ -84,6 +87,7 @@ class CrestState(NamedTuple):
       curvature_norm: ``|H_l|`` of the current region.
       work: examples passed through the model, beside the training steps.
       all_finite: [], bool: all losses and embeddings scored so far were finite.
+      evenness: [], of the gradients' lengths in the subset scored last; None with regions.
       key: PRNG key.
       pool: the examples that may be drawn.
       buffer: the coresets that wait for their steps.
@@ -94,6 +98,7 @@ class CrestState(NamedTuple):
     step: int
     interval: int
     next_check: int
+    paused_until: int
     num_regions: int
     num_selected: int
     num_unused: int
@@ -101,6 +106,7 @@ class CrestState(NamedTuple):
     curvature_norm: float
     work: Work
     all_finite: Array
+    evenness: Array | None
     key: Array
     pool: Pool
     buffer: CoresetBuffer
@@ -120,14 +126,16 @@ class Event(NamedTuple):
       step: batches handed out before.
       reason: "start", "error" (rho above tau) or "nonfinite": a region began; "kept": the region was
         checked, or coresets were added to it, and goes on; "span_start": without regions, coresets are
-        chosen at every step from here on; "span_end": mini-batches are random from here on; "window":
-        between mini-batches, examples were excluded or returned.
+        chosen at every step from here on; "span_end": mini-batches are random from here on; "paused":
+        they are for a while, for gradients are about equally long; "resumed": coresets are chosen
+        again; "window": between mini-batches, examples were excluded or returned.
       began_region: whether a region began.
       num_regions: number of the current region, from 1.
       rho: relative error of the quadratic model, None without a check.
       rho_unchanged: what that of a model were that predicts no change; below ``rho``, the quadratic
         model is worse than none.
       loss: mean loss of the probe examples now, None when not measured.
+      evenness: of the gradients' lengths, see ``CrestConfig.pause_above``; None when not looked at.
       interval: T1, steps.
       coresets: coresets selected now.
       num_selected: coresets selected so far.
@@ -144,6 +152,7 @@ class Event(NamedTuple):
     rho: float | None
     rho_unchanged: float | None
     loss: float | None
+    evenness: float | None
     interval: int
     coresets: int
     num_selected: int
@@ -160,6 +169,7 @@ def event_of(
     rho: float | None = None,
     rho_unchanged: float | None = None,
     loss: float | None = None,
+    evenness: float | None = None,
     coresets: int = 0,
 ) -> Event:
     """Return what is told of a state."""
@@ -171,6 +181,7 @@ def event_of(
         rho=rho,
         rho_unchanged=rho_unchanged,
         loss=loss,
+        evenness=evenness,
         interval=state.interval,
         coresets=coresets,
         num_selected=state.num_selected,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crest_jax.algorithm.compiled import Form, Problem, score_and_select
-from crest_jax.algorithm.crest import between
+from crest_jax.algorithm.crest import between, chooses
 from crest_jax.algorithm.parts import Parts
 from crest_jax.algorithm.scoring import form_of
 from crest_jax.algorithm.state import CrestState, count_work
@@ -49,6 +49,7 @@ class _Chosen(NamedTuple):
     drawn: Drawn
     held: tuple[Array, Array]  # the last coreset, indices and weights [1, m]
     all_finite: Array
+    evenness: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ class _Inside:
         devices = num_devices(self.problem.mesh)
         indices = jnp.broadcast_to(rows, (devices, rows.shape[0]))
         slots = jnp.where(jnp.arange(devices, dtype=jnp.int32) == 0, 0, config.most_coresets)
-        held, noted, finite = score_and_select(
+        held, noted, finite, even = score_and_select(
             self.problem,
             params,
             model_state,
@@ -95,7 +96,8 @@ class _Inside:
             fixed.key,
             fixed.form,
         )
-        return _Chosen(drawn._replace(noted=noted), held, finite)
+        assert even is not None
+        return _Chosen(drawn._replace(noted=noted), held, finite, even)
 
     def observe(self, fixed: Any, changing: Any, batch: Batch, losses: Array) -> Any:
         own = self.problem.config.exclusion
@@ -126,6 +128,8 @@ def _quiet(parts: Parts, state: CrestState) -> int:
         begins = max(0, (config.select_from or 0) - step) or ALWAYS
         return min(begins, pool.quiet(parts.rules, state.pool, step))
     left = min(state.next_check, config.select_until or ALWAYS) - step
+    if not chooses(parts, state):
+        left = min(left, state.paused_until - step)
     if config.region is None:
         return min(left, pool.quiet(parts.rules, state.pool, step))
     return max(1, min(left, state.buffer.num_coresets - state.buffer.num_used))
@@ -138,11 +142,12 @@ def _open(parts: Parts, state: CrestState) -> tuple[Any, Any]:
         held = _Held(source.arrays, buffer.indices, buffer.weights)
         return held, np.int32(buffer.num_used)
     drawing, drawn = inside.opened(parts.rules, state.pool)
-    if not config.selects(state.step):
+    if not chooses(parts, state):
         return _Random(source.arrays, drawing), drawn
     key = state.key if parts.draws_picks else None
+    assert state.evenness is not None
     fresh = _Fresh(source.arrays, drawing, parts.classes, key, form_of(parts, state))
-    return fresh, _Chosen(drawn, (buffer.indices, buffer.weights), state.all_finite)
+    return fresh, _Chosen(drawn, (buffer.indices, buffer.weights), state.all_finite, state.evenness)
 
 
 def _close(parts: Parts, state: CrestState, changing: Any, k: int) -> CrestState:
@@ -158,6 +163,7 @@ def _close(parts: Parts, state: CrestState, changing: Any, k: int) -> CrestState
     return after._replace(
         num_selected=state.num_selected + k,
         all_finite=changing.all_finite,
+        evenness=changing.evenness,
         pool=inside.closed(state.pool, changing.drawn),
         buffer=buffer._replace(
             indices=changing.held[0], weights=changing.held[1], num_coresets=1, num_used=1

@@ -32,6 +32,21 @@ def lengths_of(embeddings: PyTree) -> Array:
     return jnp.sqrt(squares[0] if len(squares) == 1 else squares[0] * squares[1])
 
 
+def evenness(lengths: Array) -> Array:
+    """Return ``(mean length)^2 / mean length^2`` [] of lengths [n]: 1 where all are equal.
+
+    It is Kish's effective sample size, over n. Draws in proportion to the lengths leave that share of
+    the mean square of uniform draws.
+
+    Example:
+      >>> float(evenness(jnp.array([1.0, 3.0]))), float(evenness(jnp.zeros(2)))
+      (0.800000011920929, 1.0)
+    """
+    square = jnp.mean(jnp.square(lengths))
+    found = jnp.square(jnp.mean(lengths)) / jnp.where(square > 0, square, 1.0)
+    return jnp.where(square > 0, jnp.minimum(found, 1.0), 1.0)
+
+
 def inclusion_chances(masses: Array, size: int) -> Array:
     """Return chances [n] in proportion to positive masses [n] that sum to ``size``, none above a limit.
 

@@ -22,12 +22,23 @@ from crest_jax.baselines.random import stratified_batches
 from crest_jax.diagnostics.gradient_error import Gradient, GradientErrors, measure_errors
 from crest_jax.gradients.losses import cross_entropy, per_example, weighted_mean
 from crest_jax.loop import TrainStep, View, fit, most_steps, view
-from crest_jax.types import ApplyFn, Array, Batch, BatchSelector, EmbedFn, LossFn, Params, Source
+from crest_jax.types import (
+    ApplyFn,
+    Array,
+    Batch,
+    BatchSelector,
+    EmbedFn,
+    LossFn,
+    ModelState,
+    Params,
+    Source,
+)
 
 RESAMPLES = 500
 SHORT = 8  # steps that are timed at once
 FEWEST, MOST = 16, 256  # steps at which gradients are compared, at each of the points
 POINTS = 2
+DRAWS = 4  # subsets whose evenness is measured at a point
 ROUNDS = 5  # of timing, kinds of steps alternating
 # Root mean square of the logarithm of predicted over measured worth, in the first five settings of
 # experiments/results/pilot_check: gradients of some early steps say so much about a whole training.
@@ -49,6 +60,10 @@ class Pilot(NamedTuple):
         gradient of all data. Far below 1 noise limits nothing, and neither coresets nor a larger batch
         gain anything.
       bias: length of the coresets' bias, over that of the gradient of all data.
+      evenness: of the gradients' lengths, at each point; see ``CrestConfig.pause_above``. NaN with
+        regions.
+      paused: share of the points at which it was above that. CREST takes stratified batches there,
+        which are worth one and take no longer.
     """
 
     steps: int
@@ -60,6 +75,8 @@ class Pilot(NamedTuple):
     larger_batch: float
     noise: float
     bias: float
+    evenness: tuple[float, ...]
+    paused: float
 
     @property
     def worth(self) -> float:
@@ -70,7 +87,8 @@ class Pilot(NamedTuple):
     def worth_interval(self) -> tuple[float, float]:
         """Its 95 % interval: of the draws of gradients, and of what they leave open about training."""
         own, (low, high) = math.log(self.equivalent_batch), self.equivalent_batch_interval
-        below, above = (math.hypot(math.log(end) - own, 1.96 * MODEL_ERROR) for end in (low, high))
+        model = 1.96 * MODEL_ERROR * (1 - self.paused)
+        below, above = (math.hypot(math.log(end) - own, model) for end in (low, high))
         return self.worth * math.exp(-below), self.worth * math.exp(above)
 
     @property
@@ -154,7 +172,7 @@ def pilot(
         f"the data hold {count} examples but must hold two mini-batches of {size}, for one of twice "
         "the size is timed; lower batch_size.",
     )
-    throughout = dataclasses.replace(config, select_from=None, select_until=None)
+    throughout = dataclasses.replace(config, select_from=None, select_until=None, pause_above=1.0)
     coresets = crest(apply_fn, source, throughout, loss_fn=loss_fn, embed_fn=embed_fn)
     plain, double = (stratified_batches(source, k * size) for k in (1, 2))
     if gradient is None:
@@ -170,7 +188,7 @@ def pilot(
     part = steps // (2 * POINTS)
     compare = min(part, int(np.clip(0.5 * seconds / POINTS / (3 * each + 2 * dear), FEWEST, MOST)))
     between = min(part, max(1, int(0.25 * seconds / POINTS / each)))
-    found, trained = [], 0
+    found, even, trained = [], [], 0
     for point in range(POINTS):
         point_key = jax.random.fold_in(key, 2 + point)
         say(f"training {between} steps")
@@ -179,22 +197,45 @@ def pilot(
         own_key = jax.random.fold_in(point_key, 1)
         train_state, errors = measure(train_state, plain, coresets, steps=compare, key=own_key)
         found.append(errors)
+        even.append(_evenness(coresets, view(train_state), own_key))
         trained += between + compare
     say("timing steps")
     once, chosen, twice = clock.medians((plain, coresets, double), train_state, 0.25 * seconds)
     share = sum(map(config.selects, range(steps))) / steps
     ratio = 1 + share * (max(1.0, chosen / once) - 1)
-    return _judged(found, steps, trained, ratio, twice / once)
+    return _judged(found, even, config.pause_above, steps, trained, ratio, twice / once)
+
+
+def _evenness(coresets: BatchSelector, model: tuple[Params, ModelState], key: Array) -> float:
+    """Return the mean evenness of the subsets of some choices; NaN where it is not measured."""
+    state, seen = coresets.init(key, *model), []
+    for _ in range(DRAWS):
+        state, _ = coresets.refresh(state, *model)
+        if state.evenness is None:
+            return math.nan
+        seen.append(float(state.evenness))
+        state, _ = coresets.next_batch(state)
+    return float(np.mean(seen))
 
 
 def _judged(
-    found: list[GradientErrors], steps: int, trained: int, ratio: float, double: float
+    found: list[GradientErrors],
+    even: list[float],
+    pause_above: float,
+    steps: int,
+    trained: int,
+    ratio: float,
+    double: float,
 ) -> Pilot:
     """Weigh the errors at all points, alike, and what a batch of twice the size takes."""
-    sizes = [errors.equivalent_batch() for errors in found]
-    again = zip(*(errors.resampled(RESAMPLES) for errors in found), strict=True)
-    logs = [np.mean([np.log(errors.equivalent_batch()) for errors in row]) for row in again]
-    low, high = (float(np.exp(x)) for x in np.quantile(logs, [0.025, 0.975]))
+    paused = [value > pause_above for value in even]
+    active = [own for own, pauses in zip(found, paused, strict=True) if not pauses]
+    share = len(active) / len(found)
+    ratio = 1 + (ratio - 1) * share
+    sizes = [errors.equivalent_batch() for errors in active] or [1.0]
+    again = zip(*(errors.resampled(RESAMPLES) for errors in active), strict=True)
+    logs = [np.mean([np.log(errors.equivalent_batch()) for errors in row]) for row in again] or [0.0]
+    low, high = (float(np.exp(x)) for x in np.quantile(np.multiply(share, logs), [0.025, 0.975]))
     variance, bias, signal = (
         float(np.mean([np.mean(getattr(errors, name)) for errors in found]))
         for name in ("variance", "bias", "signal")
@@ -206,12 +247,14 @@ def _judged(
         steps=steps,
         trained=trained,
         compared=sum(len(errors.error) for errors in found),
-        equivalent_batch=float(np.exp(np.mean(np.log(sizes)))),
+        equivalent_batch=float(np.exp(share * np.mean(np.log(sizes)))),
         equivalent_batch_interval=(low, high),
         time_ratio=ratio,
         larger_batch=1 + (ratio - 1) / slope,
         noise=variance / signal,
         bias=math.sqrt(max(0.0, bias) / signal),
+        evenness=tuple(even),
+        paused=1 - share,
     )
 
 

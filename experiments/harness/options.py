@@ -211,6 +211,8 @@ class CrestOptions:
     embedding: Literal["logits", "last_layer", "sketch"] | None = None
     """What examples are compared by: the gradient with respect to the logits, to the last layer, or to
     all parameters, randomly projected to 64 numbers (an ablation: one backward pass an example)."""
+    pause_above: float | None = None
+    """Evenness of the gradients' lengths above which no coresets are chosen for a while; 1: never."""
     exclude: bool | None = None
     """False leaves all examples active."""
     exclusion: ExclusionOptions = dataclasses.field(default_factory=ExclusionOptions)

@@ -34,7 +34,9 @@ class Variant(NamedTuple):
     changes: dict[str, Any] = {}  # noqa: RUF012 - a NamedTuple's default, never changed
 
 
-THROUGHOUT: dict[str, Any] = {"select_span": (0.0, 1.0), "exclude": False}
+THROUGHOUT: dict[str, Any] = {
+    "select_span": (0.0, 1.0), "exclude": False, "pause_above": 1.0,
+}  # fmt: skip
 MEDOIDS = THROUGHOUT | {"picks": "medoids", "subset_size": 4}
 IN_REGIONS = MEDOIDS | {"embedding": "logits", "regions": True}
 VARIANTS: dict[str, Variant] = {
@@ -72,6 +74,7 @@ VARIANTS: dict[str, Variant] = {
         changes=IN_REGIONS | {"region": RegionOptions(fitted_on="probe", curvature="diagonal")},
     ),
     "no_exclusion": Variant("recommended, none excluded", changes={"exclude": False}),
+    "no_pause": Variant("recommended, never paused", changes={"pause_above": 1.0}),
     "throughout": Variant("recommended, coresets throughout", changes={"select_span": (0.0, 1.0)}),
     "first_third": Variant(
         "recommended, to a third of the steps", changes={"select_span": (0.0, 0.33)}

@@ -249,6 +249,7 @@ def test_paper_is_the_paper_field_by_field() -> None:
             "threshold": 0.1, "window": 782, "cooldown": None, "keep_fraction": 0.0, "until": None,
             "relative": False,
         },
+        "pause_above": 1.0,
         "nonfinite": "stop",
     }  # fmt: skip
     assert CrestConfig.paper(num_examples=1_000, steps=100).subset_size == 128

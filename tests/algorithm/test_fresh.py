@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_settings import exclusion, fresh_settings
+from small_settings import exclusion, fresh_settings, settings
 
 from crest_jax import (
     ArraySource,
     crest,
+    cross_entropy,
     fit,
     last_layer_gradients,
     logit_gradients,
@@ -19,6 +20,7 @@ from crest_jax import (
     stratified_batches,
 )
 from crest_jax.algorithm import crest as algorithm
+from crest_jax.algorithm.compiled import Form, Problem, _choose
 from crest_jax.coresets.mini_batch import class_side, medoids
 from crest_jax.flax import from_linen, linen_features
 from crest_jax.gradients.embeddings import default_gradients
@@ -125,11 +127,11 @@ def test_a_score_that_is_not_finite_is_told_or_skipped(picks, monkeypatch):
 
 
 def test_nothing_waits_between_windows_and_looks():
-    config = fresh_settings(batch_size=6, subset_size=12, exclusion=exclusion(window=40))
+    config = fresh_settings(batch_size=6, subset_size=12, exclusion=exclusion(window=20))
     selector = crest(linear, ArraySource(INPUTS, LABELS), config)
     state = selector.init(jax.random.key(0), params_at(0), {})
     state, _ = selector.traced.refresh(state, params_at(0), {})
-    assert selector.traced.quiet(state) == 40
+    assert selector.traced.quiet(state) == 20
     assert state.num_selected == 0, "the program chooses, not the host"
 
 
@@ -188,3 +190,99 @@ def test_a_model_that_is_no_value_trains_in_programs_too():
         on_step=lambda number, total: seen.append(float(total)),
     )  # fmt: skip
     np.testing.assert_allclose(seen, 12, rtol=0.05)
+
+
+def even_until(step):
+    """Embeddings that are equally long while ``params``, the steps taken, are below ``step``."""
+
+    def embed(params, state, examples):
+        stretch = jnp.where(params < step, 1.0, jnp.exp(3 * examples.inputs[:, :1]))
+        losses = 1.0 + jnp.zeros(len(examples.labels))
+        return stretch * jnp.ones((1, 4)), losses
+
+    return embed
+
+
+def counted(params, state, inputs, *, train, rng):
+    return inputs[:, :CLASSES] + params, state
+
+
+def paused(monkeypatch, steps=60, even=35, **fields):
+    monkeypatch.setattr(algorithm, "LOOK_EVERY", 10)
+    given = {"batch_size": 6, "subset_size": 24, "pause_above": 0.75, "exclusion": None} | fields
+    embed = even_until(even)
+    return crest(counted, ArraySource(INPUTS, LABELS), fresh_settings(**given), embed_fn=embed)
+
+
+def test_no_coresets_are_chosen_while_gradients_are_about_equally_long(monkeypatch):
+    selector = paused(monkeypatch)
+    state, told, chosen = selector.init(jax.random.key(0), jnp.float32(0), {}), [], []
+    for step in range(60):
+        before = state.num_selected
+        state, event = selector.refresh(state, jnp.float32(step), {})
+        state, batch = selector.next_batch(state)
+        if state.num_selected > before:
+            chosen.append(step)
+        else:
+            np.testing.assert_array_equal(batch.weights, np.ones(6))
+            assert np.bincount(batch.labels).tolist() == [2, 2, 2], "stratified"
+        if event is not None:
+            told.append((step, event.reason, event.evenness))
+    # Looked at before steps 10, 21, 32 and 43, after the coresets of steps 9, 20, 31 and 42.
+    assert chosen == [*range(10), 20, 31, *range(42, 60)]
+    assert [row[:2] for row in told] == [(0, "span_start"), (10, "paused"), (43, "resumed")]
+    assert told[1][2] == 1 > 0.75 > told[2][2] > 0
+    assert state.work.selection_forward == 24 * len(chosen)
+
+
+def test_evenness_is_that_of_the_subset_weighted_as_its_examples_count(monkeypatch):
+    lengths = np.exp(3 * INPUTS[:, 0])
+    selector = paused(monkeypatch, even=0, subset_size=90, pause_above=1.0)
+    state = selector.init(jax.random.key(0), jnp.float32(0), {})
+    state, _ = selector.refresh(state, jnp.float32(0), {})
+    assert float(state.evenness) == pytest.approx(lengths.mean() ** 2 / np.square(lengths).mean())
+    weights = 1.0 + 3.0 * (np.arange(90) % 4 == 0)
+    problem = Problem(fresh_settings(batch_size=6), counted, cross_entropy, even_until(0), None)
+    examples = ArraySource(INPUTS, LABELS).take(jnp.arange(90))
+    *_, found = _choose(
+        problem, Form(3, 0, None, None), jnp.float32(0), {}, examples, jnp.asarray(LABELS)[None],
+        jnp.float32(weights)[None], jnp.arange(90)[None], jax.random.key(0),
+    )  # fmt: skip
+    own = weights * lengths
+    assert float(found[0]) == pytest.approx(own.mean() ** 2 / np.square(own).mean())
+
+
+@pytest.mark.parametrize("own", [None, {"window": 7, "threshold": 2.0}])
+def test_steps_in_one_program_pause_where_single_steps_do(monkeypatch, own):
+    step = jax.jit(lambda params, batch: (params + 1, (batch.indices, batch.weights, batch.weights)))
+
+    def run(scan):
+        rows, told = [], []
+        last = fit(
+            paused(monkeypatch, exclusion=own), step, jnp.float32(0), key=jax.random.key(3), steps=60,
+            view=lambda params: (params, {}), scan=scan, losses=lambda metrics: metrics[2],
+            on_step=lambda number, metrics: rows.append(jax.device_get(metrics)),
+            on_event=lambda event: told.append((event.step, event.reason)),
+        )  # fmt: skip
+        assert float(last) == 60
+        return rows, told
+
+    seen = [run(scan) for scan in (1, 32)]
+    for one, other in zip(seen[0][0], seen[1][0], strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_allclose(one[1], other[1], rtol=1e-5)
+    assert seen[0][1] == seen[1][1]
+    assert {"paused", "resumed"} <= {reason for _, reason in seen[0][1]}
+
+
+@pytest.mark.parametrize("value", [0.0, 1.5, float("nan"), "often", None, np.ones(2)])
+def test_a_bad_evenness_is_refused(value):
+    with pytest.raises(
+        ValueError, match=r"pause_above is .* must lie in \(0, 1\]; choose a value there"
+    ):
+        fresh_settings(pause_above=value)
+
+
+def test_regions_do_not_pause():
+    with pytest.raises(ValueError, match=r"pause_above is 0\.75 but must be 1 with regions, .*; pass"):
+        settings(pause_above=0.75)

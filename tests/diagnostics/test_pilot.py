@@ -1,5 +1,6 @@
 """The pilot: its estimates against exact errors, its clock, its questions, and the script."""
 
+import dataclasses
 import json
 import time
 
@@ -201,7 +202,7 @@ def test_judgement_weighs_points_alike_and_time_by_batches_of_twice_the_size():
     other = one._replace(error=np.ones(5), bias=np.full(5, 0.5))
     assert one.equivalent_batch() == 4
     assert other.equivalent_batch() == 1 / (1 + 18 * 0.5)
-    found = _judged([one, one._replace(error=np.ones(5))], 100, 50, 1.6, 1.8)
+    found = _judged([one, one._replace(error=np.ones(5))], [0.3, 0.4], 0.75, 100, 50, 1.6, 1.8)
     assert found.equivalent_batch == pytest.approx(2.0)
     assert found.equivalent_batch_interval == pytest.approx((2.0, 2.0))
     assert found.larger_batch == pytest.approx(1.75)
@@ -212,6 +213,28 @@ def test_judgement_weighs_points_alike_and_time_by_batches_of_twice_the_size():
     assert np.log(wide[1] / found.worth) == pytest.approx(np.hypot(np.log(2), 1.96 * 0.3))
     assert np.log(found.worth / wide[0]) == pytest.approx(np.hypot(np.log(1.5), 1.96 * 0.3))
     assert (found.noise, found.bias, found.pays) == (0.5, 0.0, True)
+    assert found.paused == 0
+
+
+def test_where_crest_pauses_it_is_worth_a_stratified_batch_and_takes_as_long():
+    found = GradientErrors(*(np.full(5, x) for x in (1.0, 0.25, 0.0, 2.0)))
+    half = _judged([found, found], [0.5, 0.9], 0.75, 100, 50, 1.6, 1.8)
+    assert (half.evenness, half.paused) == ((0.5, 0.9), 0.5)
+    assert half.equivalent_batch == pytest.approx(2.0)  # the mean of 4 and 1, by logarithms
+    assert half.time_ratio == pytest.approx(1.3)
+    none = _judged([found, found], [0.8, 0.9], 0.75, 100, 50, 1.6, 1.8)
+    assert (none.equivalent_batch, none.time_ratio, none.worth) == (1.0, 1.0, 1.0)
+    assert none.worth_interval == (1.0, 1.0)
+    assert script.sentence(none).startswith("No: ")
+    assert "evenness 0.80, 0.90): at both points CREST pauses" in script.sentence(none)
+
+
+def test_evenness_is_measured_at_every_point_though_the_measured_coresets_never_pause():
+    options = {"view": lambda w: (w, {}), "steps": 64, "seconds": 0.1}
+    config = dataclasses.replace(CONFIG, pause_above=0.01)
+    found = pilot(step, jnp.zeros((4, 4)), linear, LABELLED, config=config, **options)
+    assert all(0.01 < value <= 1 for value in found.evenness)
+    assert (found.paused, found.time_ratio) == (1.0, 1.0)
 
 
 def test_a_step_that_changes_its_state_is_refused():
@@ -301,7 +324,9 @@ def test_the_check_counts_right_sides_and_intervals_that_cover(tmp_path):
     assert value == pytest.approx(2.0 * 2 ** (0.025 / 2) / 1.5, rel=1e-3)
     assert low < value < high
     assert pilot_check.clear((value, low, high))
-    said = Pilot(10, 10, 5, 1.8, (1.7, 1.9), 1.5, 1.5, 2.0, 0.0)._asdict() | {"setting": "tiny"}
+    said = Pilot(10, 10, 5, 1.8, (1.7, 1.9), 1.5, 1.5, 2.0, 0.0, (0.4,), 0.0)._asdict() | {
+        "setting": "tiny"
+    }
     wrong = said | {"equivalent_batch": 0.75, "equivalent_batch_interval": (0.7, 0.8)}
     text = pilot_check.summarise([said, wrong], {"tiny": runs})
     assert "right in 1 of the 2 settings" in text
