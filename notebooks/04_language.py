@@ -46,7 +46,7 @@ config = TrainConfig(
     optim=OptimConfig(name="adamw", learning_rate=2e-4, schedule="linear"),
     data=DataConfig(evaluate_on="validation"),
     crest=CrestOptions(select_span=(0.0, 1.0)),
-    text=TextConfig(max_tokens=64),
+    text=TextConfig(max_tokens=32),
 )
 reviews = texts.load_reviews("rotten_tomatoes")
 folder, encoder, tokenizer = load_encoder(config)
@@ -129,7 +129,7 @@ assert np.allclose(weights.sum(1), subset_size, rtol=0.1), "each coreset stands 
 
 # %%
 own = ("A fine film, funny and moving.", "Dull, slow and far too long.")
-tokens = tokenize(tokenizer, texts.Texts(own, None, np.zeros(2)), 64, encoder.pad_token_id)
+tokens = tokenize(tokenizer, texts.Texts(own, None, np.zeros(2)), config.text.max_tokens, encoder.pad_token_id)
 program = make_program(config)
 logits, _ = program.apply_fn(
     state.params, state.model_state, jnp.asarray(tokens.inputs), train=False, rng=None

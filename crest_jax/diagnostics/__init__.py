@@ -1,6 +1,6 @@
 """Measurements: does CREST pay here, and why."""
 
-from crest_jax.diagnostics.gradient_error import GradientErrors, measure_errors
+from crest_jax.diagnostics.gradient_error import GradientErrors, measure_errors, measure_evenness
 from crest_jax.diagnostics.worth import Pilot, pilot
 
-__all__ = ["GradientErrors", "Pilot", "measure_errors", "pilot"]
+__all__ = ["GradientErrors", "Pilot", "measure_errors", "measure_evenness", "pilot"]

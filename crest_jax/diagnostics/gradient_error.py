@@ -1,5 +1,6 @@
 """How far the gradients of mini-batches are from that of all data, which is never computed."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,9 +9,10 @@ import numpy as np
 import optax
 
 from crest_jax.loop import TrainStep, View
-from crest_jax.types import Array, Batch, BatchSelector, Params
+from crest_jax.types import Array, Batch, BatchSelector, ModelState, Params
 
 Gradient = Callable[[Any, Batch, Array], Params]  # (train_state, batch, key) -> gradient
+DRAWS = 4  # subsets whose evenness is measured
 MEMORY = 19  # steps that momentum of 0.9 sums over, (1 + 0.9) / (1 - 0.9)
 
 
@@ -76,6 +78,41 @@ def errors_between(stratified: list[Params], coresets: list[Params]) -> tuple[Ar
     a1, a2, b1, b2 = less(c1, s1), less(c1, s2), less(c2, s1), less(c2, s2)
     error = (dot(a1, a2) + dot(b1, b2)) / 2
     return dot(apart, apart) / 2, error, (dot(a1, b2) + dot(a2, b1)) / 2, dot(s1, s2)
+
+
+def measure_evenness(
+    coresets: BatchSelector, params: Params, model_state: ModelState, *, key: Array
+) -> float:
+    """Return how evenly long examples' gradients are: ``(mean length)^2 / mean length^2``.
+
+    At 1 all are equally long, and no choice of examples pays; see ``CrestConfig.pause_above``. It is
+    the mean over four subsets, as they are scored to choose from.
+
+    Args:
+      coresets: from ``crest``, choosing at the first steps; NaN where coresets are kept in regions.
+      params: parameters.
+      model_state: model state.
+      key: PRNG key.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from crest_jax import ArraySource, CrestConfig, crest
+      >>> source = ArraySource(np.eye(8, dtype=np.float32), np.arange(8) % 2)
+      >>> def linear(params, state, inputs, *, train, rng):
+      ...     return inputs @ params, state
+      >>> config = CrestConfig.recommended(steps=10, batch_size=4, num_examples=8)
+      >>> selector = crest(linear, source, config)
+      >>> round(measure_evenness(selector, jnp.zeros((8, 2)), {}, key=jax.random.key(0)), 3)
+      1.0
+    """
+    state, seen = coresets.init(key, params, model_state), []
+    for _ in range(DRAWS):
+        state, _ = coresets.refresh(state, params, model_state)
+        if state.evenness is None:
+            return math.nan
+        seen.append(float(state.evenness))
+        state, _ = coresets.next_batch(state)
+    return float(np.mean(seen))
 
 
 def measure_errors(

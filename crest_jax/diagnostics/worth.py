@@ -19,7 +19,12 @@ from crest_jax import _checks
 from crest_jax.algorithm.config import CrestConfig
 from crest_jax.algorithm.selector import crest
 from crest_jax.baselines.random import stratified_batches
-from crest_jax.diagnostics.gradient_error import Gradient, GradientErrors, measure_errors
+from crest_jax.diagnostics.gradient_error import (
+    Gradient,
+    GradientErrors,
+    measure_errors,
+    measure_evenness,
+)
 from crest_jax.gradients.losses import cross_entropy, per_example, weighted_mean
 from crest_jax.loop import TrainStep, View, fit, most_steps, view
 from crest_jax.types import (
@@ -29,7 +34,6 @@ from crest_jax.types import (
     BatchSelector,
     EmbedFn,
     LossFn,
-    ModelState,
     Params,
     Source,
 )
@@ -38,7 +42,6 @@ RESAMPLES = 500
 SHORT = 8  # steps that are timed at once
 FEWEST, MOST = 16, 256  # steps at which gradients are compared, at each of the points
 POINTS = 2
-DRAWS = 4  # subsets whose evenness is measured at a point
 ROUNDS = 5  # of timing, kinds of steps alternating
 # Root mean square of the logarithm of predicted over measured worth, in the first five settings of
 # experiments/results/pilot_check: gradients of some early steps say so much about a whole training.
@@ -197,25 +200,13 @@ def pilot(
         own_key = jax.random.fold_in(point_key, 1)
         train_state, errors = measure(train_state, plain, coresets, steps=compare, key=own_key)
         found.append(errors)
-        even.append(_evenness(coresets, view(train_state), own_key))
+        even.append(measure_evenness(coresets, *view(train_state), key=own_key))
         trained += between + compare
     say("timing steps")
     once, chosen, twice = clock.medians((plain, coresets, double), train_state, 0.25 * seconds)
     share = sum(map(config.selects, range(steps))) / steps
     ratio = 1 + share * (max(1.0, chosen / once) - 1)
     return _judged(found, even, config.pause_above, steps, trained, ratio, twice / once)
-
-
-def _evenness(coresets: BatchSelector, model: tuple[Params, ModelState], key: Array) -> float:
-    """Return the mean evenness of the subsets of some choices; NaN where it is not measured."""
-    state, seen = coresets.init(key, *model), []
-    for _ in range(DRAWS):
-        state, _ = coresets.refresh(state, *model)
-        if state.evenness is None:
-            return math.nan
-        seen.append(float(state.evenness))
-        state, _ = coresets.next_batch(state)
-    return float(np.mean(seen))
 
 
 def _judged(
