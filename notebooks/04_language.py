@@ -129,7 +129,9 @@ assert np.allclose(weights.sum(1), subset_size, rtol=0.1), "each coreset stands 
 
 # %%
 own = ("A fine film, funny and moving.", "Dull, slow and far too long.")
-tokens = tokenize(tokenizer, texts.Texts(own, None, np.zeros(2)), config.text.max_tokens, encoder.pad_token_id)
+tokens = tokenize(
+    tokenizer, texts.Texts(own, None, np.zeros(2)), config.text.max_tokens, encoder.pad_token_id
+)
 program = make_program(config)
 logits, _ = program.apply_fn(
     state.params, state.model_state, jnp.asarray(tokens.inputs), train=False, rng=None

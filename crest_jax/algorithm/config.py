@@ -15,9 +15,9 @@ Fitted = Literal["probe", "coresets"]
 Embedding = Literal["last_layer", "logits"]
 Picks = Literal["importance", "medoids"]
 FIRST_DROP = 0.5  # of the learning rate, as a share of the steps, where ``recommended`` is told none
-PAUSE_ABOVE = (
-    0.75  # evenness of gradient lengths; networks that gained lay below 0.72, the others above 0.82
-)
+# Evenness of gradient lengths, between trainings that gain (below 0.72 after some 32 steps) and those
+# that do not (0.82 to 1); see experiments/results/evenness.
+PAUSE_ABOVE = 0.75
 MANY_PASSES = 10  # over the data: in more, exclusion ends where the learning rate first drops
 
 

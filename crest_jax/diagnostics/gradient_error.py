@@ -1,6 +1,5 @@
 """How far the gradients of mini-batches are from that of all data, which is never computed."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ import jax
 import numpy as np
 import optax
 
+from crest_jax import _checks
 from crest_jax.loop import TrainStep, View
 from crest_jax.types import Array, Batch, BatchSelector, ModelState, Params
 
@@ -89,10 +89,13 @@ def measure_evenness(
     the mean over four subsets, as they are scored to choose from.
 
     Args:
-      coresets: from ``crest``, choosing at the first steps; NaN where coresets are kept in regions.
+      coresets: from ``crest``, choosing anew at each of the first steps.
       params: parameters.
       model_state: model state.
       key: PRNG key.
+
+    Raises:
+      ValueError: where coresets are kept in regions.
 
     Example:
       >>> import jax.numpy as jnp
@@ -108,8 +111,11 @@ def measure_evenness(
     state, seen = coresets.init(key, params, model_state), []
     for _ in range(DRAWS):
         state, _ = coresets.refresh(state, params, model_state)
-        if state.evenness is None:
-            return math.nan
+        _checks.require(
+            state.evenness is not None,
+            "coresets are kept in regions but must be chosen at every step to measure evenness; pass a "
+            "selector with region=None.",
+        )
         seen.append(float(state.evenness))
         state, _ = coresets.next_batch(state)
     return float(np.mean(seen))

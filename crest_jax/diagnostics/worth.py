@@ -63,7 +63,7 @@ class Pilot(NamedTuple):
         gradient of all data. Far below 1 noise limits nothing, and neither coresets nor a larger batch
         gain anything.
       bias: length of the coresets' bias, over that of the gradient of all data.
-      evenness: of the gradients' lengths, at each point; see ``CrestConfig.pause_above``. NaN with
+      evenness: of the gradients' lengths, at each point; see ``CrestConfig.pause_above``. Empty with
         regions.
       paused: share of the points at which it was above that. CREST takes stratified batches there,
         which are worth one and take no longer.
@@ -200,7 +200,8 @@ def pilot(
         own_key = jax.random.fold_in(point_key, 1)
         train_state, errors = measure(train_state, plain, coresets, steps=compare, key=own_key)
         found.append(errors)
-        even.append(measure_evenness(coresets, *view(train_state), key=own_key))
+        if config.region is None:
+            even.append(measure_evenness(coresets, *view(train_state), key=own_key))
         trained += between + compare
     say("timing steps")
     once, chosen, twice = clock.medians((plain, coresets, double), train_state, 0.25 * seconds)
@@ -219,7 +220,7 @@ def _judged(
     double: float,
 ) -> Pilot:
     """Weigh the errors at all points, alike, and what a batch of twice the size takes."""
-    paused = [value > pause_above for value in even]
+    paused = [value > pause_above for value in even] or [False] * len(found)
     active = [own for own, pauses in zip(found, paused, strict=True) if not pauses]
     share = len(active) / len(found)
     ratio = 1 + (ratio - 1) * share

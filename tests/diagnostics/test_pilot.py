@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_settings import fresh_settings
+from small_settings import fresh_settings, settings
 
-from crest_jax import ArraySource, Batch, BatchSelector, cross_entropy, random_batches
-from crest_jax.diagnostics import GradientErrors, Pilot, measure_errors, pilot
+from crest_jax import ArraySource, Batch, BatchSelector, crest, cross_entropy, random_batches
+from crest_jax.diagnostics import GradientErrors, Pilot, measure_errors, measure_evenness, pilot
 from crest_jax.diagnostics.worth import _judged
 from experiments import pilot as script
 from experiments.config import TrainConfig
@@ -333,3 +333,12 @@ def test_the_check_counts_right_sides_and_intervals_that_cover(tmp_path):
     assert "in 1 of 2." in text
     pilot_check.draw([said, wrong], {"tiny": runs}, tmp_path / "check.png")
     assert (tmp_path / "check.png").stat().st_size > 10_000
+
+
+def test_with_regions_no_evenness_is_measured():
+    config = settings(batch_size=16, subset_size=64, probe_size=64, exclusion=None)
+    options = {"view": lambda w: (w, {}), "steps": 64, "seconds": 0.1, "config": config}
+    found = pilot(step, jnp.zeros((4, 4)), linear, LABELLED, **options)
+    assert (found.evenness, found.paused) == ((), 0.0)
+    with pytest.raises(ValueError, match=r"kept in regions but must be chosen at every step .* pass"):
+        measure_evenness(crest(linear, LABELLED, config), jnp.zeros((4, 4)), {}, key=jax.random.key(0))
