@@ -22,6 +22,7 @@ from crest_jax.algorithm.config import PAUSE_ABOVE
 from crest_jax.diagnostics import measure_evenness
 from experiments.harness.build import make_program, shared
 from experiments.harness.cli import UserError, check_setting, one_sentence
+from experiments.harness.options import ExclusionOptions
 from experiments.harness.records import append_line, read_lines, table
 from experiments.harness.run_folder import COMMIT, held_folder
 from experiments.models.networks import Norm
@@ -68,7 +69,9 @@ def measure(config: EvennessConfig, setting: str) -> dict[str, Any]:
     run = changed_in(
         SETTINGS[setting].options("crest", config.seed), norm=config.norm, data_dir=config.data_dir
     )
-    own = dataclasses.replace(run.crest, select_span=(0.0, 1.0), exclude=False, pause_above=1.0)
+    own = dataclasses.replace(
+        run.crest, select_span=(0.0, 1.0), exclude=False, exclusion=ExclusionOptions(), pause_above=1.0
+    )
     program = make_program(shared(dataclasses.replace(run, crest=own)))
     init_key, train_key, measure_key = jax.random.split(jax.random.key(config.seed), 3)
     state = program.init(init_key)
