@@ -88,8 +88,8 @@ def measure(config: EvennessConfig, setting: str) -> dict[str, Any]:
         chosen, batch = plain.next_batch(chosen)
         state, _ = program.train_step(state, batch)
     name = setting if config.norm is None else f"{setting}, {config.norm}"
-    command = {"seed": config.seed, "commit": COMMIT}
-    return {"setting": name, "steps": program.steps, "at": steps, "evenness": values} | command
+    made = {"seed": config.seed, "commit": COMMIT, "command": command_line(__file__)}
+    return {"setting": name, "steps": program.steps, "at": steps, "evenness": values} | made
 
 
 def summarise(rows: list[dict[str, Any]]) -> str:
@@ -120,9 +120,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         name = row["setting"].replace("_", " ")
         style = "osD^v"[number % 5] + ("-", "--")[number // 5 % 2]
         panel.plot(share, row["evenness"], style, label=name, ms=3, lw=1.2)
-    panel.axhline(PAUSE_ABOVE, color="0.4", lw=1)
-    panel.annotate("CREST pauses above", (0.99, PAUSE_ABOVE + 0.01), xycoords=("axes fraction", "data"),
-                   ha="right", fontsize=8, color="0.3")  # fmt: skip
+    panel.axhline(PAUSE_ABOVE, color="0.4", lw=1, label="CREST pauses above")
     panel.set(xlabel="share of the steps", ylabel="evenness of gradient lengths", ylim=(0, 1.02))
     panel.grid(alpha=0.3)
     figure.legend(fontsize=7, loc="outside right upper")
@@ -141,8 +139,8 @@ def main() -> None:
                 if name not in {row["setting"] for row in rows}:
                     append_line(path, measure(config, setting))
                     rows = read_lines(path)
-            commits = ", ".join(sorted({str(row["commit"]) for row in rows}))
-            text = f"`{command_line(__file__)}`, at commit {commits}\n\n{summarise(rows)}\n"
+            made = list(dict.fromkeys(f"`{row['command']}` at commit {row['commit']}" for row in rows))
+            text = f"{', '.join(made)}\n\n{summarise(rows)}\n"
             (config.out / "summary.md").write_text(text, encoding="utf-8")
             draw(rows, config.out / "evenness.png")
             print(summarise(rows))
