@@ -15,7 +15,7 @@ Fitted = Literal["probe", "coresets"]
 Embedding = Literal["last_layer", "logits"]
 Picks = Literal["importance", "medoids"]
 FIRST_DROP = 0.5  # of the learning rate, as a share of the steps, where ``recommended`` is told none
-# Evenness of gradient lengths: after some 32 steps it is below 0.5 on MLPs, near 0.65 on a ResNet-8 that
+# Evenness of gradient lengths: after some 32 steps below 0.5 on MLPs, near 0.65 on a ResNet-8 that
 # gains, near 0.88 on CIFAR-10, where nothing is gained; see experiments/results/evenness.
 PAUSE_ABOVE = 0.75
 MANY_PASSES = 10  # over the data: in more, exclusion ends where the learning rate first drops

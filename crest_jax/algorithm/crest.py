@@ -229,18 +229,15 @@ def _between_fresh(parts: Parts, state: CrestState) -> tuple[CrestState, Event |
     if first and state.buffer.empty:
         told = "span_start"
     if step >= state.next_check:
-        was, pauses = 0 < state.paused_until == step - 1, False
+        was, pauses, until = 0 < state.paused_until == step - 1, False, step + LOOK_EVERY
         if not first:
             even = _look_at_scores(parts, state)
             pauses = even > parts.config.pause_above
         if pauses != was:
             told = "paused" if pauses else "resumed"
-        # A pause ends with one coreset, whose scores say whether another follows.
-        until = step + LOOK_EVERY
-        state = state._replace(
-            paused_until=until if pauses else state.paused_until,
-            next_check=until + 1 if pauses else until,
-        )
+        if pauses:  # a pause ends with one coreset, whose scores say whether another follows
+            state = state._replace(paused_until=until)
+        state = state._replace(next_check=until + pauses)
     return state, None if told is None else event_of(state, told, evenness=even)
 
 
