@@ -18,6 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from crest_jax.diagnostics import Pilot, pilot
+from crest_jax.diagnostics.worth import MOST_PASSES
 from experiments.config import TrainConfig
 from experiments.harness.build import make_program, shared
 from experiments.harness.cli import UserError, named_setting, one_sentence, parse
@@ -92,9 +93,16 @@ def sentence(found: Pilot) -> str:
     own = found.equivalent_batch_interval
     advice = "" if found.pays else " Take a larger batch, or more steps, for the same time."
     answer = "Yes" if found.pays else "No"
-    if low < 1 < high:
+    if low < 1 < high and found.effective_passes <= MOST_PASSES:
         answer = f"Probably {answer.lower()}"
         advice += " The interval holds 1: full runs may turn out either way."
+    if found.worth > 1 and not found.pays:
+        answer = "Probably no"
+        advice = (
+            f" But the training makes {found.passes:.1f} passes, {found.effective_passes:.0f} over the "
+            f"examples that carry most of the gradient; above {MOST_PASSES} less noise hardly helps, "
+            "by coresets or by a larger batch."
+        )
     if found.paused == 1:
         answer, advice = "No", " Take a larger batch, or more steps, for more."
     noise = f"{found.noise:.2g} times the squared length of the full gradient"
@@ -125,7 +133,7 @@ def _pauses(found: Pilot) -> str:
 
 def as_values(found: Pilot) -> dict[str, Any]:
     """Return an answer as values of JSON."""
-    names = ("worth", "worth_interval", "pays")
+    names = ("worth", "worth_interval", "effective_passes", "pays")
     return found._asdict() | {name: getattr(found, name) for name in names}
 
 

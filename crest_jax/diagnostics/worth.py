@@ -46,6 +46,9 @@ ROUNDS = 5  # of timing, kinds of steps alternating
 # Root mean square of the logarithm of predicted over measured worth, in the first five settings of
 # experiments/results/pilot_check: gradients of some early steps say so much about a whole training.
 MODEL_ERROR = 0.3
+# Effective passes above which CREST was worth less than a larger batch in all four settings there whose
+# outcome is clear (experiments/results/pilot_check); chosen on these.
+MOST_PASSES = 20
 
 
 class Pilot(NamedTuple):
@@ -67,6 +70,7 @@ class Pilot(NamedTuple):
         regions.
       paused: share of the points at which it was above that. CREST takes stratified batches there,
         which are worth one and take no longer.
+      passes: of the training over the data.
     """
 
     steps: int
@@ -80,6 +84,7 @@ class Pilot(NamedTuple):
     bias: float
     evenness: tuple[float, ...]
     paused: float
+    passes: float
 
     @property
     def worth(self) -> float:
@@ -96,8 +101,20 @@ class Pilot(NamedTuple):
 
     @property
     def pays(self) -> bool:
-        """Whether coresets are worth more than a larger batch that takes as long."""
-        return self.worth > 1
+        """Whether coresets are worth more than a larger batch that takes as long.
+
+        In too many effective passes they are not, whatever the gradients say.
+        """
+        return self.worth > 1 and self.effective_passes <= MOST_PASSES
+
+    @property
+    def effective_passes(self) -> float:
+        """Passes over the examples that carry the gradient, ``n`` times the mean evenness.
+
+        That is Kish's effective sample size of gradient lengths. A training of many such passes is
+        limited by its data, and less noise does not help it.
+        """
+        return self.passes / (float(np.mean(self.evenness)) if self.evenness else 1.0)
 
 
 def pilot(
@@ -207,7 +224,8 @@ def pilot(
     once, chosen, twice = clock.medians((plain, coresets, double), train_state, 0.25 * seconds)
     share = sum(map(config.selects, range(steps))) / steps
     ratio = 1 + share * (max(1.0, chosen / once) - 1)
-    return _judged(found, even, config.pause_above, steps, trained, ratio, twice / once)
+    passes = steps * size / count
+    return _judged(found, even, config.pause_above, steps, trained, ratio, twice / once, passes)
 
 
 def _judged(
@@ -218,6 +236,7 @@ def _judged(
     trained: int,
     ratio: float,
     double: float,
+    passes: float,
 ) -> Pilot:
     """Weigh the errors at all points, alike, and what a batch of twice the size takes."""
     paused = [value > pause_above for value in even] or [False] * len(found)
@@ -247,6 +266,7 @@ def _judged(
         bias=math.sqrt(max(0.0, bias) / signal),
         evenness=tuple(even),
         paused=1 - share,
+        passes=passes,
     )
 
 

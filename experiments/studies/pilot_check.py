@@ -92,6 +92,8 @@ def summarise(pilots: list[dict[str, Any]], settings: dict[str, list[Run]]) -> s
             [
                 found["setting"],
                 f"{said.worth:.2f} [{low:.2f}, {high:.2f}]",
+                f"{said.effective_passes:.1f}",
+                "yes" if said.pays else "no",
                 "{:.2f} [{:.2f}, {:.2f}]".format(*own) if there else "a larger batch gains nothing",
                 "yes" if agree else "no",
                 "yes" if there and clear(own) else "no",
@@ -103,7 +105,8 @@ def summarise(pilots: list[dict[str, Any]], settings: dict[str, list[Run]]) -> s
             ]
         )
     header = [
-        "setting", "predicted worth", "measured worth", "same side of 1", "measured side is clear",
+        "setting", "predicted worth", "effective passes", "says that it pays", "measured worth",
+        "right", "measured side is clear",
         "interval covers", "equivalent batch", "batch that takes as long", "noise over signal",
         "measured lead over more steps for the same seconds",
     ]  # fmt: skip

@@ -138,7 +138,9 @@ def test_a_pilot_finds_what_coresets_are_worth_and_adds_up():
     assert found.worth == found.equivalent_batch / found.larger_batch
     ends = found.worth_interval
     assert ends[0] < low / found.larger_batch < found.worth < high / found.larger_batch < ends[1]
-    assert found.pays == (found.worth > 1)
+    assert found.passes == pytest.approx(found.steps * 16 / 512)
+    assert found.effective_passes == pytest.approx(found.passes / np.mean(found.evenness))
+    assert found.pays == (found.worth > 1 and found.effective_passes <= 20)
     assert found.noise > 0
     assert found.bias < 0.5
     assert len(lines) == 6
@@ -202,7 +204,7 @@ def test_judgement_weighs_points_alike_and_time_by_batches_of_twice_the_size():
     other = one._replace(error=np.ones(5), bias=np.full(5, 0.5))
     assert one.equivalent_batch() == 4
     assert other.equivalent_batch() == 1 / (1 + 18 * 0.5)
-    found = _judged([one, one._replace(error=np.ones(5))], [0.3, 0.4], 0.75, 100, 50, 1.6, 1.8)
+    found = _judged([one, one._replace(error=np.ones(5))], [0.3, 0.4], 0.75, 100, 50, 1.6, 1.8, 1.0)
     assert found.equivalent_batch == pytest.approx(2.0)
     assert found.equivalent_batch_interval == pytest.approx((2.0, 2.0))
     assert found.larger_batch == pytest.approx(1.75)
@@ -212,17 +214,22 @@ def test_judgement_weighs_points_alike_and_time_by_batches_of_twice_the_size():
     wide = found._replace(equivalent_batch_interval=(2 / 1.5, 2.0 * 2.0)).worth_interval
     assert np.log(wide[1] / found.worth) == pytest.approx(np.hypot(np.log(2), 1.96 * 0.3))
     assert np.log(found.worth / wide[0]) == pytest.approx(np.hypot(np.log(1.5), 1.96 * 0.3))
-    assert (found.noise, found.bias, found.pays) == (0.5, 0.0, True)
-    assert found.paused == 0
+    assert (found.noise, found.bias, found.paused) == (0.5, 0.0, 0.0)
+    few, many = found._replace(passes=6.9), found._replace(passes=7.1)
+    assert (few.effective_passes, few.pays) == (pytest.approx(6.9 / 0.35), True)
+    assert (many.effective_passes, many.pays) == (pytest.approx(7.1 / 0.35), False)
+    assert script.sentence(few).startswith("Probably yes: ")
+    assert script.sentence(many).startswith("Probably no: ")
+    assert "makes 7.1 passes, 20 over the examples" in script.sentence(many)
 
 
 def test_where_crest_pauses_it_is_worth_a_stratified_batch_and_takes_as_long():
     found = GradientErrors(*(np.full(5, x) for x in (1.0, 0.25, 0.0, 2.0)))
-    half = _judged([found, found], [0.5, 0.9], 0.75, 100, 50, 1.6, 1.8)
+    half = _judged([found, found], [0.5, 0.9], 0.75, 100, 50, 1.6, 1.8, 1.0)
     assert (half.evenness, half.paused) == ((0.5, 0.9), 0.5)
     assert half.equivalent_batch == pytest.approx(2.0)  # the mean of 4 and 1, by logarithms
     assert half.time_ratio == pytest.approx(1.3)
-    none = _judged([found, found], [0.8, 0.9], 0.75, 100, 50, 1.6, 1.8)
+    none = _judged([found, found], [0.8, 0.9], 0.75, 100, 50, 1.6, 1.8, 1.0)
     assert (none.equivalent_batch, none.time_ratio, none.worth) == (1.0, 1.0, 1.0)
     assert none.worth_interval == (1.0, 1.0)
     assert script.sentence(none).startswith("No: ")
@@ -324,7 +331,7 @@ def test_the_check_counts_right_sides_and_intervals_that_cover(tmp_path):
     assert value == pytest.approx(2.0 * 2 ** (0.025 / 2) / 1.5, rel=1e-3)
     assert low < value < high
     assert pilot_check.clear((value, low, high))
-    said = Pilot(10, 10, 5, 1.8, (1.7, 1.9), 1.5, 1.5, 2.0, 0.0, (0.4,), 0.0)._asdict() | {
+    said = Pilot(10, 10, 5, 1.8, (1.7, 1.9), 1.5, 1.5, 2.0, 0.0, (0.4,), 0.0, 1.0)._asdict() | {
         "setting": "tiny"
     }
     wrong = said | {"equivalent_batch": 0.75, "equivalent_batch_interval": (0.7, 0.8)}
