@@ -438,6 +438,7 @@ NUMBERS = {  # option: what of these works, or is refused by another rule
     "machine.process": ("-1", "0"),  # refused where the processes begin
     "baselines.reselections": (), "baselines.pool-factor": (), "baselines.scoring-networks": (),
     "text.max-tokens": (), "text.dropout": ("0",), "crest.subset-size": (),
+    "crest.pause-above": (),
     "crest.region.probe-size": (),
     "crest.region.tau": (), "crest.region.interval-multiplier": (), "crest.region.max-interval": (),
     "crest.region.coresets-per-interval": (), "crest.region.max-coresets": (),
