@@ -50,7 +50,7 @@ def init(parts: Parts, key: Array, params: Params, model_state: ModelState) -> C
         curvature_norm=math.nan,
         work=Work(),
         all_finite=jnp.ones((), bool),
-        evenness=jnp.zeros(()) if own is None else None,
+        evenness=jnp.zeros((), jnp.float32) if own is None else None,
         key=key,
         pool=pool.open_pool(rules, stream_key),
         buffer=empty_buffer(config.most_coresets, config.batch_size),

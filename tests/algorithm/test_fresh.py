@@ -207,7 +207,7 @@ def counted(params, state, inputs, *, train, rng):
     return inputs[:, :CLASSES] + params, state
 
 
-def paused(monkeypatch, steps=60, even=35, **fields):
+def paused(monkeypatch, even=35, **fields):
     monkeypatch.setattr(algorithm, "LOOK_EVERY", 10)
     given = {"batch_size": 6, "subset_size": 24, "pause_above": 0.75, "exclusion": None} | fields
     embed = even_until(even)
@@ -286,3 +286,13 @@ def test_a_bad_evenness_is_refused(value):
 def test_regions_do_not_pause():
     with pytest.raises(ValueError, match=r"pause_above is 0\.75 but must be 1 with regions, .*; pass"):
         settings(pause_above=0.75)
+
+
+def test_steps_in_one_program_pause_in_64_bits_too(monkeypatch):
+    with jax.enable_x64(True):
+        step = jax.jit(lambda params, batch: (params + 1, batch.weights))
+        last = fit(
+            paused(monkeypatch), step, jnp.float64(0), key=jax.random.key(3), steps=24,
+            view=lambda params: (params, {}), scan=8,
+        )  # fmt: skip
+    assert float(last) == 24
