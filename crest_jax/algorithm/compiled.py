@@ -151,7 +151,7 @@ def _choose(
         lengths = lengths_of(embeddings)
         if sample_weights is not None:
             lengths = lengths * sample_weights.reshape(-1)
-        even = evenness(lengths).astype(jnp.float32)[None]
+        even = evenness(lengths)[None]
     embeddings = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), embeddings)
 
     def one(

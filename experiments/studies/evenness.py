@@ -63,6 +63,10 @@ class EvennessConfig:
                 "least 2; change them."
             )
 
+    def name(self, setting: str) -> str:
+        """Return what the measurement of a setting is called."""
+        return setting if self.norm is None else f"{setting}, {self.norm}"
+
 
 def measure(config: EvennessConfig, setting: str) -> dict[str, Any]:
     """Train, and measure on the way."""
@@ -87,9 +91,10 @@ def measure(config: EvennessConfig, setting: str) -> dict[str, Any]:
             values.append(measure_evenness(program.selection, *model, key=key))
         chosen, batch = plain.next_batch(chosen)
         state, _ = program.train_step(state, batch)
-    name = setting if config.norm is None else f"{setting}, {config.norm}"
-    made = {"seed": config.seed, "commit": COMMIT, "command": command_line(__file__)}
-    return {"setting": name, "steps": program.steps, "at": steps, "evenness": values} | made
+    return {
+        "setting": config.name(setting), "steps": program.steps, "at": steps, "evenness": values,
+        "seed": config.seed, "commit": COMMIT, "command": command_line(__file__),
+    }  # fmt: skip
 
 
 def summarise(rows: list[dict[str, Any]]) -> str:
@@ -135,8 +140,7 @@ def main() -> None:
             path = config.out / "evenness.jsonl"
             rows = read_lines(path) if path.is_file() else []
             for setting in config.settings:
-                name = setting if config.norm is None else f"{setting}, {config.norm}"
-                if name not in {row["setting"] for row in rows}:
+                if config.name(setting) not in {row["setting"] for row in rows}:
                     append_line(path, measure(config, setting))
                     rows = read_lines(path)
             made = list(dict.fromkeys(f"`{row['command']}` at commit {row['commit']}" for row in rows))

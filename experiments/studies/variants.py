@@ -34,9 +34,7 @@ class Variant(NamedTuple):
     changes: dict[str, Any] = {}  # noqa: RUF012 - a NamedTuple's default, never changed
 
 
-THROUGHOUT: dict[str, Any] = {
-    "select_span": (0.0, 1.0), "exclude": False, "pause_above": 1.0,
-}  # fmt: skip
+THROUGHOUT: dict[str, Any] = {"select_span": (0.0, 1.0), "exclude": False, "pause_above": 1.0}
 MEDOIDS = THROUGHOUT | {"picks": "medoids", "subset_size": 4}
 IN_REGIONS = MEDOIDS | {"embedding": "logits", "regions": True}
 VARIANTS: dict[str, Variant] = {
