@@ -83,6 +83,7 @@ config = dataclasses.replace(
     select_from=None,
     select_until=None,  # coresets at all steps
     region=RegionConfig(probe_size=512),
+    pause_above=1.0,
     picks="medoids",
     exclusion=None,
 )

@@ -127,7 +127,7 @@ def _training() -> tuple[ArraySource, Parts, Any, Model, Callable[[Any, Batch], 
     config = CrestConfig.recommended(steps=1_000, batch_size=BATCH)
     config = dataclasses.replace(config, subset_size=SUBSET, select_from=None)
     region = RegionConfig(max_coresets=SUBSETS)
-    kept = dataclasses.replace(config, picks="medoids", region=region)
+    kept = dataclasses.replace(config, picks="medoids", region=region, pause_above=1.0)
     given: Any = {"loss_fn": cross_entropy, "embed_fn": None, "phase": untimed}
     parts = make_parts(apply_fn, source, kept, **given)
 
