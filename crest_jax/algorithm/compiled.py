@@ -13,8 +13,9 @@ from crest_jax.algorithm.config import CrestConfig, RegionConfig
 from crest_jax.algorithm.regions import Region, predict, relative_error
 from crest_jax.coresets.importance import evenness, importance_sample, lengths_of
 from crest_jax.coresets.mini_batch import medoids
+from crest_jax.data.arrays import count_of
 from crest_jax.data.chunks import chunk_length
-from crest_jax.data.devices import whole
+from crest_jax.data.devices import num_devices, whole
 from crest_jax.data.exclusion import (
     Exclusion,
     Noted,
@@ -49,7 +50,7 @@ class Problem(NamedTuple):
       apply_fn: the model.
       loss_fn: per-example losses.
       embed_fn: gradient embeddings.
-      mesh: the devices; over several each scores a subset of its own. None: one.
+      mesh: the devices; they share out the rows of one subset, and several subsets. None: one.
     """
 
     config: CrestConfig
@@ -135,12 +136,11 @@ def _choose(
 ) -> tuple[Array, Array, Array, Array, Array | None]:
     """Score k subsets, [k, r].
 
-    Returns picks, weights [k, m], losses [k * r], if all is finite [1], and how even lengths are [1].
+    Returns picks, weights [k, m], losses [k * r], if all is finite [1], and how even lengths are [],
+    without regions.
     """
     config, number = problem.config, indices.shape[0]
-    chunk = _at_once(problem, form, params, model_state, examples, indices.shape[1])
-    found = in_chunks(problem.embed_fn, params, model_state, examples, chunk)
-    embeddings, losses = found
+    found = embeddings, losses = _scored(problem, form, number, params, model_state, examples)
     finite = jnp.ones((), bool)
     for leaf in jax.tree.leaves(found):
         finite &= jnp.all(jnp.isfinite(leaf))
@@ -151,7 +151,7 @@ def _choose(
         lengths = lengths_of(embeddings)
         if sample_weights is not None:
             lengths = lengths * sample_weights.reshape(-1)
-        even = evenness(lengths)[None]
+        even = evenness(lengths)
     embeddings = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), embeddings)
 
     def one(
@@ -183,6 +183,28 @@ def _choose(
     return picks, weights, losses, finite[None], even
 
 
+def _scored(
+    problem: Problem,
+    form: Form,
+    number: int,
+    params: Params,
+    model_state: ModelState,
+    examples: Examples,
+) -> tuple[PyTree, Array]:
+    """Return embeddings and losses of k subsets, [k * r]; several devices share out the rows of one."""
+    mesh, rows = problem.mesh, count_of(examples)
+    shares = num_devices(mesh) if rows % num_devices(mesh) == 0 else 1
+    chunk = _at_once(problem, form, params, model_state, examples, rows // number // shares)
+    scored: Any = partial(in_chunks, problem.embed_fn, chunk=chunk)
+    if mesh is None or shares == 1:
+        return scored(params, model_state, examples)
+    apart, shared = PartitionSpec(mesh.axis_names), PartitionSpec()
+    found = jax.shard_map(
+        scored, mesh=mesh, in_specs=(shared, shared, apart), out_specs=apart, check_vma=False
+    )(params, model_state, examples)
+    return jax.lax.with_sharding_constraint(found, whole(mesh))
+
+
 def _at_once(
     problem: Problem, form: Form, params: Params, model_state: ModelState, examples: Examples, size: int
 ) -> int:
@@ -212,7 +234,9 @@ def score_and_select(
     key: Array | None,
     form: Form,
 ) -> tuple[tuple[Array, Array], Noted, Array, Array | None]:
-    """Score subsets, indices [g, r], equally many on each device; put their coresets at ``slots`` [g].
+    """Score subsets, indices [g, r], and put their coresets at ``slots`` [g].
+
+    Several devices share out the rows of one subset; of more, each takes equally many.
 
     ``examples`` are [g * r]; ``key`` is for picks by importance, and for mini-batches of fewer examples
     than classes. Returns the coresets held, the observations, whether all was finite, and how even the
@@ -224,10 +248,10 @@ def score_and_select(
     keep = share_drawn(own)
     sample_weights = importance_weights(left_at, indices, keep) if keep > 0 else None
     chosen: Any = partial(_choose, problem, form)
-    if mesh is not None:
+    if mesh is not None and indices.shape[0] > 1:
         apart, shared = PartitionSpec(mesh.axis_names), PartitionSpec()
         chosen = jax.shard_map(
-            chosen,
+            partial(_choose, problem._replace(mesh=None), form),
             mesh=mesh,
             in_specs=(shared, shared, apart, apart, apart, apart, shared),
             out_specs=apart,
@@ -245,7 +269,6 @@ def score_and_select(
         # What only fills the last turn of the devices was seen before; it comes last.
         number = jnp.sum(slots < held[0].shape[0], dtype=jnp.int32) * indices.shape[1]
         noted = observe(noted, indices.ravel(), losses, own.threshold, number)
-    even = None if even is None else jnp.mean(even)
     return held, noted, finite & jnp.all(all_finite), even
 
 

@@ -20,8 +20,8 @@ def add_coresets(parts: Parts, state: CrestState, model: Model, number: int) -> 
     """Draw random subsets V_p and append a mini-batch coreset S_p of each to the buffer.
 
     On an accelerator many subsets are one program; on a CPU each is, for classes apart from each other
-    take less time there, but not several subsets at once. Several devices score equally many each; the
-    first subset fills the last turn of all of them.
+    take less time there, but not several subsets at once. Several devices share out the rows of one
+    subset; of more they score equally many each, and the first fills the last turn of all of them.
     """
     config = parts.config
     form = form_of(parts, state)
@@ -64,7 +64,7 @@ def add_coresets(parts: Parts, state: CrestState, model: Model, number: int) -> 
 def _drawn(
     parts: Parts, state: CrestState, number: int, most: int
 ) -> tuple[list[tuple[Array, Array, int]], CrestState]:
-    """Draw subsets for each turn, at most ``most`` a device.
+    """Draw subsets for each turn, at most ``most`` a device; one alone is for all devices.
 
     Returns for each turn indices [g, r], the same [g * r], and how many of them do not just fill.
     """
@@ -76,7 +76,7 @@ def _drawn(
         own, drawn, _ = pool.draw_many(parts.rules, state.pool, size, real)
         state, number = state._replace(pool=own), number - real
         filler = turns[0][0] if turns else drawn
-        turns.append((*_filled(drawn, filler[0], each * devices), real))
+        turns.append((*_filled(drawn, filler[0], 1 if real == 1 else each * devices), real))
     return turns, state
 
 

@@ -15,7 +15,6 @@ from crest_jax.algorithm.scoring import form_of
 from crest_jax.algorithm.state import CrestState, count_work
 from crest_jax.data import inside, pool
 from crest_jax.data.chunks import ALWAYS, hashable, waits_for_host
-from crest_jax.data.devices import num_devices
 from crest_jax.data.inside import Drawing, Drawn
 from crest_jax.types import Array, Batch, Examples, ModelState, Params, Traced
 
@@ -79,18 +78,15 @@ class _Inside:
         config, drawing = self.problem.config, fixed.drawing
         given = config.exclusion, drawing, before.drawn, config.subset_size
         drawn, rows, _ = inside.draw_inside(*given)
-        devices = num_devices(self.problem.mesh)
-        indices = jnp.broadcast_to(rows, (devices, rows.shape[0]))
-        slots = jnp.where(jnp.arange(devices, dtype=jnp.int32) == 0, 0, config.most_coresets)
         held, noted, finite, even = score_and_select(
             self.problem,
             params,
             model_state,
-            self.gather(fixed.arrays, indices.reshape(-1)),
-            indices,
+            self.gather(fixed.arrays, rows),
+            rows[None],
             fixed.classes,
             before.held,
-            slots,
+            jnp.zeros(1, jnp.int32),
             drawing.exclusion._replace(**drawn.noted._asdict()),
             before.all_finite,
             fixed.key,

@@ -30,6 +30,8 @@ class Job:
     """n."""
     classes: int = 10
     """c; the gradient with respect to the logits has as many numbers."""
+    features: int = 512
+    """Width of the last layer; with the classes, the numbers of an example's embedding."""
     parameters: int = 20_000
     """Parameters of the network."""
     input_bytes: int = 784
@@ -40,14 +42,18 @@ class Job:
     """D."""
     batch_size: int = 128
     """m."""
-    subset_size: int = 256
-    """r."""
-    probe_size: int = 256
-    """k, rows on which a check measures the loss."""
-    max_coresets: int = 16
-    """Coresets held at most."""
+    subset_size: int = 512
+    """r, examples that a coreset is chosen from."""
     exclude_window: int = 100
     """Steps of an exclusion window, whose observations are held."""
+    span: float = 0.5
+    """Share of the steps on which coresets are selected."""
+    regions: bool = False
+    """Coresets are kept in regions, as in the paper; else each step chooses its own."""
+    probe_size: int = 256
+    """k, rows on which a check measures the loss; this and the next six count with --regions."""
+    max_coresets: int = 16
+    """Coresets held at most."""
     max_interval: int = 16
     """Longest T1, steps by which a window may end late."""
     region: float = 16.0
@@ -58,8 +64,6 @@ class Job:
     """Times that the probe rows' loss is measured in a region: at its anchor and at each check."""
     hutchinson_probes: int = 1
     """Random vectors for the Hessian's diagonal."""
-    span: float = 0.15
-    """Share of the steps on which coresets are selected."""
     optimizer_copies: int = 1
     """Numbers that the optimizer keeps for each parameter: 1 for momentum, 2 for Adam."""
     covered: float = 1.0
@@ -74,7 +78,7 @@ class Job:
         for name in (
             "examples", "classes", "parameters", "input_bytes", "devices", "batch_size", "subset_size",
             "probe_size", "max_coresets", "exclude_window", "max_interval", "region", "coresets",
-            "checks", "hutchinson_probes", "unit_seconds", "bandwidth",
+            "checks", "hutchinson_probes", "unit_seconds", "bandwidth", "features",
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise UserError(
@@ -92,10 +96,18 @@ class Job:
                 )
 
 
-def turns(job: Job) -> float:
-    """Return how often all devices score a subset for a region, the last time some in vain."""
+def scored(job: Job) -> float:
+    """Return the rows that each device scores, for a step.
+
+    Devices share out the rows of one subset. In a region the first is scored alone, for the curvature
+    says how many more there are; of these each device takes one at a time, the last time some in vain.
+    """
+    share = job.subset_size / job.devices
+    if not job.regions:
+        return share
     more = job.coresets - 1
-    return 1 + (more if job.devices == 1 else math.ceil(more / job.devices))
+    turns = more if job.devices == 1 else math.ceil(more / job.devices)
+    return (share + turns * job.subset_size) / job.region
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,21 +128,19 @@ class Units:
 def units(job: Job) -> Units:
     """Return the work of a step on which coresets are selected, on each device.
 
-    A region's first subset is scored alone, for the curvature says how many more there are; these take
-    ``ceil((P - 1) / D)`` turns. A gradient counts three passes, and so does its tangent, which makes it
-    a Hessian-vector product: a region begins with both, on the probe rows, and each check takes both.
+    Of regions: a gradient counts three passes, and so does its tangent, which makes it a
+    Hessian-vector product. A region begins with both, on the probe rows, and each check takes both.
 
     Example:
       >>> round(units(Job()).overhead, 2), units(Job(devices=8)).step
-      (1.25, 48.0)
+      (1.33, 48.0)
     """
-    each = 3 * job.batch_size / job.devices
-    derivatives = 3 * (1 + job.hutchinson_probes) + 6 * (job.checks - 1)
+    each = job.probe_size / job.devices / job.region if job.regions else 0.0
     return Units(
-        step=each,
-        selection=turns(job) * job.subset_size / job.region,
-        curvature=derivatives * job.probe_size / job.devices / job.region,
-        check=job.checks * job.probe_size / job.devices / job.region,
+        step=3 * job.batch_size / job.devices,
+        selection=scored(job),
+        curvature=(3 * (1 + job.hutchinson_probes) + 6 * (job.checks - 1)) * each,
+        check=job.checks * each,
     )
 
 
@@ -154,7 +164,7 @@ def memory(job: Job) -> Memory:
 
     For each example CREST keeps its place in the order of its class and its place among the active ones
     (4 bytes each), its class (1, 2 or 4) and how long it stays out (1); labels on the device take 4
-    more. Of the parameters it keeps the anchor and the gradient.
+    more. Of the parameters it keeps, in regions, the anchor and the gradient.
 
     Example:
       >>> memory(Job(examples=1_000_000_000, stored="host")).per_example
@@ -164,14 +174,14 @@ def memory(job: Job) -> Memory:
     rows = math.ceil(job.examples / shares) if shares else 0
     label = 1 if job.classes <= 256 else 2 if job.classes <= 65_536 else 4
     each = 2 * 4 + label + 1 + (0 if job.stored == "host" else 4)
-    held = 8 * job.max_coresets * job.batch_size
-    seen = job.exclude_window + job.max_interval + job.max_coresets
+    held = 8 * (job.max_coresets if job.regions else 1) * job.batch_size
+    seen = job.exclude_window + (job.max_interval + job.max_coresets if job.regions else 1)
     held += FLOAT * min(seen * max(job.batch_size, job.subset_size), MOST_OBSERVATIONS)
     return Memory(
         inputs=rows * job.input_bytes,
         per_example=job.examples * each,
         training=job.parameters * FLOAT * (1 + job.optimizer_copies),
-        crest=2 * job.parameters * FLOAT + held,
+        crest=(2 * job.parameters * FLOAT if job.regions else 0) + held,
     )
 
 
@@ -190,21 +200,25 @@ def predict(job: Job, budget: float = 0.1) -> Prediction:
     """Return what the model says of a job.
 
     The gradients are reduced over the devices in a ring: ``2 (D - 1) / D`` of their bytes pass each
-    device, in the training step, when a region begins, and for each Hessian-vector product. Picks and
-    losses are too few to count.
+    device, in the training step, when a region begins, and for each Hessian-vector product. Where they
+    share out the rows of one subset, each gets the embeddings of the others. Picks and losses are too
+    few to count.
 
     Example:
       >>> round(predict(Job()).speedup, 1)
-      8.4
+      6.0
     """
     work = units(job)
     ring = 2 * (job.devices - 1) / job.devices * job.parameters * FLOAT / job.bandwidth
     step = work.step * job.unit_seconds + ring
+    gathered = (1 - 1 / job.devices) * job.subset_size * (job.classes + job.features) * FLOAT
     extra = (work.selection + work.curvature + work.check) * job.unit_seconds
-    products = job.hutchinson_probes + job.checks - 1
-    extra += (1 + products * job.covered) * ring / job.region
-    chosen = turns(job) * job.devices * job.subset_size + job.batch_size + job.checks * job.probe_size
-    rows = job.batch_size + chosen / job.region
+    extra += gathered / job.bandwidth / (job.region if job.regions else 1)
+    rows = job.batch_size + scored(job) * job.devices
+    if job.regions:
+        products = job.hutchinson_probes + job.checks - 1
+        extra += (1 + products * job.covered) * ring / job.region
+        rows += (job.batch_size + job.checks * job.probe_size) / job.region
     return Prediction(
         step_seconds=step,
         overhead=job.span * extra / step,
@@ -219,19 +233,17 @@ def predict(job: Job, budget: float = 0.1) -> Prediction:
 RATE = 150e12
 JOBS = {
     "ImageNet-21k, ResNet-50": Job(
-        examples=14_197_122, classes=21_841, parameters=68_000_000, input_bytes=110_000,
-        stored="host", devices=8, batch_size=1024, subset_size=2048, probe_size=1024,
-        unit_seconds=8.2e9 / RATE,
+        examples=14_197_122, classes=21_841, features=2048, parameters=68_000_000, input_bytes=110_000,
+        stored="host", devices=8, batch_size=1024, subset_size=2048, unit_seconds=8.2e9 / RATE,
     ),
     "LAION-400M, ViT-B/32": Job(
-        examples=407_332_084, classes=1, parameters=88_000_000, input_bytes=30_000, stored="host",
-        devices=64, batch_size=8192, subset_size=16_384, probe_size=8192, max_coresets=64,
-        region=64.0, coresets=64.0, unit_seconds=8.8e9 / RATE,
+        examples=407_332_084, classes=1, features=768, parameters=88_000_000, input_bytes=30_000,
+        stored="host", devices=64, batch_size=8192, subset_size=32_768, unit_seconds=8.8e9 / RATE,
     ),
     "10^9 texts, BERT-base": Job(
-        examples=1_000_000_000, classes=2, parameters=110_000_000, input_bytes=1024, stored="host",
-        devices=64, batch_size=1024, subset_size=2048, probe_size=1024, max_coresets=64,
-        region=64.0, coresets=64.0, optimizer_copies=2, unit_seconds=22e9 / RATE,
+        examples=1_000_000_000, classes=2, features=768, parameters=110_000_000, input_bytes=1024,
+        stored="host", devices=64, batch_size=1024, subset_size=4096, optimizer_copies=2,
+        unit_seconds=22e9 / RATE,
     ),
 }  # fmt: skip
 HEADER = [

@@ -4,10 +4,10 @@
 
 Stratified batches of 1, 2, 4 times the size are trained for equally many steps, beside ways of
 choosing coresets. The *equivalent batch* of a method is the size, in mini-batches, at which stratified
-batches reach its accuracy, interpolated in the logarithm of the size. Over the method's cost, in
-training steps or in seconds of stratified batches of one size, it says whether the method pays: above 1
-it does better than a larger batch for the same cost. Then stratified batches get the seconds of CREST
-(recommended), once for more steps and once for a larger batch. The folder gets one run folder per run,
+batches reach its accuracy, interpolated in the logarithm of the size. Over the size that costs as much,
+by work or by seconds, it says whether the method pays: above 1 it does better than a larger batch for
+the same cost. Then stratified batches get the seconds of CREST (recommended), once for more steps and
+once for a larger batch. The folder gets one run folder per run,
 ``summary.jsonl`` and ``summary.md``. A run that is there already is not run again. Tables of several
 settings: ``experiments.studies.settings_map``.
 """
@@ -118,11 +118,30 @@ def larger(base: TrainConfig, size: float, count: int) -> TrainConfig:
     return dataclasses.replace(found, budget=share)
 
 
-def time_factor(runs: list[Run]) -> float:
-    """Return CREST's median seconds over those of stratified batches, for the same steps."""
-    crest, plain = (seconds_of(runs, name) for name in ("crest", "1"))
-    # Rounded, so that a resumed comparison finds the runs that it has begun.
-    return round(crest / plain, 2)
+def factors(runs: list[Run]) -> dict[str, float]:
+    """Return how many times the steps, and how many times the batch, take the seconds of CREST.
+
+    They are rounded, so that a resumed comparison finds the runs that it has begun.
+    """
+    found = worth_of(runs, "crest")
+    return {"longer": round(found.seconds, 2), "larger": round(found.as_long, 2)}
+
+
+def as_long(runs: list[Run], name: str) -> float:
+    """Return the size of stratified batches, in mini-batches, that take as long as a variant.
+
+    It is interpolated, since large batches often take less than their share of time; beyond the largest
+    size that was run it is in proportion to the seconds. It is never below 1.
+
+    >>> runs = [{"variant": v, "training_seconds": s} for v, s in (("1", 1), ("2", 1.5), ("4", 2.5))]
+    >>> as_long([*runs, {"variant": "crest", "training_seconds": 1.75}], "crest")
+    2.5
+    """
+    sizes, own = sizes_of(runs), seconds_of(runs, name)
+    taken = np.maximum.accumulate([seconds_of(runs, str(size)) for size in sizes])
+    return (
+        max(1, sizes[-1] * own / taken[-1]) if own > taken[-1] else float(np.interp(own, taken, sizes))
+    )
 
 
 def seconds_of(runs: list[Run], name: str) -> float:
@@ -167,6 +186,7 @@ class Worth:
     Attributes:
       work: its cost in training steps of stratified batches, over theirs.
       seconds: its seconds over theirs.
+      as_long: the size of stratified batches that take as long, in mini-batches.
       size: the equivalent batch, in mini-batches; NaN where a larger batch gains nothing.
       low: lower end of its 95 % interval.
       high: upper end.
@@ -174,6 +194,7 @@ class Worth:
 
     work: float
     seconds: float
+    as_long: float
     size: float
     low: float
     high: float
@@ -201,7 +222,7 @@ def worth_of(runs: list[Run], name: str) -> Worth:
     ends = (
         np.nanquantile(found[1:], [0.025, 0.975]) if np.isfinite(found[1:]).any() else (math.nan,) * 2
     )
-    costs = work_of(runs, name) / plain[0], seconds_of(runs, name) / plain[1]
+    costs = work_of(runs, name) / plain[0], seconds_of(runs, name) / plain[1], as_long(runs, name)
     return Worth(*costs, found[0], *map(float, ends))
 
 
@@ -218,11 +239,11 @@ def summarise(runs: list[Run]) -> str:
     for name in names:
         worth, sized = worth_of(runs, name), name.isdigit()
         text = f"stratified, {name}m" if sized else (AT_EQUAL_SECONDS.get(name) or VARIANTS[name].text)
-        own = f"{worth.work:.2f}", f"{worth.seconds:.2f}"
+        own = f"{worth.work:.2f}", f"{worth.seconds:.2f}", f"{worth.as_long:.2f}"
         if sized:
-            over = "-", *(f"{int(name) / cost:.2f}" for cost in (worth.work, worth.seconds))
+            over = "-", *(f"{int(name) / cost:.2f}" for cost in (worth.work, worth.as_long))
         else:
-            over = tuple(worth.text(cost) for cost in (1.0, worth.work, worth.seconds))
+            over = tuple(worth.text(cost) for cost in (1.0, worth.work, worth.as_long))
         values = accuracies(runs, name)[0]
         rows.append(
             [
@@ -237,7 +258,8 @@ def summarise(runs: list[Run]) -> str:
         )
     header = [
         "batches", "seeds", "accuracy %", "over stratified, points", "CREST over it, points",
-        "cost, steps", "cost, seconds", "equivalent batch, m", "over its cost in steps", "in seconds",
+        "cost, steps", "cost, seconds", "batch that takes as long, m", "equivalent batch, m",
+        "over its cost in steps", "over the batch that takes as long",
     ]  # fmt: skip
     return table(header, rows)
 
@@ -258,16 +280,16 @@ def run_all_of(config: EquivalentConfig) -> list[Run]:
     runs = run_variants(config, planned)
     if not config.equal_seconds or "crest" not in config.variants:
         return runs
-    earlier = [run["factor"] for run in config.earlier() if "factor" in run]
-    factor = earlier[0] if earlier else time_factor(runs)
-    if factor <= 1:
+    earlier = {run["variant"]: run["factor"] for run in config.earlier() if "factor" in run}
+    wanted = factors(runs) | earlier
+    if min(wanted.values()) <= 1:
         return runs
     again = [
-        (name, config.for_seconds(name, seed, factor))
+        (name, config.for_seconds(name, seed, wanted[name]))
         for seed in config.seeds
         for name in AT_EQUAL_SECONDS
     ]
-    return runs + [run | {"factor": factor} for run in run_variants(config, again)]
+    return runs + [run | {"factor": wanted[run["variant"]]} for run in run_variants(config, again)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,7 +15,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -27,7 +26,7 @@ from experiments.harness.run_folder import COMMIT, held_folder
 from experiments.harness.stats import with_interval
 from experiments.pilot import ask, check_seconds
 from experiments.presets import SETTINGS
-from experiments.studies.equivalent import sizes_of, worth_of
+from experiments.studies.equivalent import worth_of
 from experiments.studies.settings_map import leads, read_settings
 from experiments.studies.variants import Run, VariantConfig
 from experiments.sweep import command_line
@@ -56,10 +55,7 @@ class CheckConfig:
 def measured(runs: list[Run]) -> Interval:
     """Return the equivalent batch of CREST over the batch that took as long, with its interval."""
     found = worth_of(runs, "crest")
-    sizes = sizes_of(runs)
-    taken = [worth_of(runs, str(size)).seconds for size in sizes]
-    as_long = float(np.interp(found.seconds, taken, sizes))
-    return found.size / as_long, found.low / as_long, found.high / as_long
+    return found.size / found.as_long, found.low / found.as_long, found.high / found.as_long
 
 
 def said_by(found: dict[str, Any]) -> Pilot:

@@ -106,15 +106,15 @@ def summarise(settings: dict[str, list[Run]]) -> str:
         for variant in ("crest", "paper"):
             if variant in {run["variant"] for run in runs}:
                 worth = worth_of(runs, variant)
-                row += [worth.text(worth.work), worth.text(worth.seconds)]
+                row += [worth.text(worth.work), worth.text(worth.as_long)]
             else:
                 row += ["-", "-"]
         rows.append(row)
     header = [
         "setting", "steps", "seeds", "stratified %",
         *(f"CREST {text}, points" for text in OTHERS.values()),
-        "CREST: equivalent batch over cost in steps", "CREST: over cost in seconds",
-        "CREST (paper): over cost in steps", "CREST (paper): in seconds",
+        "CREST: equivalent batch over cost in steps", "CREST: over the batch that takes as long",
+        "CREST (paper): over cost in steps", "CREST (paper): over the batch that takes as long",
     ]  # fmt: skip
     return table(header, rows)
 

@@ -62,15 +62,18 @@ def test_the_bytes_are_those_that_lie_on_the_device(trained):
     assert abs(held - said) < len(made.train), "to less than a byte an example"
 
 
-def test_devices_share_the_work_but_for_a_regions_first_subset():
+def test_devices_share_the_work_but_for_what_a_region_scores_in_vain():
     one, eight = units(Job()), units(Job(devices=8))
+    assert (eight.step, eight.selection) == (one.step / 8, one.selection / 8)
+    assert one.curvature == one.check == 0, "each step chooses its own coreset"
+    one, eight = units(Job(regions=True)), units(Job(regions=True, devices=8))
     for name in ("step", "curvature", "check"):
-        assert getattr(eight, name) == getattr(one, name) / 8
-    assert eight.selection == one.selection * 3 / 16  # the first, and 15 of 8 at a time
+        assert getattr(eight, name) == getattr(one, name) / 8 > 0
+    assert eight.selection == one.selection * (1 / 8 + 2) / 16  # the first, and 15 of 8 at a time
 
 
 def test_devices_that_score_in_vain_read_too():
-    few = Job(devices=64, bandwidth=1e18)  # one turn for the first of 16 subsets, one for the others
+    few = Job(devices=64, bandwidth=1e18, regions=True)  # 48 of the last 64 subsets are in vain
     many = dataclasses.replace(few, devices=1, unit_seconds=few.unit_seconds)
     rows = [predict(job).read * (predict(job).step_seconds / job.input_bytes) for job in (few, many)]
     assert rows[0] > 2 * rows[1] / 64
@@ -84,8 +87,9 @@ def test_memory_by_where_the_inputs_are():
     assert host.per_example == 10 * 1001
     assert whole.per_example == 14 * 1001
     assert memory(Job(examples=1001, classes=300, stored="host")).per_example == 11 * 1001
-    more = memory(Job(parameters=20_001)).crest - memory(Job()).crest
-    assert more == 2 * 4, "the anchor and the gradient"
+    for regions, more in ((True, 2 * 4), (False, 0)):  # the anchor and the gradient
+        large, small = (memory(Job(parameters=p, regions=regions)).crest for p in (20_001, 20_000))
+        assert large - small == more
 
 
 def test_what_it_predicts_hangs_together():
