@@ -162,7 +162,11 @@ def train(options, folder):
     source = build(mesh, options.source, folder)
     dtype = jnp.float64 if options.x64 else jnp.float32
 
+    scored = set()  # rows that a device passes through the model at once, beside the training steps
+
     def apply_fn(params, model_state, inputs, *, train, rng):
+        if not train:
+            scored.add(inputs.shape[0])
         return mlp_features(params, model_state, inputs)[1], model_state
 
     tx = optax.sgd(0.3, momentum=0.9)
@@ -226,6 +230,7 @@ def train(options, folder):
         "rows": np.concatenate(rows), "weights": np.concatenate(weights), "events": np.array(events),
         "losses": np.array(losses_seen), "params": flat, "late": np.array(late),
         "devices": len(source.take(own[0].reshape(-1)[:16]).inputs.sharding.device_set),
+        "scored": np.array(sorted(scored)),
     }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from crest_jax import RegionConfig
+from crest_jax import CrestConfig
 from experiments.benchmarks.cost_model import FLOAT, Job, memory, units
 from experiments.config import TrainConfig
 from experiments.harness.build import Program, TrainState, make_program, shared
@@ -39,7 +39,7 @@ RUN = TrainConfig(
     dataset="fashion_mnist_12k",
     model="resnet8",
     budget=1.0,
-    crest=CrestOptions(select_span=(0.0, 1.0), regions=True),
+    crest=CrestOptions(select_span=(0.0, 1.0), pause_above=1.0),
     machine=MachineConfig(devices=0),
 )
 
@@ -181,8 +181,7 @@ def train(program: Program, config: DevicesConfig) -> dict[str, Any]:
             "steps": config.steps - config.warm,
             "num_regions": selected.num_regions - before.num_regions,
             "coresets": selected.num_selected - before.num_selected,
-            "checks": (selected.work.check_forward - before.work.check_forward)
-            // regions_of(config.run, program.steps, len(program.train)).probe_size,
+            "check_rows": selected.work.check_forward - before.work.check_forward,
             "seconds": {name: seconds[name] for name in (*TRAINING, "other")},
             "compile_seconds": compiling,
             "compile_seconds_later": seconds["compile"],
@@ -194,32 +193,33 @@ def train(program: Program, config: DevicesConfig) -> dict[str, Any]:
     }
 
 
-def regions_of(run: TrainConfig, steps: int, examples: int) -> RegionConfig:
-    """Return the settings of regions, which the cost model is of."""
-    found = run.crest_config(steps, examples).region
-    assert found is not None
-    return found
+def job_of(crest: CrestConfig, **fields: Any) -> Job:
+    """Return the job whose cost is predicted."""
+    region = crest.region
+    if region is not None:
+        held = {name: getattr(region, name) for name in ("probe_size", "max_coresets", "max_interval")}
+        fields = {**held, **fields, "regions": True}
+    return Job(
+        batch_size=crest.batch_size,
+        subset_size=crest.subset_size,
+        exclude_window=crest.exclusion.window if crest.exclusion else 0,
+        **fields,
+    )
 
 
 def predicted_bytes(program: Program, run: TrainConfig, devices: int, state: TrainState) -> int:
     """Return what the cost model says lies on a device, with the rows that evaluations take."""
     inputs = program.train.take(jnp.arange(1)).inputs
-    crest = run.crest_config(program.steps, len(program.train))
-    region = regions_of(run, program.steps, len(program.train))
     parameters, statistics = (
         sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state.params, state.model_state)
     )
-    job = Job(
+    job = job_of(
+        run.crest_config(program.steps, len(program.train)),
         examples=len(program.train),
         classes=len(program.class_names),
         parameters=parameters,
         input_bytes=inputs.nbytes,
         devices=devices,
-        batch_size=crest.batch_size,
-        subset_size=crest.subset_size,
-        max_coresets=region.max_coresets,
-        exclude_window=crest.exclusion.window if crest.exclusion else 0,
-        max_interval=region.max_interval,
     )
     held_out = len(program.held_out) * (inputs.nbytes + FLOAT)
     return memory(job).total + 2 * statistics * FLOAT + held_out
@@ -260,20 +260,17 @@ def compared(line: dict[str, Any], found: Any, base: Any) -> dict[str, Any]:
 
 def work_ratios(line: dict[str, Any], run: TrainConfig) -> dict[str, tuple[float, float]]:
     """Return, for each part of CREST, its time over that of the steps: predicted, and measured."""
-    crest, regions = run.crest_config(line["steps"], 10_000), max(1, line["num_regions"])
-    said = units(
-        Job(
-            devices=line["devices"],
-            batch_size=crest.batch_size,
-            subset_size=crest.subset_size,
-            probe_size=regions_of(run, line["steps"], 10_000).probe_size,
-            hutchinson_probes=1,
-            region=line["steps"] / regions,
-            coresets=line["coresets"] / regions,
-            checks=line["checks"] / regions,
-        )
-    )
-    names = ("selection", "curvature", "check")
+    crest = run.crest_config(line["steps"], 10_000)
+    names, of_region = ["selection"], {}
+    if crest.region is not None:
+        names += ["curvature", "check"]
+        regions = max(1, line["num_regions"])
+        of_region = {
+            "region": line["steps"] / regions,
+            "coresets": line["coresets"] / regions,
+            "checks": line["check_rows"] / crest.region.probe_size / regions,
+        }
+    said = units(job_of(crest, devices=line["devices"], **of_region))
     predicted = {name: getattr(said, name) / said.step for name in names}
     seconds = line["seconds"]
     return {name: (predicted[name], seconds[name] / seconds["step"]) for name in predicted}
@@ -282,8 +279,10 @@ def work_ratios(line: dict[str, Any], run: TrainConfig) -> dict[str, tuple[float
 def as_table(lines: list[dict[str, Any]], run: TrainConfig) -> str:
     """Return the table of what was measured beside what the model says."""
     rows = []
+    names: tuple[str, ...] = ()
     for line in lines:
         ratios = work_ratios(line, run)
+        names = tuple(ratios)
         seconds = line["seconds"]
         rows.append(
             [
@@ -298,18 +297,18 @@ def as_table(lines: list[dict[str, Any]], run: TrainConfig) -> str:
             ]
         )
     header = [
-        "case", "ms a step", "selection", "curvature", "check", "MiB on a device", "steps alike",
+        "case", "ms a step", *names, "MiB on a device", "steps alike",
         "rows shared", "parameters differ by", "compilation, s",
     ]  # fmt: skip
     return table(header, rows)
 
 
 EXPLANATION = """
-Selection, curvature and check: time over that of the training steps, predicted by the cost model /
-measured. MiB: all arrays on the first device, predicted / measured. "steps alike": before the first
-step whose mini-batch is another than on one device, in float32; "rows shared": the share of a
-mini-batch that is also in that of one device, in the mean over all steps; "parameters differ by": norm
-of the difference over their norm, after the last step.
+Selection, and with regions curvature and check: time over that of the training steps, predicted by
+the cost model / measured. MiB: all arrays on the first device, predicted / measured. "steps alike":
+before the first step whose mini-batch is another than on one device, in float32; "rows shared": the
+share of a mini-batch that is also in that of one device, in the mean over all steps; "parameters differ
+by": norm of the difference over their norm, after the last step.
 """
 
 

@@ -249,7 +249,7 @@ def test_evenness_is_that_of_the_subset_weighted_as_its_examples_count(monkeypat
         jnp.float32(weights)[None], jnp.arange(90)[None], jax.random.key(0),
     )  # fmt: skip
     own = weights * lengths
-    assert float(found[0]) == pytest.approx(own.mean() ** 2 / np.square(own).mean())
+    assert float(found) == pytest.approx(own.mean() ** 2 / np.square(own).mean())
 
 
 @pytest.mark.parametrize("own", [None, {"window": 7, "threshold": 2.0}])

@@ -108,9 +108,11 @@ def test_several_devices_take_many_steps_in_one_program(tmp_path, alone):
 def test_several_devices_draw_the_coresets_of_one_in_programs_and_one_by_one(tmp_path):
     alone = run(tmp_path / "alone.npz", "--x64", "--no-mesh", "--fresh")
     assert alone["events"][:, 3].max() > 0
+    assert alone["scored"].tolist() == [40]
     for source, scan in (("shard", 8), ("whole", 1), ("host", 1)):
         options = "--x64", "--fresh", "--source", source, "--scan", scan
         found = run(tmp_path / f"{source}.npz", *options, devices=4)
+        assert found["scored"].tolist() == [10], "four devices share out the rows of a subset"
         assert (found["rows"] == alone["rows"]).all()
         np.testing.assert_allclose(found["weights"], alone["weights"], rtol=1e-4)
         np.testing.assert_allclose(found["params"], alone["params"], rtol=1e-4, atol=1e-5)

@@ -15,40 +15,41 @@ from experiments.harness.cli import UserError
 from experiments.harness.options import MachineConfig
 from experiments.harness.records import read_lines
 
-RUN = dataclasses.replace(
-    SMALL, budget=1.0, machine=MachineConfig(devices=0),
-    crest=dataclasses.replace(SMALL.crest, select_span=(0.0, 1.0), regions=True),
-)  # fmt: skip
+
+def run_of(**crest):
+    return dataclasses.replace(
+        SMALL, budget=1.0, machine=MachineConfig(devices=0),
+        crest=dataclasses.replace(SMALL.crest, select_span=(0.0, 1.0), **crest),
+    )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def trained():
+@pytest.fixture(scope="module", params=["regions", "fresh"])
+def trained(request):
+    run = run_of(regions=True) if request.param == "regions" else run_of(pause_above=1.0)
     build.make_program.cache_clear()
     build._array_sources.cache_clear()
     gc.collect()
     before = scaling.on_first_device()
-    made = build.make_program(build.shared(RUN))
-    found = scaling.train(made, DevicesConfig(steps=60, warm=20, run=RUN))
+    made = build.make_program(build.shared(run))
+    found = scaling.train(made, DevicesConfig(steps=60, warm=20, run=run))
     held = scaling.on_first_device() - before
-    return made, found, held
+    return run, made, found, held
 
 
 @pytest.mark.slow
 def test_the_work_is_what_the_run_counted(trained):
-    _, found, _ = trained
+    run, _, found, _ = trained
     _, selected = found["state"]
-    crest, work, steps = RUN.crest_config(60, 1442), selected.work, 60
-    assert selected.num_regions >= 3
-    said = units(
-        Job(
-            batch_size=crest.batch_size,
-            subset_size=crest.subset_size,
-            probe_size=crest.region.probe_size,
-            region=steps / selected.num_regions,
-            coresets=selected.num_selected / selected.num_regions,
-            checks=work.check_forward / crest.region.probe_size / selected.num_regions,
-        )
-    )
+    crest, work, steps = run.crest_config(60, 1442), selected.work, 60
+    of_region = {}
+    if crest.region is not None:
+        assert selected.num_regions >= 3
+        of_region = {
+            "region": steps / selected.num_regions,
+            "coresets": selected.num_selected / selected.num_regions,
+            "checks": work.check_forward / crest.region.probe_size / selected.num_regions,
+        }
+    said = units(scaling.job_of(crest, **of_region))
     assert said.step == 3 * crest.batch_size
     assert said.selection * steps == pytest.approx(work.selection_forward)
     curvature = work.curvature_forward + 2 * work.curvature_backward
@@ -57,8 +58,8 @@ def test_the_work_is_what_the_run_counted(trained):
 
 @pytest.mark.slow
 def test_the_bytes_are_those_that_lie_on_the_device(trained):
-    made, found, held = trained
-    said = scaling.predicted_bytes(made, RUN, 1, found["state"][0])
+    run, made, found, held = trained
+    said = scaling.predicted_bytes(made, run, 1, found["state"][0])
     assert abs(held - said) < len(made.train), "to less than a byte an example"
 
 
@@ -116,7 +117,8 @@ def test_what_cannot_be_is_refused(change, sentence):
 
 
 @pytest.mark.slow
-def test_the_benchmark_compares_devices_and_processes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("options", [(), ("--crest.region.probe-size", "64")])
+def test_the_benchmark_compares_devices_and_processes(tmp_path, monkeypatch, options):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(scaling, "cases", lambda config: [Case(1), Case(2), Case(1, 2, cores=1)])
     out = tmp_path / "out"
@@ -124,8 +126,7 @@ def test_the_benchmark_compares_devices_and_processes(tmp_path, monkeypatch):
         "sys.argv",
         [
             "bench_devices", "--steps", "24", "--warm", "8", "--out", str(out), "--dataset", "digits",
-            "--model", "mlp", "--network.width", "16", "--batch-size", "64",
-            "--crest.region.probe-size", "64",
+            "--model", "mlp", "--network.width", "16", "--batch-size", "64", *options,
         ],
     )  # fmt: skip
     scaling.main()
