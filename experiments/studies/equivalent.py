@@ -179,6 +179,17 @@ def leads(runs: list[Run], name: str, other: str) -> list[float]:
     return list(own - others)
 
 
+def leads_for_seconds(runs: list[Run], name: str) -> list[float]:
+    """Return the points by which a variant is ahead of a batch that takes as long, by seed.
+
+    What that batch reaches is interpolated in the logarithm of the size.
+    """
+    sizes, size = sizes_of(runs), as_long(runs, name)
+    own, *others = accuracies(runs, name, *map(str, sizes))
+    reached = [np.interp(math.log(size), np.log(sizes), values) for values in zip(*others, strict=True)]
+    return list(own - reached)
+
+
 @dataclasses.dataclass(frozen=True)
 class Worth:
     """What a way of choosing is worth.

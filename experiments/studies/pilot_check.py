@@ -23,10 +23,10 @@ from crest_jax.diagnostics import Pilot
 from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.records import append_line, read_lines, record, table
 from experiments.harness.run_folder import COMMIT, held_folder
-from experiments.harness.stats import with_interval
+from experiments.harness.stats import interval, with_interval
 from experiments.pilot import ask, check_seconds
 from experiments.presets import SETTINGS
-from experiments.studies.equivalent import worth_of
+from experiments.studies.equivalent import leads_for_seconds, worth_of
 from experiments.studies.settings_map import leads, read_settings
 from experiments.studies.variants import Run, VariantConfig
 from experiments.sweep import command_line
@@ -63,13 +63,9 @@ def said_by(found: dict[str, Any]) -> Pilot:
     return Pilot(**{name: found[name] for name in Pilot._fields})
 
 
-def clear(interval: Interval) -> bool:
-    """Return whether an interval leaves out 1.
-
-    >>> clear((1.2, 1.1, 1.4)), clear((1.2, 0.9, 1.4))
-    (True, False)
-    """
-    return interval[1] > 1 or interval[2] < 1
+def lead_of(runs: list[Run]) -> tuple[float, float]:
+    """Return the points by which CREST is ahead of a batch that takes as long, and their interval."""
+    return interval(leads_for_seconds(runs, "crest"))
 
 
 def summarise(pilots: list[dict[str, Any]], settings: dict[str, list[Run]]) -> str:
@@ -79,11 +75,12 @@ def summarise(pilots: list[dict[str, Any]], settings: dict[str, list[Run]]) -> s
     for found in pilots:
         own, said = measured(settings[found["setting"]]), said_by(found)
         there = math.isfinite(own[0])
-        agree = there and said.pays == (own[0] > 1)
+        lead, half = lead_of(settings[found["setting"]])
+        clear, agree = abs(lead) > half, said.pays == (lead > 0)
         low, high = said.worth_interval
         inside = there and low <= own[0] <= high
         known, covered = known + there, covered + inside
-        right, decided = right + (agree and clear(own)), decided + (there and clear(own))
+        right, decided = right + (agree and clear), decided + clear
         rows.append(
             [
                 found["setting"],
@@ -91,8 +88,9 @@ def summarise(pilots: list[dict[str, Any]], settings: dict[str, list[Run]]) -> s
                 f"{said.effective_passes:.1f}",
                 "yes" if said.pays else "no",
                 "{:.2f} [{:.2f}, {:.2f}]".format(*own) if there else "a larger batch gains nothing",
+                f"{lead:+.2f} ± {half:.2f}",
                 "yes" if agree else "no",
-                "yes" if there and clear(own) else "no",
+                "yes" if clear else "no",
                 "yes" if inside else "no",
                 f"{said.equivalent_batch:.2f}",
                 f"{said.larger_batch:.2f}",
@@ -102,13 +100,13 @@ def summarise(pilots: list[dict[str, Any]], settings: dict[str, list[Run]]) -> s
         )
     header = [
         "setting", "predicted worth", "effective passes", "says that it pays", "measured worth",
-        "right", "measured side is clear",
+        "measured lead over the batch that takes as long", "right", "lead is clear",
         "interval covers", "equivalent batch", "batch that takes as long", "noise over signal",
         "measured lead over more steps for the same seconds",
     ]  # fmt: skip
     return (
         f"{table(header, rows)}\n\nThe side is right in {right} of the {decided} settings whose "
-        "measured side is clear; the pilot's 95 % interval covers the measured worth in "
+        "measured lead is clear; the pilot's 95 % interval covers the measured worth in "
         f"{covered} of {known}."
     )
 

@@ -84,12 +84,15 @@ def in_words(runs: list[Run]) -> str:
 def leads(runs: list[Run], other: str) -> list[float]:
     """Return the points by which CREST is ahead of another variant, by seed; none where it was not run.
 
-    Where CREST takes no longer than stratified batches these have its seconds as they are.
+    Where CREST takes no longer than stratified batches these have its seconds as they are; what a
+    larger batch that was not run reaches is interpolated.
     """
     names = {run["variant"] for run in runs}
     if "crest" not in names:
         return []
     quick = other not in names and worth_of(runs, "crest").seconds <= 1
+    if other == "larger" and other not in names:
+        return equivalent.leads_for_seconds(runs, "crest")
     own = "1" if quick else other
     if own not in names:
         return []
@@ -145,7 +148,8 @@ def draw(settings: dict[str, list[Run]], path: Path) -> None:
 EXPLANATION = """
 Leads are paired by seed, with 95 % intervals (Student's t). The equivalent batch is the size of a
 stratified batch that does as well at equal steps; where it is above the cost of CREST, CREST does
-better than a larger batch for the same cost. "-" was not run.
+better than a larger batch for the same cost. Where no larger batch was run for CREST's seconds, what it
+reaches is interpolated between the sizes that were run. "-" was not run.
 """
 
 
