@@ -75,7 +75,7 @@ KEY = jax.random.key(0)
 
 
 def train(method):
-    """Train for the budget; return validation accuracy, state and mini-batches."""
+    """Train for the budget; return validation accuracy, model, state and mini-batches."""
     program = make_program(dataclasses.replace(config, method=method))
     init_key, selection_key = jax.random.split(KEY)
     state = program.init(init_key)
@@ -89,11 +89,12 @@ def train(method):
         batches.append([np.asarray(x) for x in (batch.indices, batch.weights, measured.losses)])
     found = program.evaluate(state.params, state.model_state, program.held_out)
     print(f"{method}: {100 * found['accuracy']:.1f} % after {program.steps} steps")
-    return found["accuracy"], state, [np.stack(part) for part in zip(*batches, strict=True)]
+    columns = [np.stack(column) for column in zip(*batches, strict=True)]
+    return found["accuracy"], program.apply_fn, state, columns
 
 
-random_accuracy, _, _ = train("stratified")
-accuracy, state, (rows, weights, losses) = train("crest")
+random_accuracy, *_ = train("stratified")
+accuracy, apply_fn, state, (rows, weights, losses) = train("crest")
 assert min(accuracy, random_accuracy) > 0.6
 
 # %% [markdown]
@@ -132,10 +133,7 @@ own = ("A fine film, funny and moving.", "Dull, slow and far too long.")
 tokens = tokenize(
     tokenizer, texts.Texts(own, None, np.zeros(2)), config.text.max_tokens, encoder.pad_token_id
 )
-program = make_program(config)
-logits, _ = program.apply_fn(
-    state.params, state.model_state, jnp.asarray(tokens.inputs), train=False, rng=None
-)
+logits, _ = apply_fn(state.params, state.model_state, jnp.asarray(tokens.inputs), train=False, rng=None)
 for text, shares in zip(own, jax.nn.softmax(logits), strict=True):
     print(f"{100 * shares[1]:5.1f} % {reviews.class_names[1]}: {text}")
 assert logits[0, 1] - logits[0, 0] > logits[1, 1] - logits[1, 0]
