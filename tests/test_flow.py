@@ -212,3 +212,12 @@ def test_no_product_runs_at_reduced_precision(path):
             if node.func.attr in PRODUCTS and owner in ("jnp", "jax.numpy", "lax", "jax.lax"):
                 given = {word.arg: ast.unparse(word.value) for word in node.keywords}
                 assert given.get("precision") == "'highest'", f"line {node.lineno}"
+
+
+def test_slow_tests_are_there():
+    """A line of ``slow.txt`` that names nothing would leave a slow test in the default suite."""
+    lines = (ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()
+    for line in filter(lambda line: not line.startswith("#"), lines):
+        file, _, test = line.partition("::")
+        name = test.partition("[")[0].rpartition(".")[2]
+        assert name in (ROOT / file).read_text(encoding="utf-8"), line

@@ -330,7 +330,9 @@ def test_the_check_counts_right_sides_and_intervals_that_cover(tmp_path):
     value, low, high = pilot_check.measured(runs)
     assert value == pytest.approx(2.0 * 2 ** (0.025 / 2) / 1.5, rel=1e-3)
     assert low < value < high
-    assert pilot_check.clear((value, low, high))
+    lead, half = pilot_check.lead_of(runs)
+    assert lead == pytest.approx(100 * (0.84025 - 0.80 - 0.04 * np.log2(1.5)))
+    assert 0 < half < 0.1
     said = Pilot(10, 10, 5, 1.8, (1.7, 1.9), 1.5, 1.5, 2.0, 0.0, (0.4,), 0.0, 1.0)._asdict() | {
         "setting": "tiny"
     }
