@@ -29,7 +29,7 @@ WORDS = {
     "mlp": "MLP", "resnet8": "ResNet-8", "resnet20": "ResNet-20", "minilm": "MiniLM",
     "fashion_mnist": "60,000 images", "fashion_mnist_20k": "20,000 images",
     "fashion_mnist_12k": "10,000 images", "fashion_mnist_20k_imbalanced": "imbalanced, duplicated rows",
-    "images": "CIFAR-10 (JPEG)", "rotten_tomatoes": "film reviews",
+    "digits": "1,442 digits", "images": "CIFAR-10 (JPEG)", "rotten_tomatoes": "film reviews",
 }  # fmt: skip
 # What CREST is compared with: the variant, and what to call it.
 OTHERS = {
@@ -76,9 +76,10 @@ def in_words(runs: list[Run]) -> str:
         return name_of(runs)
     run = SETTINGS[asked["setting"]].run
     model, rows = (WORDS.get(name, name) for name in (run.model, run.dataset))
-    width = run.network.width
-    changed = name_of(runs).removeprefix(asked["setting"])
-    return f"{model}{f' of width {width}' if width else ''}, {rows}{changed}"
+    width, optim = run.network.width, run.optim
+    parts = [f"{model} of width {width}" if width else model, rows, f"batches of {run.batch_size}"]
+    parts.append(f"{'AdamW' if optim.name == 'adamw' else 'rate'} {optim.learning_rate:g}")
+    return ", ".join(parts) + name_of(runs).removeprefix(asked["setting"])
 
 
 def leads(runs: list[Run], other: str) -> list[float]:
