@@ -51,7 +51,7 @@ relative to crest_jax.
 
 def summarise(lines: list[dict[str, Any]], out: Path) -> None:
     """Write ``summary.md`` and the pictures from all measurements."""
-    text = ["# Selection, measured", "", versions(), ""]
+    text = [versions(), ""]
     found = [line for line in lines if line["part"] == "batches"]
     if found:
         text += [BATCHES_HEAD, *map(batch_row, found), ""]

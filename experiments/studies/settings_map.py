@@ -8,6 +8,7 @@ Writes ``settings.md`` and ``settings.png``.
 """
 
 import dataclasses
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ WORDS = {
     "fashion_mnist_12k": "10,000 images", "fashion_mnist_20k_imbalanced": "imbalanced, duplicated rows",
     "digits": "1,442 digits", "images": "CIFAR-10 (JPEG)", "rotten_tomatoes": "film reviews",
 }  # fmt: skip
+USUAL_BATCHES, USUAL_RATE = (128, 130), 0.1  # said only where others are taken
 # What CREST is compared with: the variant, and what to call it.
 OTHERS = {
     "1": "at equal steps",
@@ -76,9 +78,13 @@ def in_words(runs: list[Run]) -> str:
         return name_of(runs)
     run = SETTINGS[asked["setting"]].run
     model, rows = (WORDS.get(name, name) for name in (run.model, run.dataset))
-    width, optim = run.network.width, run.optim
-    parts = [f"{model} of width {width}" if width else model, rows, f"batches of {run.batch_size}"]
-    parts.append(f"{'AdamW' if optim.name == 'adamw' else 'rate'} {optim.learning_rate:g}")
+    parts = [f"{model} of width {run.network.width}" if run.network.width else model, rows]
+    if run.batch_size not in USUAL_BATCHES:
+        parts.append(f"batches of {run.batch_size}")
+    if run.optim.name == "adamw":
+        parts.append("AdamW")
+    elif run.optim.learning_rate != USUAL_RATE:
+        parts.append(f"rate {run.optim.learning_rate:g}")
     return ", ".join(parts) + name_of(runs).removeprefix(asked["setting"])
 
 
@@ -120,14 +126,16 @@ def summarise(settings: dict[str, list[Run]]) -> str:
         "CREST: equivalent batch over cost in steps", "CREST: over the batch that takes as long",
         "CREST (paper): over cost in steps", "CREST (paper): over the batch that takes as long",
     ]  # fmt: skip
-    return table(header, rows)
+    there = [any(row[place] != "-" for row in rows) for place in range(len(header))]
+    return table(list(compress(header, there)), [list(compress(row, there)) for row in rows])
 
 
 def draw(settings: dict[str, list[Run]], path: Path) -> None:
     """Draw the leads of CREST in all settings."""
     figure = Figure(figsize=(9, 1.4 + 0.55 * len(settings)), layout="constrained")
-    panels = figure.subplots(1, len(OTHERS), sharex=True, sharey=True)
-    for panel, (other, text) in zip(panels, OTHERS.items(), strict=True):
+    there = [name for name in OTHERS if any(leads(runs, name) for runs in settings.values())]
+    panels = figure.subplots(1, len(there), sharex=True, sharey=True, squeeze=False)[0]
+    for panel, other in zip(panels, there, strict=True):
         for place, runs in enumerate(settings.values()):
             own = leads(runs, other)
             if own:
@@ -136,8 +144,8 @@ def draw(settings: dict[str, list[Run]], path: Path) -> None:
                 panel.errorbar(mean, place, xerr=error, fmt="o", ms=5, color="C0", capsize=3)
         panel.axvline(0, color="0.4", lw=1)
         panel.grid(axis="x", alpha=0.3)
-        panel.set_title(text, fontsize=10)
-    panels[1].set_xlabel("points by which CREST is ahead of stratified batches, 95 % interval")
+        panel.set_title(OTHERS[other].replace(", ", ",\n"), fontsize=10)
+    figure.supxlabel("points by which CREST is ahead of stratified batches, 95 % interval", fontsize=10)
     panels[0].set_yticks(
         range(len(settings)),
         [f"{in_words(runs)},\n{runs[0]['steps']:,} steps" for runs in settings.values()],
