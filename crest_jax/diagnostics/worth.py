@@ -58,7 +58,8 @@ class Pilot(NamedTuple):
       steps: of the training asked about.
       trained: steps after which the last gradients were compared.
       compared: steps at which they were.
-      equivalent_batch: size of the stratified batch whose gradients err as little as a coreset's.
+      equivalent_batch: size of the stratified batch whose gradients err as little as a coreset's, at
+        most that of all data.
       equivalent_batch_interval: its 95 % interval, by a bootstrap over steps.
       time_ratio: seconds of a training with CREST over one on stratified batches, for as many steps.
       larger_batch: size of the stratified batches whose steps take as long as CREST's.
@@ -243,9 +244,14 @@ def _judged(
     active = [own for own, pauses in zip(found, paused, strict=True) if not pauses]
     share = len(active) / len(found)
     ratio = 1 + (ratio - 1) * share
-    sizes = [errors.equivalent_batch() for errors in active] or [1.0]
+    most = max(1.0, steps / passes)  # mini-batches of all data, which have no error
+
+    def size(errors: GradientErrors) -> float:
+        return math.log(min(errors.equivalent_batch(), most))
+
+    own = [size(errors) for errors in active] or [0.0]
     again = zip(*(errors.resampled(RESAMPLES) for errors in active), strict=True)
-    logs = [np.mean([np.log(errors.equivalent_batch()) for errors in row]) for row in again] or [0.0]
+    logs = [np.mean([size(errors) for errors in row]) for row in again] or [0.0]
     low, high = (float(np.exp(x)) for x in np.quantile(np.multiply(share, logs), [0.025, 0.975]))
     variance, bias, signal = (
         float(np.mean([np.mean(getattr(errors, name)) for errors in found]))
@@ -258,7 +264,7 @@ def _judged(
         steps=steps,
         trained=trained,
         compared=sum(len(errors.error) for errors in found),
-        equivalent_batch=float(np.exp(share * np.mean(np.log(sizes)))),
+        equivalent_batch=float(np.exp(share * np.mean(own))),
         equivalent_batch_interval=(low, high),
         time_ratio=ratio,
         larger_batch=1 + (ratio - 1) / slope,

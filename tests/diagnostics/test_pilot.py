@@ -223,6 +223,13 @@ def test_judgement_weighs_points_alike_and_time_by_batches_of_twice_the_size():
     assert "makes 7.1 passes, 20 over the examples" in script.sentence(many)
 
 
+def test_a_coreset_is_worth_no_more_than_all_data():
+    exact = GradientErrors(*(np.full(5, x) for x in (1.0, 0.0, 0.0, 2.0)))
+    found = _judged([exact, exact], [0.1, 0.1], 0.75, 100, 50, 1.6, 1.8, 20.0)  # 5 mini-batches
+    assert found.equivalent_batch == pytest.approx(5.0)
+    assert found.equivalent_batch_interval == pytest.approx((5.0, 5.0))
+
+
 def test_where_crest_pauses_it_is_worth_a_stratified_batch_and_takes_as_long():
     found = GradientErrors(*(np.full(5, x) for x in (1.0, 0.25, 0.0, 2.0)))
     half = _judged([found, found], [0.5, 0.9], 0.75, 100, 50, 1.6, 1.8, 1.0)
