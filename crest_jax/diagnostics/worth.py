@@ -249,7 +249,7 @@ def _judged(
     def size(errors: GradientErrors) -> float:
         return math.log(min(errors.equivalent_batch(), most))
 
-    own = [size(errors) for errors in active] or [0.0]
+    points = [size(errors) for errors in active] or [0.0]
     again = zip(*(errors.resampled(RESAMPLES) for errors in active), strict=True)
     logs = [np.mean([size(errors) for errors in row]) for row in again] or [0.0]
     low, high = (float(np.exp(x)) for x in np.quantile(np.multiply(share, logs), [0.025, 0.975]))
@@ -264,7 +264,7 @@ def _judged(
         steps=steps,
         trained=trained,
         compared=sum(len(errors.error) for errors in found),
-        equivalent_batch=float(np.exp(share * np.mean(own))),
+        equivalent_batch=float(np.exp(share * np.mean(points))),
         equivalent_batch_interval=(low, high),
         time_ratio=ratio,
         larger_batch=1 + (ratio - 1) / slope,
