@@ -251,7 +251,7 @@ def _judged(
 
     points = [size(errors) for errors in active] or [0.0]
     again = zip(*(errors.resampled(RESAMPLES) for errors in active), strict=True)
-    logs = [np.mean([size(errors) for errors in row]) for row in again] or [0.0]
+    logs = [float(np.mean([size(errors) for errors in row])) for row in again] or [0.0]
     low, high = (float(np.exp(x)) for x in np.quantile(np.multiply(share, logs), [0.025, 0.975]))
     variance, bias, signal = (
         float(np.mean([np.mean(getattr(errors, name)) for errors in found]))
