@@ -247,7 +247,7 @@ def _judged(
     most = max(1.0, steps / passes)  # mini-batches of all data, which have no error
 
     def size(errors: GradientErrors) -> float:
-        return math.log(min(errors.equivalent_batch(), most))
+        return math.log(min(max(errors.equivalent_batch(), 1e-12), most))  # 0 where nothing varies
 
     points = [size(errors) for errors in active] or [0.0]
     again = zip(*(errors.resampled(RESAMPLES) for errors in active), strict=True)

@@ -228,6 +228,8 @@ def test_a_coreset_is_worth_no_more_than_all_data():
     found = _judged([exact, exact], [0.1, 0.1], 0.75, 100, 50, 1.6, 1.8, 20.0)  # 5 mini-batches
     assert found.equivalent_batch == pytest.approx(5.0)
     assert found.equivalent_batch_interval == pytest.approx((5.0, 5.0))
+    still = exact._replace(variance=np.zeros(5))
+    assert not _judged([still, still], [0.1, 0.1], 0.75, 100, 50, 1.6, 1.8, 20.0).pays
 
 
 def test_where_crest_pauses_it_is_worth_a_stratified_batch_and_takes_as_long():
