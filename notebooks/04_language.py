@@ -123,7 +123,9 @@ axis.set(xscale="log", xlabel="weight: sentences that a pick stands for", ylabel
 axis.grid(alpha=0.3)
 plt.show()
 subset_size = 4 * config.batch_size  # of the recommended settings
-assert np.allclose(weights.sum(1), subset_size, rtol=0.1), "each coreset stands for its whole subset"
+totals = weights.sum(1)
+print(f"weights of a coreset sum to {totals.mean():.0f}, its subset has {subset_size} sentences")
+assert abs(totals.mean() / subset_size - 1) < 0.05, "a coreset stands for its whole subset"
 
 # %% [markdown]
 # ## Your own sentences
