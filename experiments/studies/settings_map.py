@@ -21,7 +21,7 @@ from experiments.harness.run_folder import held_folder
 from experiments.harness.stats import interval, with_interval
 from experiments.presets import SETTINGS
 from experiments.studies import equivalent
-from experiments.studies.equivalent import accuracies, worth_of
+from experiments.studies.equivalent import accuracies, seconds_of, worth_of
 from experiments.studies.variants import Run, read_summary
 from experiments.sweep import command_line
 
@@ -97,9 +97,9 @@ def leads(runs: list[Run], other: str) -> list[float]:
     names = {run["variant"] for run in runs}
     if "crest" not in names:
         return []
-    quick = other not in names and worth_of(runs, "crest").seconds <= 1
     if other == "larger" and other not in names:
         return equivalent.leads_for_seconds(runs, "crest")
+    quick = other not in names and seconds_of(runs, "crest") <= seconds_of(runs, "1")
     own = "1" if quick else other
     if own not in names:
         return []
