@@ -123,8 +123,8 @@ def factors(runs: list[Run]) -> dict[str, float]:
 
     They are rounded, so that a resumed comparison finds the runs that it has begun.
     """
-    found = worth_of(runs, "crest")
-    return {"longer": round(found.seconds, 2), "larger": round(found.as_long, 2)}
+    longer = seconds_of(runs, "crest") / seconds_of(runs, "1")
+    return {"longer": round(longer, 2), "larger": round(as_long(runs, "crest"), 2)}
 
 
 def as_long(runs: list[Run], name: str) -> float:
@@ -139,9 +139,9 @@ def as_long(runs: list[Run], name: str) -> float:
     """
     sizes, own = sizes_of(runs), seconds_of(runs, name)
     taken = np.maximum.accumulate([seconds_of(runs, str(size)) for size in sizes])
-    return (
-        max(1, sizes[-1] * own / taken[-1]) if own > taken[-1] else float(np.interp(own, taken, sizes))
-    )
+    if own > taken[-1]:
+        return float(sizes[-1] * own / taken[-1])
+    return float(np.interp(own, taken, sizes))
 
 
 def seconds_of(runs: list[Run], name: str) -> float:
