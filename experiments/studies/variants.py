@@ -40,6 +40,8 @@ IN_REGIONS = MEDOIDS | {"embedding": "logits", "regions": True}
 VARIANTS: dict[str, Variant] = {
     "crest": Variant("CREST (recommended)"),
     "paper": Variant("CREST (paper)", preset="paper"),
+    "full": Variant("full training", "full"),
+    "full_cut_off": Variant("full training, cut off", "full_cut_off"),
     "random": Variant("random", "random"),
     "stratified": Variant("stratified", "stratified"),
     "dynamic_pruning": Variant("dynamic pruning", "dynamic_pruning"),
