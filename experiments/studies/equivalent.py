@@ -237,6 +237,20 @@ def worth_of(runs: list[Run], name: str) -> Worth:
     return Worth(*costs, found[0], *map(float, ends))
 
 
+def beside_full(runs: list[Run], name: str) -> list[str]:
+    """Return the relative error to full training, in percent, and how many times as fast.
+
+    >>> runs = [{"variant": v, "seed": 0, "training_seconds": s, "curve": [{"accuracy": a}]}
+    ...         for v, s, a in (("full", 10, 0.8), ("crest", 2, 0.6))]
+    >>> beside_full(runs, "crest"), beside_full(runs, "full")
+    (['25.00', '5.0'], ['-', '1.0'])
+    """
+    full = accuracies(runs, "full")[0].mean()
+    errors = 100 * (1 - accuracies(runs, name)[0] / full)
+    speed = seconds_of(runs, "full") / seconds_of(runs, name)
+    return ["-" if name == "full" else with_interval(list(errors)), f"{speed:.1f}"]
+
+
 def summarise(runs: list[Run]) -> str:
     """Return the table."""
     names = list(dict.fromkeys(run["variant"] for run in runs))
@@ -251,7 +265,9 @@ def summarise(runs: list[Run]) -> str:
         worth, sized = worth_of(runs, name), name.isdigit()
         text = f"stratified, {name}m" if sized else (AT_EQUAL_SECONDS.get(name) or VARIANTS[name].text)
         own = f"{worth.work:.2f}", f"{worth.seconds:.2f}", f"{worth.as_long:.2f}"
-        if sized:
+        if name == "full":
+            over = "-", "-", "-"
+        elif sized:
             over = "-", *(f"{int(name) / cost:.2f}" for cost in (worth.work, worth.as_long))
         else:
             over = tuple(worth.text(cost) for cost in (1.0, worth.work, worth.as_long))
@@ -263,12 +279,14 @@ def summarise(runs: list[Run]) -> str:
                 with_interval(list(values)),
                 lead(name, "1"),
                 lead("crest", name),
+                *(beside_full(runs, name) if "full" in names else ()),
                 *own,
                 *over,
             ]
         )
     header = [
         "batches", "seeds", "accuracy %", "over stratified, points", "CREST over it, points",
+        *(("relative error to full, %", "speed-up over full") if "full" in names else ()),
         "cost, steps", "cost, seconds", "batch that takes as long, m", "equivalent batch, m",
         "over its cost in steps", "over the batch that takes as long",
     ]  # fmt: skip
@@ -276,11 +294,11 @@ def summarise(runs: list[Run]) -> str:
 
 
 EXPLANATION = """
-All take equally many steps, but for "more steps", which like "a larger batch" is stratified batches for
-the seconds of CREST (recommended). ± is the 95 % interval over seeds (Student's t); differences
-are paired by seed; brackets are 95 % intervals of a bootstrap over seeds. Costs are those of a run over
-that of stratified batches of m: all work of the training counted, a backward pass as two forward; and
-medians of its seconds without evaluation and compilation.
+All take equally many steps, but for full training and for "more steps", which like "a larger batch" is
+stratified batches for the seconds of CREST (recommended). ± is the 95 % interval over seeds (Student's
+t); differences are paired by seed; brackets are 95 % intervals of a bootstrap over seeds. Costs are
+those of a run over that of stratified batches of m: all work of the training counted, a backward pass
+as two forward; and medians of its seconds without evaluation and compilation.
 """
 
 

@@ -122,6 +122,11 @@ def test_the_equivalent_batch_of_a_larger_batch_is_its_size(tmp_path, tiny, caps
     cells = [cell.strip() for cell in text.splitlines()[-1].split("|")]
     assert cells[9] == "2.00 [2.00, 2.00]"
     assert cells[10] == cells[11] == "1.00 [1.00, 1.00]"
+    full = [dict(run, variant="full", training_seconds=8.0) for run in plain if run["variant"] == "2"]
+    beside = [line.split("|") for line in equivalent.summarise(plain + full).splitlines()]
+    column = [cell.strip() for cell in beside[0]].index("relative error to full, %")
+    assert beside[2][column].split() == ["4.76", "±", "0.00"]
+    assert [line[column + 1].strip() for line in beside[2:]] == ["8.0", "5.0", "1.0"]
     capsys.readouterr()
     again = ["--done", str(tmp_path / "runs"), "--out", str(tmp_path / "again")]
     equivalent.main([*arguments[:-2], *again])
