@@ -1,5 +1,6 @@
 """Host-side validation: every message states the value, the rule and the remedy."""
 
+import inspect
 import os
 from collections.abc import Sequence
 from typing import Any, cast
@@ -189,6 +190,46 @@ def host_array(value: Any, name: str, remedy: str) -> np.ndarray:
             f"{remedy}."
         ) from None
     return found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
+
+
+def rows_in(source: Any) -> int:
+    """Return the number of examples of a source of data; refuse what is none.
+
+    Example:
+      >>> rows_in((np.zeros((2, 3)), np.zeros(2)))
+      Traceback (most recent call last):
+      ValueError: source is a tuple but must hand out examples; pass ArraySource(inputs, labels).
+    """
+    known = all(hasattr(source, name) for name in ("__len__", "take", "classes"))
+    require(
+        known,
+        f"source is a {type(source).__name__} but must hand out examples; pass ArraySource(inputs, "
+        "labels).",
+    )
+    return len(source)
+
+
+def model_function(name: str, model: Any, **keywords: Any) -> None:
+    """Require a function of parameters, model state, inputs and these keywords.
+
+    Example:
+      >>> model_function("features_fn", lambda params, state, inputs: (inputs, inputs @ params))
+    """
+    try:
+        inspect.signature(model).bind(None, None, None, **keywords)
+    except TypeError:
+        called = ", ".join(["params", "model_state", "inputs", *(f"{key}=..." for key in keywords)])
+        raise ValueError(
+            f"{name} is a {type(model).__name__} that cannot be called as {name}({called}) but must "
+            "be; wrap a Flax model by from_linen or from_nnx."
+        ) from None
+    except ValueError:  # what is written in C need not tell its arguments
+        return
+
+
+def apply_function(apply_fn: Any) -> None:
+    """Require a model as a pure function; see ``ApplyFn``."""
+    model_function("apply_fn", apply_fn, train=False, rng=None)
 
 
 def labels_valid(labels: Any, count: int, num_classes: int | None = None) -> np.ndarray:

@@ -80,7 +80,8 @@ def fit(
       steps: mini-batches to train on.
       view: ``train_state -> (params, model_state)`` in the form that the model's ``ApplyFn`` takes.
       losses: ``metrics -> losses`` [m] of the mini-batch, which the step computed anyway, for methods
-        that exclude what is learned (``crest``, ``dynamic_pruning``); None hands nothing back.
+        that exclude what is learned (``crest``, ``dynamic_pruning``); None hands nothing back,
+        and only what CREST scores itself can be excluded.
       on_event: called with every event of the selection.
       on_step: called with the step's number, from 0, and its metrics (still on the device); after the
         program that ran the step.
@@ -290,6 +291,7 @@ def make_evaluate(
       {'loss': 1.0, 'above': 0.5}
     """
     _checks.positive_int("chunk_size", chunk_size)
+    _checks.apply_function(apply_fn)
     if metrics is None:
         metrics = {"accuracy": accuracy} if loss_fn is cross_entropy else {}
     _checks.require(
@@ -318,7 +320,7 @@ def make_evaluate(
         return {name: jnp.sum(jnp.where(mask, each, 0.0)) for name, each in values.items()}
 
     def evaluate(params: Params, model_state: ModelState, source: Source) -> dict[str, float]:
-        count = len(source)
+        count = _checks.rows_in(source)
         _checks.require(
             count > 0, "the source holds 0 examples but must hold at least one; pass data to evaluate."
         )

@@ -51,6 +51,6 @@ def stop_if_bad_scores(state: CrestState, *, finite: bool) -> None:
     if not finite:
         raise FloatingPointError(
             "a loss or an embedding of the scored examples was NaN or infinite before step "
-            f"{state.step}{where} but all must be finite; lower the learning rate or look for bad "
-            "inputs."
+            f"{state.step}{where} but all must be finite; lower the learning rate, or look for bad "
+            "inputs or labels without a logit."
         )

@@ -92,19 +92,27 @@ def make_parts(
     phase: PhaseFn,
 ) -> Parts:
     """Check the data against the settings and compile what a run needs; arguments as of ``crest``."""
-    count, classes, own = len(source), classes_in(source), config.region
+    _checks.apply_function(apply_fn)
+    _checks.require(
+        isinstance(config, CrestConfig),
+        f"config is a {type(config).__name__} but must be a CrestConfig; pass "
+        "CrestConfig.recommended(steps=...).",
+    )
+    count, classes, own = _checks.rows_in(source), classes_in(source), config.region
     sizes = {"subset_size": config.subset_size} | (
         {} if own is None else {"probe_size": own.probe_size}
     )
     for name, size in sizes.items():
         _checks.require(
-            size <= count, f"{name} is {size} but the data hold {count} examples; lower {name}."
+            size <= count,
+            f"{name} is {size} but the data hold {count} examples; lower {name}, or batch_size, of "
+            "which it is a multiple unless you set it.",
         )
+    loss_fn = fitting(loss_fn, source)
     if embed_fn is None:
         embeddings = default_gradients if config.embedding == "last_layer" else logit_gradients
         embed_fn = embeddings(apply_fn, loss_fn)
     mesh = getattr(source, "mesh", None)
-    loss_fn = fitting(loss_fn, source)
     rules = make_rules(
         classes if config.stratified else one_class(count),
         largest_draw=max(sizes.values()),

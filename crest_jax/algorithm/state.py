@@ -135,7 +135,8 @@ class Event(NamedTuple):
       rho_unchanged: what that of a model were that predicts no change; below ``rho``, the quadratic
         model is worse than none.
       loss: mean loss of the probe examples now, None when not measured.
-      evenness: of the gradients' lengths, see ``CrestConfig.pause_above``; None when not looked at.
+      evenness: of the gradients' lengths, see ``CrestConfig.pause_above``, where a pause begins or ends
+        or another event falls on a look at them, every 32 steps; None elsewhere.
       interval: T1, steps.
       coresets: coresets selected now.
       num_selected: coresets selected so far.

@@ -140,7 +140,8 @@ def top_loss_batches(
       >>> sorted(selection.next_batch(state)[1].indices.tolist())
       [2, 3]
     """
-    count = len(source)
+    count = _checks.rows_in(source)
+    _checks.apply_function(apply_fn)
     _checks.positive_int("batch_size", batch_size)
     _checks.positive_int("pool_size", pool_size)
     _checks.require(

@@ -84,7 +84,7 @@ def dynamic_pruning(
       >>> sorted(selector.next_batch(state)[1].indices.tolist()), state.excluded
       ([2, 3], 2)
     """
-    count = len(source)
+    count = _checks.rows_in(source)
     check_batch(batch_size, count)
     _checks.one_of("nonfinite", nonfinite, ("stop", "skip"))
     rules = pool.make_rules(

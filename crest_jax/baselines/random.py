@@ -53,7 +53,7 @@ def random_batches(source: Source, batch_size: int) -> BatchSelector:
       >>> sorted(selection.next_batch(state)[1].indices.tolist())
       [0, 1, 2, 3]
     """
-    return _batches(source, batch_size, one_class(len(source)))
+    return _batches(source, batch_size, one_class(_checks.rows_in(source)))
 
 
 def stratified_batches(source: Source, batch_size: int) -> BatchSelector:
@@ -91,7 +91,7 @@ def _evenly(stream: RowStream, strata: Strata, size: int) -> tuple[RowStream, Ar
 
 
 def _batches(source: Source, batch_size: int, groups: Classes) -> BatchSelector:
-    count = len(source)
+    count = _checks.rows_in(source)
     check_batch(batch_size, count)
     mesh, ahead = getattr(source, "mesh", None), Lookahead(source)
     strata = make_strata(groups.codes, groups.number, mesh=mesh)

@@ -140,7 +140,7 @@ def glister(
       4
     """
     _checks.in_range("rate", rate, 0.0, 1e6, open_low=True)
-    count = len(source)
+    count = _checks.rows_in(source)
     held = max(1, count // HELD_OUT)
     _checks.require(
         size <= count - held,

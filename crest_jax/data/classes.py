@@ -91,11 +91,12 @@ def classes_in(source: Source) -> Classes:
     """Number the classes of a source; one class where it has none.
 
     Example:
-      >>> from types import SimpleNamespace
-      >>> classes_in(SimpleNamespace(classes=np.array(["b", "a"]))).codes.tolist()
+      >>> from crest_jax.data.sources import ArraySource
+      >>> classes_in(ArraySource(np.zeros((2, 1)), np.array([7, 3]))).codes.tolist()
       [1, 0]
     """
-    return one_class(len(source)) if source.classes is None else classes_of(source.classes)
+    count = _checks.rows_in(source)
+    return one_class(count) if source.classes is None else classes_of(source.classes)
 
 
 def one_class(count: int) -> Classes:

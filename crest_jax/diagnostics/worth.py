@@ -182,7 +182,7 @@ def pilot(
       (True, True, True)
     """
     steps, seconds = _checked(steps, seconds)
-    count, key = len(source), _checks.default_key(key)
+    count, key = _checks.rows_in(source), _checks.default_key(key)
     own = view(train_state)
     if config is None:
         norm = bool(jax.tree.leaves(own[1]))

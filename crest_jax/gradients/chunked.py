@@ -155,7 +155,7 @@ def embed_rows(
         rows.ndim == 1 and len(rows) > 0,
         f"rows have shape {rows.shape} but must hold at least one position; pass rows [k], k >= 1.",
     )
-    rows = rows_valid(rows, len(source))
+    rows = rows_valid(rows, _checks.rows_in(source))
     parts: list[Any] = []
     ahead: deque[tuple[Any, np.ndarray]] = deque()
 

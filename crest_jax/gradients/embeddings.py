@@ -13,7 +13,14 @@ import jax.numpy as jnp
 
 from crest_jax import _checks
 from crest_jax.gradients.chunked import in_chunks
-from crest_jax.gradients.losses import cross_entropy, label_span, labels_fit, one_or_nan, per_example
+from crest_jax.gradients.losses import (
+    cross_entropy,
+    is_cross_entropy,
+    label_span,
+    labels_fit,
+    one_or_nan,
+    per_example,
+)
 from crest_jax.gradients.sketches import count_sketch, sketched_products
 from crest_jax.types import (
     ApplyFn,
@@ -52,7 +59,7 @@ def _residuals_and_losses(loss_fn: LossFn, logits: PyTree, labels: PyTree) -> tu
     """Gradients of each loss with respect to its own logits, in their shape, and the losses [b]."""
     logits = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), logits)
     losses = per_example(loss_fn, logits, labels)
-    if loss_fn is cross_entropy:
+    if is_cross_entropy(loss_fn):
         return logit_residuals(logits, labels), losses
     return jax.grad(lambda z: jnp.sum(loss_fn(z, labels)))(logits), losses
 
@@ -141,6 +148,7 @@ def logit_gradients(apply_fn: ApplyFn, loss_fn: LossFn = cross_entropy) -> Embed
       >>> embed(jnp.zeros((3, 1)), {}, Examples(jnp.ones((1, 3)), jnp.array([[2.0]])))[0].tolist()
       [[-4.0]]
     """
+    _checks.apply_function(apply_fn)
     return _LogitGradients(apply_fn, loss_fn)
 
 
@@ -177,6 +185,7 @@ def last_layer_gradients(
       (1, 8)
     """
     _checks.positive_int("dimension", dimension)
+    _checks.model_function("features_fn", features_fn)
     return _LastLayerGradients(features_fn, loss_fn, dimension)
 
 
@@ -251,6 +260,7 @@ def sketched_gradients(
       (5, 4)
     """
     _checks.positive_int("dimension", dimension)
+    _checks.apply_function(apply_fn)
     key = _checks.prng_key("key", key)
 
     def sketches(params: Params, model_state: ModelState, examples: Examples) -> tuple[Array, Array]:

@@ -130,6 +130,16 @@ class _Fitting:
         return cross_entropy(logits, labels)
 
 
+def is_cross_entropy(loss_fn: LossFn) -> bool:
+    """Return whether a loss is ``cross_entropy``, also as ``fitting`` returns it.
+
+    Example:
+      >>> is_cross_entropy(cross_entropy), is_cross_entropy(lambda logits, labels: labels)
+      (True, False)
+    """
+    return loss_fn is cross_entropy or isinstance(loss_fn, _Fitting)
+
+
 def fitting(loss_fn: LossFn, source: Source) -> LossFn:
     """Return the loss, which refuses, when first traced, logits too few for all labels of a source.
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
+from flax import nnx
 from small_settings import changed, exclusion, settings
 
 from crest_jax import ArraySource, Batch, CrestConfig, crest, cross_entropy, fit, sketched_gradients
@@ -603,6 +605,43 @@ def test_data_smaller_than_a_draw_are_refused(name: str) -> None:
 def test_config_refuses_values_that_break_their_rule(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"{field}.* but must .*;"):
         settings(**({"subset_size": 256} | {field: value}))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"source": (np.zeros((9, 2)), np.zeros(9, int))},
+            "source is a tuple but .*; pass ArraySource",
+        ),
+        ({"source": np.zeros((9, 2))}, "source is a ndarray but must hand out examples"),
+        ({"config": {"batch_size": 4}}, "config is a dict but must be a CrestConfig; pass"),
+        ({"apply_fn": nn.Dense(3)}, "apply_fn is a Dense that cannot be called as .*; wrap a Flax"),
+        ({"apply_fn": nnx.Linear(6, 3, rngs=nnx.Rngs(0))}, "apply_fn is a Linear .* from_nnx"),
+        ({"apply_fn": nn.Dense}, "apply_fn is a type that cannot be called as"),
+        ({"apply_fn": None}, "apply_fn is a NoneType that cannot be called as"),
+    ],
+)
+def test_what_is_no_model_no_data_or_no_settings_is_refused_before_any_work(
+    given: dict[str, Any], message: str
+) -> None:
+    usual = {"apply_fn": linear, "source": make_source(), "config": CONFIG}
+    with pytest.raises(ValueError, match=message):
+        crest(**(usual | given))
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_a_label_without_a_logit_is_named_where_coresets_are_fresh(
+    batch_norm: bool, wrong: int
+) -> None:
+    inputs = np.asarray(make_source().take(jnp.arange(COUNT)).inputs)
+    labels = np.where(np.arange(COUNT) == 5, wrong, make_source().labels)  # a single one
+    config = CrestConfig.recommended(steps=10, batch_size=4, num_examples=COUNT, batch_norm=batch_norm)
+    selector = crest(linear, ArraySource(inputs, labels), config)
+    state = selector.init(jax.random.key(0), make_params(), STATE)
+    with pytest.raises(ValueError, match=rf"est label is {wrong} but .* 3 logits"):
+        selector.refresh(state, make_params(), STATE)
 
 
 @pytest.mark.slow
