@@ -107,7 +107,8 @@ def checked(
     if asked.initial is not None:
         earlier = _elsewhere("initial", asked.initial, embeddings, metric, labels, batched)
         if earlier is None:
-            first = _positions("initial", asked.initial, shape).reshape(-1, np.shape(asked.initial)[-1])
+            pools = shape[0] if batched else 1
+            first = _positions("initial", asked.initial, shape).reshape(pools, -1)
             _no_repeats(first)
             first = first if first.shape[1] else None
     allowed, others = None, None

@@ -89,7 +89,10 @@ def _nesting(value: Any) -> tuple[int, ...]:
 
 @jax.jit
 def _largest_on_device(leaf: Array) -> Array:
-    return jnp.max(jnp.abs(leaf.astype(jnp.float32)), axis=tuple(range(1, leaf.ndim)))
+    values, axes = leaf.astype(jnp.float32), tuple(range(1, leaf.ndim))
+    # XLA's maxima on a CPU pass over NaN in arrays of more than some two thousand numbers.
+    finite = jnp.all(jnp.isfinite(values), axis=axes)
+    return jnp.where(finite, jnp.max(jnp.abs(values), axis=axes), jnp.nan)
 
 
 def largest_of(part: ArrayOf, batched: bool) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Class numbers as they are counted: from 0, without gaps, whatever the labels are called."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +56,12 @@ def classes_of(labels: Any, num_classes: int | None = None, *, name: str = "labe
             values = values.astype(str)
         elif kinds <= {int, bool}:
             values = np.array([int(value) for value in values.ravel()]).reshape(values.shape)
+    missing = sum(map(_missing, values.ravel().tolist())) if values.dtype.kind in "fO" else 0
+    _checks.require(
+        not missing,
+        f"{missing} of {values.size} {name} are missing but every example must have one; drop these "
+        "rows, or make what is missing a class of its own.",
+    )
     _checks.require(
         values.dtype.kind in "iubUS",
         f"{name} have dtype {values.dtype} but must be whole numbers or strings; cast class numbers to "
@@ -85,6 +92,15 @@ def classes_of(labels: Any, num_classes: int | None = None, *, name: str = "labe
             return Classes(codes.reshape(values.shape), np.flatnonzero(present) + low)
     names, numbers = np.unique(values, return_inverse=True)
     return Classes(numbers.reshape(values.shape).astype(np.int32), names)
+
+
+def _missing(value: Any) -> bool:
+    """Return whether a value is None, NaN, or what pandas has for them."""
+    return (
+        value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or type(value).__name__ in ("NAType", "NaTType")
+    )
 
 
 def classes_in(source: Source) -> Classes:

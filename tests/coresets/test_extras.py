@@ -101,6 +101,8 @@ def test_picks_of_a_size_are_the_first_of_any_larger_size(method):
     small, large = (select_coreset(X, size, method=method) for size in (5, 10))
     assert large.indices[:5].tolist() == small.indices.tolist()
     grown = select_coreset(X, 10, method=method, initial=small.indices)
+    none = select_coreset(X, 4, method=method, initial=[])
+    assert none.indices.tolist() == select_coreset(X, 4, method=method).indices.tolist()
     assert grown.indices.tolist() == large.indices.tolist()
     assert grown.weights.tolist() == large.weights.tolist()
     assert grown.assignments.tolist() == large.assignments.tolist()

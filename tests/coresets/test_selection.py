@@ -178,6 +178,29 @@ def spoilt(value):
     return embeddings
 
 
+@pytest.mark.parametrize("shape", [(100, 20), (100, 41), (600, 10), (300, 384)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("form", [np.float32, np.float16, jnp.bfloat16, np.float64])
+def test_one_bad_number_among_many_is_found(shape, bad, form):
+    """XLA's maxima on a CPU pass over NaN in arrays that are large."""
+    values = np.random.default_rng(0).normal(size=shape)
+    values[shape[0] // 2, shape[1] // 2] = bad
+    values = jnp.asarray(values, form) if form is jnp.bfloat16 else values.astype(form)
+    for options in ({}, {"metric": "cosine"}, {"method": "lazy"}):
+        with pytest.raises(
+            ValueError, match=rf"1 of {shape[0]} examples are NaN .*row {shape[0] // 2}"
+        ):
+            select_coreset(values, 5, **options)
+
+
+def test_one_bad_number_among_many_similarities_is_found():
+    similarities = np.random.default_rng(0).uniform(size=(80, 80)).astype(np.float32)
+    similarities[9, 40] = np.nan
+    for given in (similarities, jnp.asarray(similarities)):
+        with pytest.raises(ValueError, match=r"1 of 80 examples are NaN .*row 9"):
+            select_coreset(given, 5, metric="precomputed")
+
+
 @pytest.mark.parametrize(
     ("embeddings", "size", "options", "message"),
     [

@@ -228,7 +228,10 @@ def test_a_frame_becomes_inputs_and_labels():
         (Frame(a=["x"], y=[1]), "column 'a' has dtype <U1 but must be numbers; encode it"),
         (Frame(a=[1.0, np.nan], y=[1, 0]), "column 'a' has 1 missing values but must have none"),
         (Frame(a=[1.0, 2.0], y=[np.nan, 0]), "column 'y' has 1 missing values but must have none"),
-        (Frame(a=[1], y=[None]), "labels in column 'y' have dtype object but must be whole"),
+        (
+            Frame(a=[1], y=[None]),
+            "1 of 1 labels in column .y. are missing but every .*; drop",
+        ),
     ],
 )
 def test_frames_that_hold_no_numbers_are_refused_in_a_sentence(frame, message):
