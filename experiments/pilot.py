@@ -1,6 +1,6 @@
 """Ask in about a minute whether CREST should pay for a training, before running it.
 
-    python -m experiments.pilot --dataset fashion_mnist_12k --epochs 10 --out runs/pilot.json
+    python -m experiments.pilot --dataset fashion_mnist_12k --steps 500 --out runs/pilot.json
     python -m experiments.pilot --setting imbalanced_mlp --out runs/pilot.json
 
 The very training is begun on stratified batches (see ``crest_jax.diagnostics.pilot``); gradients on the
@@ -10,6 +10,7 @@ one JSON file.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,11 +21,13 @@ from tqdm import tqdm
 from crest_jax.diagnostics import Pilot, pilot
 from crest_jax.diagnostics.worth import MOST_PASSES
 from experiments.config import TrainConfig
-from experiments.harness.build import make_program, shared
+from experiments.harness.build import load_sources, make_program, shared
 from experiments.harness.cli import UserError, named_setting, one_sentence, parse
 from experiments.harness.options import MachineConfig, RunConfig, changed
 from experiments.harness.run_folder import COMMIT, held_file, write_json
 from experiments.presets import SETTINGS
+
+MIDDLE_HALF = 0.674 / 1.96  # how far the middle half of an interval reaches, of its 95 %
 
 
 def check_seconds(seconds: float) -> None:
@@ -39,6 +42,8 @@ class PilotConfig:
 
     seconds: float = 60.0
     """For all of it, without compilation, roughly."""
+    steps: int | None = None
+    """Steps of the training asked about; None: as many as --epochs and --budget make."""
     run: Annotated[TrainConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=lambda: TrainConfig(out=Path("runs/pilot.json"))
     )
@@ -57,8 +62,21 @@ class PilotConfig:
                 f"--machine.{option} has no effect here and must be left out; steps run on one device."
             )
         check_seconds(self.seconds)
+        if self.steps is not None and self.steps < 16:
+            raise UserError(f"--steps is {self.steps} but must be at least 16; ask about more steps.")
         if self.run.out.suffix != ".json":
             raise UserError(f"--out is {self.run.out} but must end in .json; name a file.")
+
+
+def of_steps(run: TrainConfig, steps: int, count: int) -> TrainConfig:
+    """Return the options of a training of so many steps on so many examples.
+
+    >>> of_steps(TrainConfig(batch_size=64), 500, 20_000).steps(20_000)
+    500
+    """
+    one = dataclasses.replace(run, epochs=1).full_steps(count)
+    epochs = math.ceil(steps / one)
+    return dataclasses.replace(run, epochs=epochs, budget=steps / (epochs * one))
 
 
 def ask(run: TrainConfig, seconds: float) -> Pilot:
@@ -94,7 +112,9 @@ def sentence(found: Pilot) -> str:
     advice = "" if found.pays else " Take a larger batch, or more steps, for the same time."
     answer = "Yes" if found.pays else "No"
     if low < 1 < high and found.effective_passes <= MOST_PASSES:
-        answer = f"Probably {answer.lower()}"
+        end = high if found.worth < 1 else low  # the one beyond 1
+        close = abs(math.log(found.worth)) < MIDDLE_HALF * abs(math.log(end / found.worth))
+        answer = "Too close to call" if close else f"Probably {answer.lower()}"
         advice += " The interval holds 1: full runs may turn out either way."
     if found.worth > 1 and not found.pays:
         answer = "Probably no"
@@ -147,18 +167,25 @@ def main() -> None:
             run = dataclasses.replace(run, out=default.run.out, run=RunConfig())
             default = PilotConfig(run=run)
         config = parse(PilotConfig, default=default, description=__doc__, argv=args)
-        with held_file(config.run.out):
-            found = ask(config.run, config.seconds)
+        run = config.run
+        if config.steps is not None:
+            if (run.epochs, run.budget) != (default.run.epochs, default.run.budget):
+                raise UserError(
+                    f"--steps is {config.steps} but --epochs or --budget are given too; leave them out."
+                )
+            run = of_steps(run, config.steps, len(load_sources(run)[1]))
+        with held_file(run.out):
+            found = ask(run, config.seconds)
             values = {
                 **as_values(found),
-                "run": config.run.as_json(),
+                "run": run.as_json(),
                 "seconds": config.seconds,
-                "seed": config.run.seed,
+                "seed": run.seed,
                 "commit": COMMIT,
                 "device": jax.devices()[0].device_kind,
             }
             write_json(config.run.out, values)
-    print(f"{sentence(found)}\nAll numbers are in {config.run.out}.")
+    print(f"{sentence(found)}\nAll numbers are in {run.out}.")
 
 
 if __name__ == "__main__":

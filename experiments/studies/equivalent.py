@@ -266,11 +266,11 @@ def summarise(runs: list[Run]) -> str:
         text = f"stratified, {name}m" if sized else (AT_EQUAL_SECONDS.get(name) or VARIANTS[name].text)
         own = f"{worth.work:.2f}", f"{worth.seconds:.2f}", f"{worth.as_long:.2f}"
         if name == "full":
-            over = "-", "-", "-"
+            over = ["-", "-", "-"]
         elif sized:
-            over = "-", *(f"{int(name) / cost:.2f}" for cost in (worth.work, worth.as_long))
+            over = ["-", *(f"{int(name) / cost:.2f}" for cost in (worth.work, worth.as_long))]
         else:
-            over = tuple(worth.text(cost) for cost in (1.0, worth.work, worth.as_long))
+            over = [worth.text(cost) for cost in (1.0, worth.work, worth.as_long)]
         values = accuracies(runs, name)[0]
         rows.append(
             [

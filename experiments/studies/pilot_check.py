@@ -89,9 +89,8 @@ def summarise(pilots: list[dict[str, Any]], settings: dict[str, list[Run]]) -> s
                 "yes" if said.pays else "no",
                 "{:.2f} [{:.2f}, {:.2f}]".format(*own) if there else "a larger batch gains nothing",
                 f"{lead:+.2f} ± {half:.2f}",
-                "yes" if agree else "no",
-                "yes" if clear else "no",
-                "yes" if inside else "no",
+                ("yes" if agree else "no") if clear else "level",
+                ("yes" if inside else "no") if there else "-",
                 f"{said.equivalent_batch:.2f}",
                 f"{said.larger_batch:.2f}",
                 f"{said.noise:.2g}",
@@ -100,14 +99,15 @@ def summarise(pilots: list[dict[str, Any]], settings: dict[str, list[Run]]) -> s
         )
     header = [
         "setting", "predicted worth", "effective passes", "says that it pays", "measured worth",
-        "measured lead over the batch that takes as long", "right", "lead is clear",
-        "interval covers", "equivalent batch", "batch that takes as long", "noise over signal",
+        "measured lead over the batch that takes as long", "right", "interval covers",
+        "equivalent batch", "batch that takes as long", "noise over signal",
         "measured lead over more steps for the same seconds",
     ]  # fmt: skip
     return (
         f"{table(header, rows)}\n\nThe side is right in {right} of the {decided} settings whose "
         "measured lead is clear; the pilot's 95 % interval covers the measured worth in "
-        f"{covered} of {known}."
+        f"{covered} of {known}. A lead is level where its interval holds 0. What the batch that takes "
+        "as long reaches is interpolated between the sizes that were run."
     )
 
 

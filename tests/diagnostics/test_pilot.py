@@ -12,7 +12,7 @@ from small_settings import fresh_settings, settings
 
 from crest_jax import ArraySource, Batch, BatchSelector, crest, cross_entropy, random_batches
 from crest_jax.diagnostics import GradientErrors, Pilot, measure_errors, measure_evenness, pilot
-from crest_jax.diagnostics.worth import _judged
+from crest_jax.diagnostics.worth import MODEL_ERROR, _judged
 from experiments import pilot as script
 from experiments.config import TrainConfig
 from experiments.harness.cli import UserError
@@ -218,7 +218,7 @@ def test_judgement_weighs_points_alike_and_time_by_batches_of_twice_the_size():
     few, many = found._replace(passes=6.9), found._replace(passes=7.1)
     assert (few.effective_passes, few.pays) == (pytest.approx(6.9 / 0.35), True)
     assert (many.effective_passes, many.pays) == (pytest.approx(7.1 / 0.35), False)
-    assert script.sentence(few).startswith("Probably yes: ")
+    assert script.sentence(few).startswith("Too close to call: ")
     assert script.sentence(many).startswith("Probably no: ")
     assert "makes 7.1 passes, 20 over the examples" in script.sentence(many)
 
@@ -305,18 +305,43 @@ def test_the_script_refuses_what_cannot_work():
             pilot_check.CheckConfig(runs=(), seconds=seconds)
 
 
+@pytest.mark.parametrize(
+    ("worth", "spread", "answer"),
+    [
+        (1.5, 1.2, "Yes:"), (1.5, 1.8, "Probably yes:"), (1.1, 1.8, "Too close to call:"),
+        (0.9, 1.8, "Too close to call:"), (0.6, 1.8, "Probably no:"), (0.5, 1.2, "No:"),
+    ],
+)  # fmt: skip
+def test_an_answer_is_as_sure_as_its_interval(worth, spread, answer):
+    half = np.sqrt(np.log(spread) ** 2 - (1.96 * MODEL_ERROR * 0.5) ** 2) if spread > 1.5 else 0.01
+    pauses = 0.5 if spread > 1.5 else 1 - np.log(spread) / (1.96 * MODEL_ERROR)
+    ends = (worth * np.exp(-half), worth * np.exp(half))
+    found = Pilot(99, 50, 32, worth, ends, 1.0, 1.0, 2.0, 0.0, (0.4, 0.4), pauses, 1.0)
+    assert found.worth_interval == pytest.approx((worth / spread, worth * spread), rel=0.01)
+    assert script.sentence(found).startswith(answer)
+
+
+def test_steps_are_asked_about_once(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["pilot", "--dataset", "digits", "--steps", "46", "--epochs", "4"])
+    with pytest.raises(SystemExit, match="--steps is 46 but --epochs or --budget are given too; leave"):
+        script.main()
+    with pytest.raises(UserError, match="--steps is 3 but must be at least 16; ask about more"):
+        script.PilotConfig(steps=3)
+
+
 @pytest.mark.slow
 def test_the_script_asks_about_real_data(tmp_path, monkeypatch, capsys):
     out = tmp_path / "pilot.json"
-    options = ["--dataset", "digits", "--model", "mlp", "--network.width", "16", "--epochs", "4"]
-    options += ["--budget", "0.5", "--batch-size", "64", "--seconds", "2"]
+    options = ["--dataset", "digits", "--model", "mlp", "--network.width", "16", "--steps", "46"]
+    options += ["--batch-size", "64", "--seconds", "2"]
     monkeypatch.setattr("sys.argv", ["pilot", *options, "--out", str(out)])
     script.main()
     values = json.loads(out.read_text(encoding="utf-8"))
     said = capsys.readouterr().out
     low, high = values["worth_interval"]
     answer = "yes" if values["pays"] else "no"
-    assert said.startswith(f"Probably {answer}" if low < 1 < high else answer.title())
+    sure = (f"Probably {answer}:", "Too close to call:") if low < 1 < high else f"{answer.title()}:"
+    assert said.startswith(sure)
     assert f"{values['worth']:.2f}" in said
     assert values["steps"] == 46
     assert values["run"]["network"]["width"] == NetworkConfig(width=16).width
