@@ -7,8 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 from crest_jax import ArraySource, cross_entropy
+from crest_jax.diagnostics import pilot
+from crest_jax.flax import from_nnx
+from examples import nnx_loop
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,6 +60,20 @@ def test_the_question_whether_to_use_it_can_be_asked_as_its_page_says():
     found = names["found"]
     assert found.steps == 32
     assert found.worth_interval[0] <= found.worth <= found.worth_interval[1]
+
+
+def test_the_question_can_be_asked_of_an_nnx_model_as_its_page_says():
+    page = (ROOT / "docs" / "should_i_use_it.md").read_text(encoding="utf-8")
+    block = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    rows = np.random.default_rng(0).normal(size=(512, 784)).astype(np.float32)
+    model = nnx_loop.Network(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.adamw(1e-3), wrt=nnx.Param)
+    names = {"nnx": nnx, "jax": jax, "from_nnx": from_nnx, "pilot": pilot, "model": model}
+    names |= {"optimizer": optimizer, "your_step": nnx_loop.train_step}
+    names |= {"source": ArraySource(rows, (rows[:, 0] > 0).astype(int))}
+    assert "steps=10_000," in block
+    exec(block.replace("steps=10_000,", "steps=32, seconds=0.1,"), names)
+    assert names["found"].steps == 32
 
 
 def test_the_page_is_short():
