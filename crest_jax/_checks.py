@@ -200,9 +200,9 @@ def rows_in(source: Any) -> int:
       Traceback (most recent call last):
       ValueError: source is a tuple but must hand out examples; pass ArraySource(inputs, labels).
     """
-    known = all(hasattr(source, name) for name in ("__len__", "take", "classes"))
+    array = isinstance(source, (np.ndarray, jax.Array))  # has a take of its own
     require(
-        known,
+        hasattr(source, "__len__") and hasattr(source, "take") and not array,
         f"source is a {type(source).__name__} but must hand out examples; pass ArraySource(inputs, "
         "labels).",
     )

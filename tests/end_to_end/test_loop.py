@@ -382,6 +382,9 @@ def test_evaluation_refuses_an_empty_source_and_a_bad_chunk():
         def __len__(self):
             return 0
 
+        def take(self, indices):
+            raise AssertionError("nothing is taken")
+
     with pytest.raises(ValueError, match=r"source holds 0 examples.*; pass data"):
         make_evaluate(mlp)({}, {}, Empty())
     with pytest.raises(ValueError, match=r"chunk_size is 0 but must be.*; pass a positive"):
