@@ -114,8 +114,8 @@ def classes_in(source: Source) -> Classes:
     count = _checks.rows_in(source)
     _checks.require(
         hasattr(source, "classes"),
-        f"source is a {type(source).__name__} without classes but must have them; set classes to those of "
-        "all examples, or to None for draws that are not stratified.",
+        f"source is a {type(source).__name__} without classes but must have them; set classes to "
+        "those of all examples, or to None for draws that are not stratified.",
     )
     return one_class(count) if source.classes is None else classes_of(source.classes)
 

@@ -607,6 +607,14 @@ def test_config_refuses_values_that_break_their_rule(field: str, value: Any) -> 
         settings(**({"subset_size": 256} | {field: value}))
 
 
+class WithoutClasses:
+    def __len__(self) -> int:
+        return COUNT
+
+    def take(self, indices: Any) -> Any:
+        raise AssertionError("nothing is taken")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -615,6 +623,10 @@ def test_config_refuses_values_that_break_their_rule(field: str, value: Any) -> 
             "source is a tuple but .*; pass ArraySource",
         ),
         ({"source": np.zeros((9, 2))}, "source is a ndarray but must hand out examples"),
+        (
+            {"source": WithoutClasses()},
+            "source is a WithoutClasses without classes but .*; set classes",
+        ),
         ({"config": {"batch_size": 4}}, "config is a dict but must be a CrestConfig; pass"),
         ({"apply_fn": nn.Dense(3)}, "apply_fn is a Dense that cannot be called as .*; wrap a Flax"),
         ({"apply_fn": nnx.Linear(6, 3, rngs=nnx.Rngs(0))}, "apply_fn is a Linear .* from_nnx"),
