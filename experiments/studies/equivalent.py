@@ -62,6 +62,8 @@ class EquivalentConfig(VariantConfig):
     """Sizes of stratified batches, in mini-batches of the setting; 1 is among them."""
     equal_seconds: bool = True
     """Train stratified batches for the seconds of CREST (recommended), too."""
+    timed: bool = True
+    """Whether all runs had the same share of a machine, so that their seconds belong into the table."""
     out: Path = Path("runs/equivalent")
     """Folder of all runs."""
 
@@ -237,22 +239,20 @@ def worth_of(runs: list[Run], name: str) -> Worth:
     return Worth(*costs, found[0], *map(float, ends))
 
 
-def beside_full(runs: list[Run], name: str) -> list[str]:
-    """Return the relative error to full training, in percent, and how many times as fast.
+def beside_full(runs: list[Run], name: str) -> str:
+    """Return the relative error to full training, in percent.
 
-    >>> runs = [{"variant": v, "seed": 0, "training_seconds": s, "curve": [{"accuracy": a}]}
-    ...         for v, s, a in (("full", 10, 0.8), ("crest", 2, 0.6))]
-    >>> beside_full(runs, "crest"), beside_full(runs, "full")
-    (['25.00', '5.0'], ['-', '1.0'])
+    >>> runs = [{"variant": v, "seed": 0, "curve": [{"accuracy": a}]}
+    ...         for v, a in (("full", 0.8), ("crest", 0.6))]
+    >>> beside_full(runs, "crest")
+    '25.00'
     """
     full = accuracies(runs, "full")[0].mean()
-    errors = 100 * (1 - accuracies(runs, name)[0] / full)
-    speed = seconds_of(runs, "full") / seconds_of(runs, name)
-    return ["-" if name == "full" else with_interval(list(errors)), f"{speed:.1f}"]
+    return with_interval(list(100 * (1 - accuracies(runs, name)[0] / full)))
 
 
-def summarise(runs: list[Run]) -> str:
-    """Return the table."""
+def summarise(runs: list[Run], *, timed: bool = True) -> str:
+    """Return the table, of work only where the runs are not ``timed``."""
     names = list(dict.fromkeys(run["variant"] for run in runs))
     rows = []
 
@@ -264,7 +264,6 @@ def summarise(runs: list[Run]) -> str:
     for name in names:
         worth, sized = worth_of(runs, name), name.isdigit()
         text = f"stratified, {name}m" if sized else (AT_EQUAL_SECONDS.get(name) or VARIANTS[name].text)
-        own = f"{worth.work:.2f}", f"{worth.seconds:.2f}", f"{worth.as_long:.2f}"
         if name == "full":
             over = ["-", "-", "-"]
         elif sized:
@@ -272,25 +271,24 @@ def summarise(runs: list[Run]) -> str:
         else:
             over = [worth.text(cost) for cost in (1.0, worth.work, worth.as_long)]
         values = accuracies(runs, name)[0]
-        rows.append(
-            [
-                text,
-                str(len(values)),
-                with_interval(list(values)),
-                lead(name, "1"),
-                lead("crest", name),
-                *(beside_full(runs, name) if "full" in names else ()),
-                *own,
-                *over,
-            ]
-        )
-    header = [
-        "batches", "seeds", "accuracy %", "over stratified, points", "CREST over it, points",
-        *(("relative error to full, %", "speed-up over full") if "full" in names else ()),
-        "cost, steps", "cost, seconds", "batch that takes as long, m", "equivalent batch, m",
-        "over its cost in steps", "over the batch that takes as long",
-    ]  # fmt: skip
-    return table(header, rows)
+        cells = {
+            "batches": text,
+            "seeds": str(len(values)),
+            "accuracy %": with_interval(list(values)),
+            "over stratified, points": lead(name, "1"),
+            "CREST over it, points": lead("crest", name),
+        }
+        if "full" in names:
+            cells["relative error to full, %"] = "-" if name == "full" else beside_full(runs, name)
+        cells["cost, steps"] = f"{worth.work:.2f}"
+        if timed:
+            cells["cost, seconds"] = f"{worth.seconds:.2f}"
+            cells["batch that takes as long, m"] = f"{worth.as_long:.2f}"
+        cells |= {"equivalent batch, m": over[0], "over its cost in steps": over[1]}
+        if timed:
+            cells["over the batch that takes as long"] = over[2]
+        rows.append(cells)
+    return table(list(rows[0]), [list(cells.values()) for cells in rows])
 
 
 EXPLANATION = """
@@ -298,8 +296,9 @@ All take equally many steps, but for full training and for "more steps", which l
 stratified batches for the seconds of CREST (recommended). ± is the 95 % interval over seeds (Student's
 t); differences are paired by seed; brackets are 95 % intervals of a bootstrap over seeds. Costs are
 those of a run over that of stratified batches of m: all work of the training counted, a backward pass
-as two forward; and medians of its seconds without evaluation and compilation.
+as two forward.
 """
+OF_SECONDS = "Seconds are medians, without evaluation and compilation.\n"
 
 
 def run_all_of(config: EquivalentConfig) -> list[Run]:
@@ -327,7 +326,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = tyro.cli(EquivalentConfig, args=argv, description=__doc__)
         with held_folder(config.out):
             runs = run_all_of(config)
-            write_summary(__file__, argv, config, runs, summarise(runs), EXPLANATION)
+            text = summarise(runs, timed=config.timed)
+            notes = EXPLANATION + (OF_SECONDS if config.timed else "")
+            write_summary(__file__, argv, config, runs, text, notes)
 
 
 if __name__ == "__main__":
