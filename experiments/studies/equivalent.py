@@ -64,12 +64,16 @@ class EquivalentConfig(VariantConfig):
     """Train stratified batches for the seconds of CREST (recommended), too."""
     timed: bool = True
     """Whether all runs had the same share of a machine, so that their seconds belong into the table."""
+    only_done: bool = False
+    """Run nothing: the table is of what --done holds, where variants may differ in their seeds."""
     out: Path = Path("runs/equivalent")
     """Folder of all runs."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         super().__post_init__()
+        if self.only_done and not self.done:
+            raise UserError("--only-done is given but --done names no folder; name those of the runs.")
         if len(self.sizes) < 2 or 1 not in self.sizes or min(self.sizes) < 1:
             raise UserError(
                 f"--sizes is {self.sizes} but must hold 1 and at least one larger size; 1 2 4 is usual."
@@ -301,8 +305,23 @@ as two forward.
 OF_SECONDS = "Seconds are medians, without evaluation and compilation.\n"
 
 
+def of_done(config: EquivalentConfig) -> list[Run]:
+    """Return the runs of the folders that are done, each once, in the order of the table."""
+    known = {(run["variant"], run["seed"]): run for run in config.earlier()}
+    held = {name for name, _ in known}
+    missing = [name for name in config.at_once if name not in held]
+    if missing:
+        raise UserError(
+            f"--done holds no runs of {', '.join(missing)} but of {', '.join(sorted(held))}; run them "
+            "first, or leave them out."
+        )
+    return [run for name in config.at_once for (own, _), run in known.items() if own == name]
+
+
 def run_all_of(config: EquivalentConfig) -> list[Run]:
     """Run what is missing: all at equal steps, then stratified batches for CREST's seconds."""
+    if config.only_done:
+        return of_done(config)
     # Seed by seed, so that all variants see the same machine.
     planned = [(n, config.options(n, seed)) for seed in config.seeds for n in config.at_once]
     runs = run_variants(config, planned)

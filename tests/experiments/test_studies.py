@@ -135,6 +135,16 @@ def test_the_equivalent_batch_of_a_larger_batch_is_its_size(tmp_path, tiny, caps
     equivalent.main([*arguments[:-2], *again])
     assert read_lines(tmp_path / "again" / "summary.jsonl") == runs
     assert [path.name for path in (tmp_path / "again").iterdir() if path.is_dir()] == []
+    part = ["--variants", "crest", "--only-done", "--out", str(tmp_path / "part")]
+    equivalent.main([*arguments[:2], "--sizes", "1", "2", "--done", str(tmp_path / "runs"), *part])
+    kept = [run["variant"] for run in read_lines(tmp_path / "part" / "summary.jsonl")]
+    assert kept == ["1", "1", "2", "2", "crest", "crest"]
+    for wrong, message in (
+        (["--variants", "random", *part[2:], "--done", str(tmp_path / "runs")], "no runs of random"),
+        (part, "--done names no folder; name"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            equivalent.main([*arguments[:2], "--sizes", "1", "2", *wrong])
     with pytest.raises(SystemExit, match=r"whose runs are of .* but must hold runs of"):
         equivalent.main([*arguments[:-2], *again[:-1], str(tmp_path / "other"), "--rate", "0.3"])
     settings = settings_map.read_settings((tmp_path / "runs",))
