@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from experiments.harness.cli import one_sentence
+from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.records import table
 from experiments.harness.run_folder import held_folder
 from experiments.harness.stats import interval, with_interval
@@ -47,6 +47,8 @@ class MapConfig:
 
     runs: tuple[Path, ...]
     """Folders that experiments.studies.equivalent wrote."""
+    untimed: tuple[str, ...] = ()
+    """Settings whose runs shared a machine unequally: nothing is said of their seconds."""
     out: Path = Path("runs/settings_map")
     """Folder of the results."""
 
@@ -88,14 +90,33 @@ def in_words(runs: list[Run]) -> str:
     return ", ".join(parts) + name_of(runs).removeprefix(asked["setting"])
 
 
+def without_seconds(settings: dict[str, list[Run]], names: tuple[str, ...]) -> dict[str, list[Run]]:
+    """Return the runs by setting, some of them marked as not timed."""
+    unknown = [name for name in names if name not in settings]
+    if unknown:
+        raise UserError(
+            f"--untimed holds {', '.join(unknown)} but must be of {', '.join(settings)}; leave it out."
+        )
+    return {
+        name: [run | {"untimed": True} for run in runs] if name in names else runs
+        for name, runs in settings.items()
+    }
+
+
+def is_timed(runs: list[Run]) -> bool:
+    """Return whether the seconds of runs mean anything."""
+    return "untimed" not in runs[0]
+
+
 def leads(runs: list[Run], other: str) -> list[float]:
     """Return the points by which CREST is ahead of another variant, by seed; none where it was not run.
 
-    Where CREST takes no longer than stratified batches these have its seconds as they are; what a
-    larger batch that was not run reaches is interpolated.
+    Those at equal seconds are none either where runs are not timed. Where CREST takes no longer than
+    stratified batches these have its seconds as they are; what a larger batch that was not run reaches
+    is interpolated.
     """
     names = {run["variant"] for run in runs}
-    if "crest" not in names:
+    if "crest" not in names or (other != "1" and not is_timed(runs)):
         return []
     if other == "larger" and other not in names:
         return equivalent.leads_for_seconds(runs, "crest")
@@ -116,7 +137,7 @@ def summarise(settings: dict[str, list[Run]]) -> str:
         for variant in ("crest", "paper"):
             if variant in {run["variant"] for run in runs}:
                 worth = worth_of(runs, variant)
-                row += [worth.text(worth.work), worth.text(worth.as_long)]
+                row += [worth.text(worth.work), worth.text(worth.as_long) if is_timed(runs) else "-"]
             else:
                 row += ["-", "-"]
         rows.append(row)
@@ -158,7 +179,7 @@ EXPLANATION = """
 Leads are paired by seed, with 95 % intervals (Student's t). The equivalent batch is the size of a
 stratified batch that does as well at equal steps; where it is above the cost of CREST, CREST does
 better than a larger batch for the same cost. Where no larger batch was run for CREST's seconds, what it
-reaches is interpolated between the sizes that were run. "-" was not run.
+reaches is interpolated between the sizes that were run. "-" was not run, or not timed.
 """
 
 
@@ -166,7 +187,7 @@ def main() -> None:
     """Read the runs, then write and print the table."""
     with one_sentence("interrupted; start again."):
         config = tyro.cli(MapConfig, description=__doc__)
-        settings = read_settings(config.runs)
+        settings = without_seconds(read_settings(config.runs), config.untimed)
         with held_folder(config.out):
             text = f"`{command_line(__file__, None)}`\n\n{summarise(settings)}\n{EXPLANATION}"
             (config.out / "settings.md").write_text(text, encoding="utf-8")

@@ -154,6 +154,12 @@ def test_the_equivalent_batch_of_a_larger_batch_is_its_size(tmp_path, tiny, caps
     assert f"{np.mean(settings_map.leads(settings['tiny'], '1')):+.2f} ± " in settings_map.summarise(
         settings
     )
+    untimed = settings_map.without_seconds(settings, ("tiny",))
+    assert settings_map.leads(untimed["tiny"], "1") == settings_map.leads(settings["tiny"], "1")
+    assert settings_map.leads(untimed["tiny"], "larger") == []
+    assert "as long" not in settings_map.summarise(untimed)
+    with pytest.raises(UserError, match="--untimed holds none but must be of tiny; leave"):
+        settings_map.without_seconds(settings, ("none",))
     settings_map.draw(settings, tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 10_000
 
