@@ -101,7 +101,7 @@ def summarise(config: RegionsConfig, runs: list[Run]) -> str:
                 with_interval(better),
                 *map(_quartiles, lengths),
                 f"{np.median(cost):.2f}",
-                f"{seconds / base:.2f}",
+                f"{seconds / base:.2f}" if plain else "-",
             ]
         )
     header = [
