@@ -205,7 +205,7 @@ class Worth:
       seconds: its seconds over theirs.
       as_long: the size of stratified batches that take as long, in mini-batches.
       size: the equivalent batch, in mini-batches; NaN where a larger batch gains nothing.
-      low: lower end of its 95 % interval.
+      low: lower end of its 95 % interval; NaN with one seed.
       high: upper end.
     """
 
@@ -220,6 +220,8 @@ class Worth:
         """Return the size over a cost, with its interval."""
         if math.isnan(self.size):
             return "a larger batch gains nothing"
+        if math.isnan(self.low):
+            return f"{self.size / cost:.2f}"
         return f"{self.size / cost:.2f} [{self.low / cost:.2f}, {self.high / cost:.2f}]"
 
 
@@ -236,8 +238,11 @@ def worth_of(runs: list[Run], name: str) -> Worth:
     rng = np.random.default_rng(0)
     picks = [np.arange(len(own)), *rng.integers(0, len(own), (RESAMPLES, len(own)))]
     found = [equivalent_batch(own[i].mean(), sizes, [x[i].mean() for x in others]) for i in picks]
+    several = len(own) > 1  # one seed has no interval
     ends = (
-        np.nanquantile(found[1:], [0.025, 0.975]) if np.isfinite(found[1:]).any() else (math.nan,) * 2
+        np.nanquantile(found[1:], [0.025, 0.975])
+        if several and np.isfinite(found[1:]).any()
+        else (math.nan,) * 2
     )
     costs = work_of(runs, name) / plain[0], seconds_of(runs, name) / plain[1], as_long(runs, name)
     return Worth(*costs, found[0], *map(float, ends))

@@ -122,6 +122,9 @@ def test_the_equivalent_batch_of_a_larger_batch_is_its_size(tmp_path, tiny, caps
     cells = [cell.strip() for cell in text.splitlines()[-1].split("|")]
     assert cells[9] == "2.00 [2.00, 2.00]"
     assert cells[10] == cells[11] == "1.00 [1.00, 1.00]"
+    assert (
+        equivalent.worth_of([run for run in plain + own if run["seed"] == 0], "crest").text(1) == "2.00"
+    )
     full = [dict(run, variant="full", training_seconds=8.0) for run in plain if run["variant"] == "2"]
     beside = [line.split("|") for line in equivalent.summarise(plain + full).splitlines()]
     column = [cell.strip() for cell in beside[0]].index("relative error to full, %")
