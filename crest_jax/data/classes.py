@@ -56,7 +56,7 @@ def classes_of(labels: Any, num_classes: int | None = None, *, name: str = "labe
             values = values.astype(str)
         elif kinds <= {int, bool}:
             values = np.array([int(value) for value in values.ravel()]).reshape(values.shape)
-    missing = sum(map(_missing, values.ravel().tolist())) if values.dtype.kind in "fO" else 0
+    missing = sum(map(_missing, values.ravel().tolist())) if values.dtype.kind in ("f", "O") else 0
     _checks.require(
         not missing,
         f"{missing} of {values.size} {name} are missing but every example must have one; drop these "
