@@ -98,7 +98,7 @@ def make_parts(
         f"config is a {type(config).__name__} but must be a CrestConfig; pass "
         "CrestConfig.recommended(steps=...).",
     )
-    count, classes, own = _checks.rows_in(source), classes_in(source), config.region
+    classes, count, own = classes_in(source), len(source), config.region
     sizes = {"subset_size": config.subset_size} | (
         {} if own is None else {"probe_size": own.probe_size}
     )

@@ -231,7 +231,7 @@ def gradmatch(
     """
     _checks.in_range("ridge", ridge, 0.0, 1e6, open_low=True)
     embed = checked_embedding(last_layer_gradients(features_fn, loss_fn), loss_fn, source)
-    count, groups = _checks.rows_in(source), classes_in(source)
+    groups, count = classes_in(source), len(source)
     everything = np.arange(count)
     counts = np.bincount(groups.codes).astype(np.int32)
     quotas = quotas_for(counts[None], size, "proportional")[0].astype(np.int32)

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 
-from crest_jax import _checks
 from crest_jax.baselines.subset import Subset, subset_batches
 from crest_jax.coresets.select import select_coreset
 from crest_jax.data.classes import classes_in
@@ -70,7 +69,7 @@ def craig(
         embed = checked_embedding(logit_gradients(apply_fn, loss_fn), loss_fn, source)
     else:
         embed = jax.jit(embed_fn)
-    rows, groups = np.arange(_checks.rows_in(source)), classes_in(source)
+    groups, rows = classes_in(source), np.arange(len(source))
 
     def choose(key: Array, params: Params, model_state: ModelState) -> Subset:
         embeddings, _ = embed_rows(embed, params, model_state, source, rows)

@@ -91,7 +91,7 @@ def _evenly(stream: RowStream, strata: Strata, size: int) -> tuple[RowStream, Ar
 
 
 def _batches(source: Source, batch_size: int, groups: Classes) -> BatchSelector:
-    count = _checks.rows_in(source)
+    count = len(source)
     check_batch(batch_size, count)
     mesh, ahead = getattr(source, "mesh", None), Lookahead(source)
     strata = make_strata(groups.codes, groups.number, mesh=mesh)

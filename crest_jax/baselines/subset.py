@@ -131,7 +131,7 @@ def subset_batches(
       >>> event.reason, bool(batch.indices.max() < 4)
       ('start', True)
     """
-    count, groups = _checks.rows_in(source), classes_in(source)
+    groups, count = classes_in(source), len(source)
     _checks.positive_int("batch_size", batch_size)
     _checks.positive_int("size", size)
     _checks.require(

@@ -260,8 +260,14 @@ def beside_full(runs: list[Run], name: str) -> str:
     return with_interval(list(100 * (1 - accuracies(runs, name)[0] / full)))
 
 
-def summarise(runs: list[Run], *, timed: bool = True) -> str:
-    """Return the table, of work only where the runs are not ``timed``."""
+def is_timed(runs: list[Run]) -> bool:
+    """Return whether the seconds of runs mean anything; see ``EquivalentConfig.timed``."""
+    return all(run.get("timed", True) for run in runs)
+
+
+def summarise(runs: list[Run]) -> str:
+    """Return the table, of work only where the runs are not timed."""
+    timed = is_timed(runs)
     names = list(dict.fromkeys(run["variant"] for run in runs))
     rows = []
 
@@ -312,12 +318,12 @@ OF_SECONDS = "Seconds are medians, without evaluation and compilation.\n"
 
 def of_done(config: EquivalentConfig) -> list[Run]:
     """Return the runs of the folders that are done, each once, in the order of the table."""
-    known = {(run["variant"], run["seed"]): run for run in config.earlier()}
+    known = {key: run for key, run in config.earlier().items() if run["seed"] in config.seeds}
     held = {name for name, _ in known}
     missing = [name for name in config.at_once if name not in held]
     if missing:
         raise UserError(
-            f"--done holds no runs of {', '.join(missing)} but of {', '.join(sorted(held))}; run them "
+            f"--done holds no runs of {', '.join(missing)} with the seeds {config.seeds}; run them "
             "first, or leave them out."
         )
     return [run for name in config.at_once for (own, _), run in known.items() if own == name]
@@ -332,7 +338,7 @@ def run_all_of(config: EquivalentConfig) -> list[Run]:
     runs = run_variants(config, planned)
     if not config.equal_seconds or "crest" not in config.variants:
         return runs
-    earlier = {run["variant"]: run["factor"] for run in config.earlier() if "factor" in run}
+    earlier = {run["variant"]: run["factor"] for run in config.earlier().values() if "factor" in run}
     wanted = factors(runs) | earlier
     if min(wanted.values()) <= 1:
         return runs
@@ -350,9 +356,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = tyro.cli(EquivalentConfig, args=argv, description=__doc__)
         with held_folder(config.out):
             runs = run_all_of(config)
-            text = summarise(runs, timed=config.timed)
-            notes = EXPLANATION + (OF_SECONDS if config.timed else "")
-            write_summary(__file__, argv, config, runs, text, notes)
+            if not config.timed:
+                runs = [run | {"timed": False} for run in runs]
+            notes = EXPLANATION + (OF_SECONDS if is_timed(runs) else "")
+            write_summary(__file__, argv, config, runs, summarise(runs), notes)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from experiments.harness.cli import UserError, one_sentence
+from experiments.harness.cli import one_sentence
 from experiments.harness.records import table
 from experiments.harness.run_folder import held_folder
 from experiments.harness.stats import interval, with_interval
 from experiments.presets import SETTINGS
 from experiments.studies import equivalent
-from experiments.studies.equivalent import accuracies, seconds_of, worth_of
+from experiments.studies.equivalent import accuracies, is_timed, seconds_of, worth_of
 from experiments.studies.variants import Run, read_summary
 from experiments.sweep import command_line
 
@@ -47,8 +47,6 @@ class MapConfig:
 
     runs: tuple[Path, ...]
     """Folders that experiments.studies.equivalent wrote."""
-    untimed: tuple[str, ...] = ()
-    """Settings whose runs shared a machine unequally: nothing is said of their seconds."""
     out: Path = Path("runs/settings_map")
     """Folder of the results."""
 
@@ -88,24 +86,6 @@ def in_words(runs: list[Run]) -> str:
     elif run.optim.learning_rate != USUAL_RATE:
         parts.append(f"rate {run.optim.learning_rate:g}")
     return ", ".join(parts) + name_of(runs).removeprefix(asked["setting"])
-
-
-def without_seconds(settings: dict[str, list[Run]], names: tuple[str, ...]) -> dict[str, list[Run]]:
-    """Return the runs by setting, some of them marked as not timed."""
-    unknown = [name for name in names if name not in settings]
-    if unknown:
-        raise UserError(
-            f"--untimed holds {', '.join(unknown)} but must be of {', '.join(settings)}; leave it out."
-        )
-    return {
-        name: [run | {"untimed": True} for run in runs] if name in names else runs
-        for name, runs in settings.items()
-    }
-
-
-def is_timed(runs: list[Run]) -> bool:
-    """Return whether the seconds of runs mean anything."""
-    return "untimed" not in runs[0]
 
 
 def leads(runs: list[Run], other: str) -> list[float]:
@@ -187,7 +167,7 @@ def main() -> None:
     """Read the runs, then write and print the table."""
     with one_sentence("interrupted; start again."):
         config = tyro.cli(MapConfig, description=__doc__)
-        settings = without_seconds(read_settings(config.runs), config.untimed)
+        settings = read_settings(config.runs)
         with held_folder(config.out):
             text = f"`{command_line(__file__, None)}`\n\n{summarise(settings)}\n{EXPLANATION}"
             (config.out / "settings.md").write_text(text, encoding="utf-8")

@@ -155,9 +155,13 @@ class VariantConfig:
         folder = self.out / f"{name}-seed{run.seed}"
         return dataclasses.replace(run, out=folder, resume=folder.exists())
 
-    def earlier(self) -> list[Run]:
-        """Return the runs of the folders that are done, which must be of the same setting."""
-        runs = []
+    def earlier(self) -> dict[tuple[str, int], Run]:
+        """Return the runs of the folders that are done, which must be of the same setting.
+
+        Returns:
+          Each once, by variant and seed.
+        """
+        runs: list[Run] = []
         for folder in self.done:
             own = read_summary(folder)
             other = next((run["asked"] for run in own if run["asked"] != self.asked()), None)
@@ -167,7 +171,7 @@ class VariantConfig:
                     f"{self.asked()}; leave it out."
                 )
             runs += own
-        return runs
+        return {(run["variant"], run["seed"]): run for run in runs}
 
     def asked(self) -> Run:
         """Return what runs must have alike to stand in one table."""
@@ -200,7 +204,7 @@ def run_variants(config: VariantConfig, planned: Sequence[tuple[str, TrainConfig
     Returns:
       The runs in the order of ``planned``, each with the name of its variant.
     """
-    known = {(run["variant"], run["seed"]): run for run in config.earlier()}
+    known = config.earlier()
     keys = [(name, options.seed) for name, options in planned]
     missing = [options for key, (_, options) in zip(keys, planned, strict=True) if key not in known]
     new = iter(run_all(missing, config.jobs))

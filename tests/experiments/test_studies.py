@@ -129,7 +129,8 @@ def test_the_equivalent_batch_of_a_larger_batch_is_its_size(tmp_path, tiny, caps
     beside = [line.split("|") for line in equivalent.summarise(plain + full).splitlines()]
     column = [cell.strip() for cell in beside[0]].index("relative error to full, %")
     assert beside[2][column].split() == ["4.76", "±", "0.00"]
-    untimed = equivalent.summarise(plain + full, timed=False).splitlines()[0]
+    unequal = [run | {"timed": False} for run in plain + full]
+    untimed = equivalent.summarise(unequal).splitlines()[0]
     assert "cost, steps" in untimed
     assert "seconds" not in untimed
     assert "as long" not in untimed
@@ -138,16 +139,22 @@ def test_the_equivalent_batch_of_a_larger_batch_is_its_size(tmp_path, tiny, caps
     equivalent.main([*arguments[:-2], *again])
     assert read_lines(tmp_path / "again" / "summary.jsonl") == runs
     assert [path.name for path in (tmp_path / "again").iterdir() if path.is_dir()] == []
-    part = ["--variants", "crest", "--only-done", "--out", str(tmp_path / "part")]
-    equivalent.main([*arguments[:2], "--sizes", "1", "2", "--done", str(tmp_path / "runs"), *part])
+    part = ["--variants", "crest", "--only-done", "--no-timed", "--out", str(tmp_path / "part")]
+    held = [*arguments[:2], "--sizes", "1", "2", "--done", str(tmp_path / "runs"), "--seeds"]
+    equivalent.main([*held, "0", "1", *part])
     kept = [run["variant"] for run in read_lines(tmp_path / "part" / "summary.jsonl")]
     assert kept == ["1", "1", "2", "2", "crest", "crest"]
+    equivalent.main([*held, "1", *part[:-1], str(tmp_path / "one")])
+    assert {run["seed"] for run in read_lines(tmp_path / "one" / "summary.jsonl")} == {1}
     for wrong, message in (
-        (["--variants", "random", *part[2:], "--done", str(tmp_path / "runs")], "no runs of random"),
+        (
+            ["--variants", "random", *part[2:], "--done", str(tmp_path / "runs")],
+            "no runs of random with the seeds",
+        ),
         (part, "--done names no folder; name"),
     ):
         with pytest.raises(SystemExit, match=message):
-            equivalent.main([*arguments[:2], "--sizes", "1", "2", *wrong])
+            equivalent.main([*arguments[:2], "--sizes", "1", "2", "--seeds", "0", "1", *wrong])
     with pytest.raises(SystemExit, match=r"whose runs are of .* but must hold runs of"):
         equivalent.main([*arguments[:-2], *again[:-1], str(tmp_path / "other"), "--rate", "0.3"])
     settings = settings_map.read_settings((tmp_path / "runs",))
@@ -157,12 +164,10 @@ def test_the_equivalent_batch_of_a_larger_batch_is_its_size(tmp_path, tiny, caps
     assert f"{np.mean(settings_map.leads(settings['tiny'], '1')):+.2f} ± " in settings_map.summarise(
         settings
     )
-    untimed = settings_map.without_seconds(settings, ("tiny",))
+    untimed = settings_map.read_settings((tmp_path / "part",))
     assert settings_map.leads(untimed["tiny"], "1") == settings_map.leads(settings["tiny"], "1")
     assert settings_map.leads(untimed["tiny"], "larger") == []
     assert "as long" not in settings_map.summarise(untimed)
-    with pytest.raises(UserError, match="--untimed holds none but must be of tiny; leave"):
-        settings_map.without_seconds(settings, ("none",))
     settings_map.draw(settings, tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 10_000
 
