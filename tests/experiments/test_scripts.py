@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments.config import DATASETS, TEXT_DATASETS
 from experiments.harness.run_folder import commit_of
+from experiments.presets import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(
@@ -70,3 +72,13 @@ def test_every_command_of_pages_and_docstrings_names_a_script() -> None:
     assert len(names) > 10
     for name in sorted(names):
         assert hasattr(importlib.import_module(name), "main"), name
+
+
+def test_every_setting_that_pages_name_is_there_and_every_data_set_is_on_a_page() -> None:
+    text = "\n".join(path.read_text("utf-8") for path in [*PAGES, *SCRIPTS])
+    named = set(re.findall(r"--setting ([a-z]\w*)", text))
+    assert len(named) > 5
+    assert named <= SETTINGS.keys()
+    page = (ROOT / "docs" / "experiments.md").read_text("utf-8")
+    for name in DATASETS + TEXT_DATASETS:
+        assert f"`{name}`" in page, name
