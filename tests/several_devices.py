@@ -81,6 +81,11 @@ def choose_from_streams():
     keep("array", select_coreset_stream(points, labels=labels, across_processes=True, **STREAM))
     pairs = ((points[i : i + 90], labels[i : i + 90]) for i in range(0, len(points), 90))
     keep("pairs", select_coreset_stream(pairs, across_processes=True, **STREAM))
+    # Each process has classes of its own, so what is class 0 here is none there.
+    own = np.repeat([3, 7] if jax.process_index() == 0 else [5, 9], 60)
+    rows = np.float32(np.random.default_rng(3 + jax.process_index()).normal(size=(120, 4)))
+    rows *= 1 + 50 * jax.process_index()
+    keep("apart", select_coreset_stream(rows, 8, labels=own, part=120, across_processes=True))
     size, part = STREAM["size"], STREAM["part"]
     for name, own in (
         ("nan", np.where(jax.process_index() == 1, np.nan, points)),

@@ -157,8 +157,10 @@ def _choose(
     def one(
         embeddings: PyTree, strata: Array, sample_weights: Array | None, indices: Array
     ) -> tuple[Array, Array]:
-        # Another draw for every subset, on whichever device it is scored.
-        own = None if key is None else jax.random.fold_in(key, jnp.sum(indices.astype(jnp.uint32)))
+        # Another draw for every subset, on whichever device it is scored; also where each is all data.
+        places = 2 * jnp.arange(indices.shape[0], dtype=jnp.uint32) + 1
+        turn = jnp.sum(places * indices.astype(jnp.uint32))
+        own = None if key is None else jax.random.fold_in(key, turn)
         if config.picks == "importance":
             given = embeddings, strata
             return importance_sample(own, *given, size=config.batch_size, sample_weights=sample_weights)

@@ -12,14 +12,13 @@ from crest_jax.algorithm.config import CrestConfig, RegionConfig
 from crest_jax.algorithm.nonfinite import TRIES
 from crest_jax.data.classes import classes_in, one_class
 from crest_jax.data.devices import num_devices, place
+from crest_jax.data.exclusion import MOST_OBSERVATIONS
 from crest_jax.data.pool import PoolRules, make_rules
 from crest_jax.data.prefetch import Lookahead
 from crest_jax.data.strata import compact
 from crest_jax.gradients.embeddings import default_gradients, logit_gradients
 from crest_jax.gradients.losses import fitting
 from crest_jax.types import ApplyFn, Array, EmbedFn, LossFn, ModelState, Params, PhaseFn, Source
-
-MOST_OBSERVATIONS = 2**24  # held of an exclusion window, 64 MB
 
 
 class Model(NamedTuple):

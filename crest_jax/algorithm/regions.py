@@ -90,10 +90,10 @@ def predict(region: Region, params: Params, bend: Array | None = None) -> Array:
 
 
 def relative_error(predicted: Array, loss: Array) -> Array:
-    """Return ``rho = |F(delta) - loss| / loss`` [] for a prediction and the loss that was measured.
+    """Return ``rho = |F(delta) - loss| / |loss|`` [] for a prediction and the loss that was measured.
 
-    Yang, Kang and Mirzasoleiman, ICML 2023, Section 4. Exactly 0 where both are equal, as at the
-    anchor, and huge for a loss of 0 that was not predicted.
+    Yang, Kang and Mirzasoleiman, ICML 2023, Section 4, where losses are above 0. Exactly 0 where both
+    are equal, as at the anchor, and huge for a loss of 0 that was not predicted.
 
     Example:
       >>> float(relative_error(jnp.array(4.5), jnp.array(4.0)))
@@ -101,7 +101,7 @@ def relative_error(predicted: Array, loss: Array) -> Array:
     """
     error = jnp.abs(predicted - loss)
     smallest = float(jnp.finfo(jnp.float32).tiny)
-    return jnp.where(error == 0, 0.0, error / jnp.where(loss == 0, smallest, loss))
+    return jnp.where(error == 0, 0.0, error / jnp.where(loss == 0, smallest, jnp.abs(loss)))
 
 
 def check_interval(reference: float, norm: float, *, multiplier: float, maximum: int) -> int:

@@ -16,6 +16,7 @@ from crest_jax.types import Array, Factored, PyTree
 
 LEVEL = 0.1  # share of the mean length that is added to every length, which bounds the weights
 RIDGE = 0.01  # of calibration, on the diagonal
+HELD = 0.1  # of a column's squares, that calibration asks the picks to have
 LEAST = 0.1  # of a weight that calibration leaves
 CERTAIN = 0.99  # largest chance, which leaves room for the rounding of running sums
 
@@ -119,7 +120,8 @@ def calibrated(weights: Array, picks: Array, values: Array, each: Array) -> Arra
     """Change weights [m] as little as it takes for the picks' sum of values to be that of all rows.
 
     The calibration estimator of Deville and Särndal (Journal of the American Statistical Association,
-    1992), with a ridge: what is linear in the values has no variance any more.
+    1992), with a ridge: what is linear in the values has no variance any more. A column that the picks
+    hardly have, the gradient of a rare output, say, is left as it is: they say nothing about it.
 
     Args:
       weights: [m], above 0.
@@ -135,6 +137,8 @@ def calibrated(weights: Array, picks: Array, values: Array, each: Array) -> Arra
     own = values[picks]
     gap = jnp.dot(each, values, precision="highest") - jnp.dot(weights, own, precision="highest")
     square = jnp.dot((own * weights[:, None]).T, own, precision="highest")
+    held = jnp.diag(square) > HELD * jnp.dot(each, jnp.square(values), precision="highest")
+    gap = jnp.where(held, gap, 0.0)
     square = square + jnp.diag(RIDGE * jnp.diag(square) + jnp.finfo(jnp.float32).tiny)
     change = jnp.dot(own, jnp.linalg.solve(square, gap), precision="highest")
     return weights * jnp.maximum(1 + change, LEAST)

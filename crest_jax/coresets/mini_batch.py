@@ -54,7 +54,7 @@ def most_rounds(share: float, rows: int, size: int, num_classes: int) -> int:
         return size
     largest = min(rows, math.floor(share * (1 + 1e-6) * rows) + 2)
     quota = min(size, largest, size * largest // rows + 1)
-    return min(size, 1 << (quota - 1).bit_length())
+    return min(size, 1 << (int(quota) - 1).bit_length())
 
 
 @partial(

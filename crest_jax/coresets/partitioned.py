@@ -45,7 +45,7 @@ def choose_in_parts(
     Args:
       points: [n] rows.
       labels: [n], int32.
-      counts: [c], examples of each class.
+      counts: not needed.
       quotas: [c], picks of each class, summing to ``size``.
       size: picks in all.
       metric: of the points.
@@ -57,6 +57,7 @@ def choose_in_parts(
     Returns:
       See ``select_coreset``; the gains are estimates from the sample, scaled to ``n``.
     """
+    del counts
     each = np.ones(len(labels)) if rules.weights is None else np.asarray(rules.weights, np.float64)
 
     def masses(rows: np.ndarray) -> np.ndarray | None:
@@ -66,18 +67,22 @@ def choose_in_parts(
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     wanted = quotas > 0
-    most = int((counts[wanted] // quotas[wanted]).min())  # each part must hold every quota
-    parts = max(1, min(-(-len(labels) // plan.part), most))
+    parts = max(1, -(-len(labels) // plan.part))
     picks, top = [], 0.0
     for part in range(parts):
         rows = np.sort(order[part::parts])
+        own = np.minimum(quotas, np.bincount(labels[rows], minlength=len(quotas)))  # rare classes whole
+        if not own.any():
+            continue
         local = choose_in_part(
-            take_rows(points, rows), labels[rows], quotas, metric, plan, weights=masses(rows)
+            take_rows(points, rows), labels[rows], own, metric, plan, weights=masses(rows)
         )
         picks.append(rows[np.asarray(local.picks)])
         top = max(top, float(local.top))
     union = np.sort(np.concatenate(picks))
-    sample = np.sort(order[int(rng.integers(parts)) :: parts])
+    sample = order[int(rng.integers(parts)) :: parts]
+    missed = union[~np.isin(labels[union], labels[sample])]  # a rare class is judged by its picks
+    sample = np.sort(np.concatenate([sample, missed]))
     last = choose_in_part(
         take_rows(points, union), labels[union], quotas, metric, plan,
         clients=take_rows(points, sample), client_labels=labels[sample], top=top,

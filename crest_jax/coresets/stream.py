@@ -18,9 +18,9 @@ from crest_jax.coresets.partition import classes_shaped
 from crest_jax.coresets.partitioned import choose_in_part, coreset_of, generator
 from crest_jax.coresets.plan import part_rows, plan_of_part
 from crest_jax.coresets.select import not_forked
-from crest_jax.data.classes import classes_of
+from crest_jax.data.classes import Classes, classes_of
 from crest_jax.data.devices import gather, in_all_processes, share_of_default_memory
-from crest_jax.data.quotas import covered_as_a_whole, proportional_quotas, quotas_for
+from crest_jax.data.quotas import covered_as_a_whole, proportional_quotas, quotas_within
 from crest_jax.types import Array, Coreset, Factored
 
 Progress = Callable[[int], None]  # called with the number of rows that are done
@@ -69,8 +69,8 @@ def select_coreset_stream(
 
     Raises:
       ValueError: when there are fewer rows than ``size``, on embeddings that are NaN or infinite, on
-        chunks of different widths, or on labels as in ``select_coreset``; in every process when the
-        rows of one are bad.
+        chunks of different widths, or on labels as in ``select_coreset``, and on strings in chunks or
+        across processes; in every process when the rows of one are bad.
 
     Example:
       >>> rows = np.random.default_rng(0).normal(size=(3_000, 4)).astype(np.float32)
@@ -103,7 +103,8 @@ def select_coreset_stream(
         own = None
         if array:
             if labels is not None:
-                own = classes_shaped(labels, (len(chunks),), num_classes).codes
+                found = classes_shaped(labels, (len(chunks),), num_classes)
+                own = _as_named(found) if joined else found.codes
             pieces: Iterable[Any] = _slices(chunks, own, width)
         else:
             _checks.require(
@@ -256,7 +257,8 @@ class _Rounds:
         clients = _together([self.sample, jax.tree.map(lambda leaf: leaf[missed], held)])
         groups = grouped(held.labels)
         final = self._groups(groups, totals)[1]
-        quotas = quotas_for(final[None], self.size, "proportional")[0]
+        held_of = np.bincount(groups, minlength=len(final))
+        quotas = quotas_within(final, self.size, held_of)
         metric = self.frame.metric
         last = choose_in_part(
             held.points, groups, quotas, metric, self.plan,
@@ -390,10 +392,14 @@ def _named(seen: int, work: Callable[..., Any], *args: Any) -> Any:
 
 
 def _whole_numbers(labels: Any, num_classes: int | None) -> np.ndarray:
-    found = classes_of(labels, num_classes)
+    return _as_named(classes_of(labels, num_classes))
+
+
+def _as_named(found: Classes) -> np.ndarray:
+    """Return the class of each example as it is named, a number that means the same everywhere."""
     _checks.require(
         found.names.dtype.kind in "iub" and (not len(found.names) or found.names[-1] < 2**63),
-        f"labels have dtype {found.names.dtype} but those of a stream must be whole numbers; number "
-        "the classes first.",
+        f"labels have dtype {found.names.dtype} but those of a stream, or of several processes, must "
+        "be whole numbers; number the classes first.",
     )
     return found.names.astype(np.int64)[found.codes]

@@ -22,7 +22,7 @@ def chunk_length(most: int) -> int:
       >>> chunk_length(1), chunk_length(31), chunk_length(32)
       (1, 16, 32)
     """
-    return 1 << (most.bit_length() - 1)
+    return 1 << (int(most).bit_length() - 1)
 
 
 @partial(jax.jit, static_argnames=("draw", "number", "settings"))

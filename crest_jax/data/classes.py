@@ -38,7 +38,7 @@ def classes_of(labels: Any, num_classes: int | None = None, *, name: str = "labe
       Codes in the shape of the labels. Labels 0 to c - 1 that all occur are their own codes.
 
     Raises:
-      ValueError: on labels that are neither whole numbers nor strings, or out of range.
+      ValueError: on labels that are neither whole numbers nor strings, masked, or out of range.
 
     Example:
       >>> found = classes_of([3, 10**9, 3])
@@ -47,6 +47,10 @@ def classes_of(labels: Any, num_classes: int | None = None, *, name: str = "labe
       >>> classes_of(["cat", "ant"]).codes.tolist()
       [1, 0]
     """
+    _checks.require(
+        not np.ma.is_masked(labels),
+        f"{name} have masked entries but every example must have a class; fill them or drop the rows.",
+    )
     values = np.asarray(labels)
     if not values.size:
         return Classes(np.zeros(values.shape, np.int32), values.ravel())

@@ -11,6 +11,7 @@ import numpy as np
 from crest_jax import _checks
 from crest_jax.types import Array
 
+MOST_OBSERVATIONS = 2**24  # held of a window, 64 MB
 _EMPTY = np.uint32(2**32 - 1)
 
 
@@ -214,7 +215,7 @@ def observe(
     """Note whether the losses [b] at ``indices`` [b] are below the threshold.
 
     Indices may repeat; only the first ``number`` count, where it is given. The mean of the first losses
-    of all is the unit of a relative threshold.
+    of all is the unit of a relative threshold; while it is negative none is below.
 
     Example:
       >>> noted = noted_in(init_exclusion(3, 1, capacity=4))
@@ -228,7 +229,7 @@ def observe(
     total = jnp.sum(jnp.where(counts, losses, 0.0))
     mean = total / jnp.maximum(number, 1).astype(jnp.float32)
     unit = jnp.where((noted.unit < 0) & (mean >= 0), mean, noted.unit)
-    low = losses < jnp.float32(threshold) * unit
+    low = (losses < jnp.float32(threshold) * unit) & (unit >= 0)
     places = jnp.where(counts, (noted.num_observations + turn) % size, size)
     entries = 2 * indices.astype(jnp.uint32) + low.astype(jnp.uint32)
     observations = noted.observations.at[places].set(entries, mode="drop")

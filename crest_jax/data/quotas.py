@@ -200,6 +200,29 @@ def quotas_for(
     return np.ascontiguousarray(found)
 
 
+def quotas_within(counts: np.ndarray, size: int, most: np.ndarray) -> np.ndarray:
+    """Return proportional quotas [c] of which none is above a limit.
+
+    What a limit cuts off goes to the other classes.
+
+    Args:
+      counts: [c], examples of each class.
+      size: picks in all, at most the sum of the limits.
+      most: [c], the limits.
+
+    Example:
+      >>> quotas_within(np.array([8, 8, 4]), 10, np.array([9, 2, 9])).tolist()
+      [5, 2, 3]
+    """
+    quotas = proportional_quotas(counts, size, np)
+    fixed = np.zeros(len(counts), bool)
+    while (above := ~fixed & (quotas > most)).any():
+        fixed |= above
+        rest = proportional_quotas(np.where(fixed, 0, counts), size - int(most[fixed].sum()), np)
+        quotas = np.where(fixed, most, rest)
+    return quotas
+
+
 def quotas_from(
     quotas: np.ndarray, counts: np.ndarray, size: int, taken: np.ndarray, *, proportional: bool
 ) -> np.ndarray:
@@ -249,7 +272,7 @@ def quota_edges(
     Systematic sampling (Madow, Annals of Mathematical Statistics 1949): with ``x_c = size * p_c`` and
     one uniform ``u``, class ``c`` gets ``floor(X_c + u) - floor(X_{c-1} + u)`` where ``X`` is the
     running sum of ``x``; the expectation is ``x_c`` and the error is below 1. The arithmetic is exact
-    while ``(size + 1) * most`` fits 31 bits; above, where a subset is a tiny share, it is float32.
+    for sizes up to 2^20.
 
     Args:
       bits: [], uint32, random.
@@ -268,16 +291,20 @@ def quota_edges(
       [6, 8]
     """
     total = running[-1]
+    offset = _scaled(bits, total)
     if (size + 1) * most < 2**31:
-        offset = _scaled(bits, total)
         return (size * before + offset) // total, (size * running + offset) // total
-    shares = running.astype(jnp.float32) / total.astype(jnp.float32)
-    uniform = (bits >> 8).astype(jnp.float32) * jnp.float32(2.0**-24)
-    edges = jnp.floor(size * shares + uniform).astype(jnp.int32)
-    # Undo what rounding broke: enough left for the later classes, and no class above its count.
-    edges = jnp.clip(edges, size - (total - running), jnp.minimum(running, size))
-    edges = running - jax.lax.cummax(running - edges)
-    return jnp.concatenate([jnp.zeros(1, jnp.int32), edges[:-1]]), edges
+
+    def divided(rows: Array) -> Array:
+        # The quotient by float32, less what that may err, is right or one too small; the rest, whose
+        # lower 32 bits are all of it, tells which.
+        near = (rows.astype(jnp.float32) * size + offset.astype(jnp.float32)) / total
+        near = jnp.floor(jnp.maximum(near - 0.5, 0.0)).astype(jnp.uint32)
+        whole = total.astype(jnp.uint32)
+        rest = rows.astype(jnp.uint32) * jnp.uint32(size) + offset.astype(jnp.uint32) - near * whole
+        return (near + (rest >= whole)).astype(jnp.int32)
+
+    return divided(before), divided(running)
 
 
 def _scaled(bits: Array, total: Array) -> Array:

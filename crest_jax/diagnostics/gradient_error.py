@@ -95,7 +95,7 @@ def measure_evenness(
       key: PRNG key.
 
     Raises:
-      ValueError: where coresets are kept in regions.
+      ValueError: where coresets are kept in regions, or none is chosen in the first steps.
 
     Example:
       >>> import jax.numpy as jnp
@@ -110,7 +110,13 @@ def measure_evenness(
     """
     state, seen = coresets.init(key, params, model_state), []
     for _ in range(DRAWS):
+        before = state.num_selected
         state, _ = coresets.refresh(state, params, model_state)
+        _checks.require(
+            state.num_selected > before,
+            "no coreset is chosen in the first steps but must be to measure evenness; pass a selector "
+            "with select_from=None and select_until=None.",
+        )
         _checks.require(
             state.evenness is not None,
             "coresets are kept in regions but must be chosen at every step to measure evenness; pass a "

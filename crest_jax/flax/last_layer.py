@@ -1,6 +1,6 @@
 """Whether a layer is the last: what it returns is what the model returns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -53,6 +53,21 @@ def last_layer(run: Run, name: str, others: list[str], *args: Any) -> tuple[Arra
         f"model does; {remedy}",
     )
     return features, logits
+
+
+def contracted(inputs: Any, axes: int | Sequence[int]) -> Any:
+    """Return what a general linear layer reads, the axes that it sums over as one, which is the last.
+
+    >>> contracted(jnp.ones((2, 3, 4, 5)), (-2, 1)).shape
+    (2, 5, 12)
+    """
+    ndim = jnp.ndim(inputs)
+    last = [axis % ndim for axis in ((axes,) if isinstance(axes, int) else axes)]
+    if last == [ndim - 1]:
+        return inputs
+    first = [axis for axis in range(ndim) if axis not in last]
+    shape = [inputs.shape[axis] for axis in first]
+    return jnp.transpose(inputs, (*first, *last)).reshape(*shape, -1)
 
 
 def _origin(program: Any, variable: Any) -> tuple[Any, ...]:

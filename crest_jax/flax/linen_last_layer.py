@@ -6,7 +6,7 @@ from typing import Any
 from flax import linen as nn
 
 from crest_jax import _checks
-from crest_jax.flax.last_layer import last_layer
+from crest_jax.flax.last_layer import contracted, last_layer
 from crest_jax.flax.linen_calls import Switching, sentences, switching
 from crest_jax.types import Array, FeaturesFn, ModelState, Params, PyTree
 
@@ -146,7 +146,8 @@ class ByLayer:
             wanted = is_linear if self.layer is None else path == self.layer
             values = [*args, *kwargs.values()]
             if wanted and name in ("__call__", "attend") and values and _is_array(output):
-                for what, value in (("input", values[0]), ("output", output)):
+                axes = module.axis if isinstance(module, nn.DenseGeneral) else -1
+                for what, value in (("input", contracted(values[0], axes)), ("output", output)):
                     module.sow(COLLECTION, what, value, reduce_fn=_newer, init_fn=_nothing)
             return output
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from crest_jax import _checks
 from crest_jax.flax.calls import switched
-from crest_jax.flax.last_layer import last_layer
+from crest_jax.flax.last_layer import contracted, last_layer
 from crest_jax.types import Array, ModelState, Params, PyTree
 
 LINEAR = (nnx.Linear, nnx.LinearGeneral)
@@ -119,7 +119,8 @@ def _recording(kind: Any) -> Any:
             output = method(self, *args, **kwargs)
             values, calls = [*args, *kwargs.values()], _CALLS.get()
             if calls is not None and values:
-                calls.append((self, values[0], output))
+                axes = self.axis if isinstance(self, nnx.LinearGeneral) else -1
+                calls.append((self, contracted(values[0], axes), output))
             return output
 
         return call

@@ -21,9 +21,9 @@ class WeightedBatchNorm(nn.Module):
     same parameters and statistics under the same names (Ioffe and Szegedy, ICML 2015, Algorithm 1,
     with ``sum(w x) / sum(w)`` for the means).
 
-    ``momentum`` is the share of the old value in the running statistics, ``dtype`` that of the result;
-    statistics are float32. The parameters are ``scale`` and ``bias`` [c], the collection
-    ``batch_stats`` holds ``mean`` and ``var`` [c].
+    ``momentum`` is the share of the old value in the running statistics, ``dtype`` that of the result
+    (None: that of ``x`` and the parameters together); statistics are float32. The parameters are
+    ``scale`` and ``bias`` [c], the collection ``batch_stats`` holds ``mean`` and ``var`` [c].
 
     >>> norm = WeightedBatchNorm()
     >>> x, weights = jnp.array([[0.0], [4.0]]), jnp.array([3.0, 1.0])
@@ -43,7 +43,7 @@ class WeightedBatchNorm(nn.Module):
     def __call__(self, x: Array, use_running_average: bool, weights: Array | None = None) -> Array:
         """Normalise ``x`` [b, ..., c] over all axes but the last; ``weights`` [b] are at least 0."""
         _switch(use_running_average)
-        shape, dtype = x.shape[-1:], self.dtype or x.dtype
+        shape = x.shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         scale = self.param("scale", nn.initializers.ones, shape)
@@ -58,7 +58,8 @@ class WeightedBatchNorm(nn.Module):
                 var.value = old * var.value + (1 - old) * spread
         wide = (None,) * (x.ndim - 1)
         factor = jax.lax.rsqrt(spread + self.epsilon) * scale
-        return ((x - centre[wide]) * factor[wide] + bias[wide]).astype(dtype)
+        y = (x - centre[wide]) * factor[wide] + bias[wide]
+        return y.astype(self.dtype or jnp.result_type(x, scale, bias))
 
 
 class NNXWeightedBatchNorm(nnx.BatchNorm):
@@ -100,8 +101,9 @@ class NNXWeightedBatchNorm(nnx.BatchNorm):
             f"axis={self.axis!r} but need mask=None, axis_name=None, axis=-1; use weights of 0 in "
             "place of a mask, and features last.",
         )
-        dtype = jnp.result_type(x) if self.dtype is None else self.dtype
-        mean, spread = _weighted_moments(jnp.asarray(x, jnp.float32), weights)
+        dtype = jnp.result_type(x, self.mean[...]) if self.dtype is None else self.dtype
+        x = jnp.asarray(x, jnp.float32)
+        mean, spread = _weighted_moments(x, weights, fast=self.use_fast_variance)
         for running_value, now in ((self.mean, mean), (self.var, spread)):
             mixed = self.momentum * running_value[...] + (1 - self.momentum) * now
             running_value[...] = jax.lax.stop_gradient(mixed)
@@ -124,8 +126,11 @@ def _switch(value: Any) -> None:
     )
 
 
-def _weighted_moments(x: Array, weights: Array | None) -> tuple[Array, Array]:
-    """Mean and variance [c] of x [b, ..., c], float32, each example counted by its weight [b]."""
+def _weighted_moments(x: Array, weights: Array | None, *, fast: bool = True) -> tuple[Array, Array]:
+    """Mean and variance [c] of x [b, ..., c], float32, each example counted by its weight [b].
+
+    ``fast``: in one pass, which loses digits where the mean is many times the deviation.
+    """
     _checks.require(
         weights is None or weights.shape == x.shape[:1],
         f"weights have shape {getattr(weights, 'shape', ())} but must have shape {x.shape[:1]}, one "
@@ -139,10 +144,13 @@ def _weighted_moments(x: Array, weights: Array | None) -> tuple[Array, Array]:
             "0; pass batch.weights.",
         )
     inner = tuple(range(1, x.ndim - 1))
-    first, second = jnp.mean(x, inner), jnp.mean(jnp.square(x), inner)
-    if weights is None:
-        mean, square = jnp.mean(first, 0), jnp.mean(second, 0)
-    else:
-        shares = weights / jnp.sum(weights)
-        mean, square = (jnp.dot(shares, m, precision="highest") for m in (first, second))
-    return mean, jnp.maximum(square - jnp.square(mean), 0.0)
+    shares = None if weights is None else weights / jnp.sum(weights)
+
+    def mean_of(values: Array) -> Array:
+        each = jnp.mean(values, inner)
+        return jnp.mean(each, 0) if shares is None else jnp.dot(shares, each, precision="highest")
+
+    mean = mean_of(x)
+    if not fast:
+        return mean, mean_of(jnp.square(x - mean[(None,) * (x.ndim - 1)]))
+    return mean, jnp.maximum(mean_of(jnp.square(x)) - jnp.square(mean), 0.0)

@@ -200,10 +200,13 @@ class _LastLayerWhereKnown:
     ) -> tuple[PyTree, Array]:
         given = params, model_state, examples
         try:
-            jax.eval_shape(self.features_fn, params, model_state, examples.inputs)
+            found = jax.eval_shape(self.features_fn, params, model_state, examples.inputs)
+            known = found[0].shape[:-1] == found[1].shape[: max(1, found[1].ndim - 1)]
         except ValueError:  # no linear layer returns what the model returns
-            return logit_gradients(self.apply_fn, self.loss_fn)(*given)
-        return last_layer_gradients(self.features_fn, self.loss_fn)(*given)
+            known = False
+        if known:
+            return last_layer_gradients(self.features_fn, self.loss_fn)(*given)
+        return logit_gradients(self.apply_fn, self.loss_fn)(*given)
 
 
 def default_gradients(apply_fn: ApplyFn, loss_fn: LossFn = cross_entropy) -> EmbedFn:

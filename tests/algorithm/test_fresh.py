@@ -75,6 +75,26 @@ def test_a_coreset_is_of_a_subset_of_its_own_at_the_parameters_of_its_step():
     assert state.region is state.moments is None
 
 
+@pytest.mark.parametrize("scan", [1, 8])
+def test_every_example_comes_where_each_subset_is_all_data(scan):
+    config = fresh_settings(batch_size=16, subset_size=COUNT, exclusion=None)
+    selector = crest(linear, ArraySource(INPUTS, LABELS), config)
+    seen = np.zeros(COUNT, int)
+
+    @jax.jit
+    def step(params, batch):
+        return params, batch.indices
+
+    def count(number, rows):
+        seen[np.asarray(rows)] += 1
+
+    fit(
+        selector, step, params_at(0), key=jax.random.key(0), steps=64, scan=scan,
+        view=lambda params: (params, {}), on_step=count,
+    )  # fmt: skip
+    assert (seen > 0).sum() > 0.9 * COUNT
+
+
 def test_subsets_may_be_drawn_without_regard_to_classes_whose_medoids_stay_apart():
     config = fresh_settings(
         batch_size=4, subset_size=24, picks="medoids", embedding="logits", exclusion=None,

@@ -107,3 +107,8 @@ def test_curvature_of_a_part_counts_as_zero_elsewhere():
     expected = predict(region._replace(curvature=zero), params)
     np.testing.assert_allclose(predict(part, params), expected, rtol=1e-6)
     assert abs(expected - predict(region, params)) > 1e-3
+
+
+def test_the_error_of_a_negative_loss_is_positive():
+    assert float(relative_error(jnp.float32(100.0), jnp.float32(-1.0))) == 101.0
+    assert float(relative_error(jnp.float32(-1.0), jnp.float32(-1.0))) == 0.0

@@ -11,7 +11,7 @@ from helpers import init_mlp, mlp, mlp_features
 from small_settings import exclusion, fresh_settings, settings
 
 import crest_jax as cj
-from crest_jax import ArraySource, baselines
+from crest_jax import ArraySource, ExclusionConfig, baselines
 from crest_jax.gradients.losses import weighted_mean
 from crest_jax.loop import several_steps
 
@@ -475,3 +475,10 @@ def test_what_is_no_loss_is_refused(name, losses, told):
     ):
         selection.observe(state, batch, losses)
     selection.observe(state, batch, [0.5] * BATCH)
+
+
+def test_a_long_window_of_dynamic_pruning_remembers_the_newest_observations():
+    source = ArraySource(np.zeros((256, 1), np.float32), np.zeros(256, int))
+    own = ExclusionConfig.recommended(window=300_000)
+    state = baselines.dynamic_pruning(source, 128, own).init(jax.random.key(0), None, None)
+    assert state.pool.exclusion.observations.shape == (2**24,)

@@ -101,6 +101,15 @@ def test_calibrated_weights_give_the_sums_that_least_squares_asks_for():
     assert np.linalg.norm(found @ own - each @ values) < 0.1 * before
 
 
+def test_a_column_that_the_picks_hardly_have_changes_no_weight():
+    rare = jnp.zeros((512, 4)).at[:, 0].set(1.0).at[7, 1].set(1.0)  # three rows in four miss row 7
+    for seed in range(8):
+        _, weights = importance_sample(jax.random.key(seed), rare, jnp.zeros(512, int), size=128)
+        assert np.isfinite(weights).all()
+        assert float(weights.min()) > 0
+        np.testing.assert_allclose(weights.sum(), 512, rtol=0.02)
+
+
 def test_projections_are_those_of_outer_products():
     left, right = (jnp.asarray(RNG.normal(size=(9, d)), jnp.float32) for d in (4, 5))
     found = projections(Factored(left, right), 7)

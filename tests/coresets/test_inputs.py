@@ -165,6 +165,12 @@ def test_classes_of_any_numbers():
     assert classes_of([]).number == 0
 
 
+def test_masked_labels_are_refused():
+    labels = np.ma.array([0, 0, 0, 1, 1, 1], mask=[0, 0, 0, 0, 0, 1])
+    with pytest.raises(ValueError, match=r"labels have masked entries .* fill them"):
+        select_coreset(np.arange(6.0)[:, None], 4, labels=labels)
+
+
 def test_distances_given_as_similarities_are_warned_of():
     distances = numpy_distances(X)
     with pytest.warns(UserWarning, match="as in a matrix of distances; if these are"):

@@ -6,6 +6,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from crest_jax import select_coreset, select_coreset_stream
+from crest_jax.coresets import partitioned
 from crest_jax.coresets.plan import part_rows
 
 ROWS, SIZE = 5_000, 40
@@ -134,3 +135,34 @@ def test_parts_are_large_enough_to_choose_from():
     for size in (1, 1_000, 10_000, 100_000):
         assert part_rows(size) >= 2 * size
         assert part_rows(size) >= 8_192
+
+
+def test_a_stream_of_more_classes_than_picks_gives_no_row_twice():
+    rows = 1000.0 * np.arange(12)[:, None] + 10.0 * np.arange(10)[None]
+    rows[0] = rows[1] = 0
+    rows = np.concatenate([rows[1], rows[0], rows[2:6].ravel(), rows[6:].ravel()])[:, None]
+    labels = np.concatenate([[1] * 10, [0] * 10, np.repeat(np.arange(2, 12), 10)])
+    found = select_coreset_stream(np.float32(rows), 10, labels=labels, part=60)
+    assert len(set(found.indices.tolist())) == 10
+    assert float(found.gains.min()) >= 0
+    assert float(found.weights.sum()) == pytest.approx(120)
+
+
+def test_a_rare_class_leaves_the_parts_as_they_are_planned(monkeypatch):
+    monkeypatch.setattr("crest_jax.coresets.plan.part_rows", lambda size: 640)
+    chosen_in, choose = [], partitioned.choose_in_part
+
+    def noted(points, labels, *args, **options):
+        chosen_in.append(len(labels))
+        return choose(points, labels, *args, **options)
+
+    monkeypatch.setattr(partitioned, "choose_in_part", noted)
+    labels = np.zeros(ROWS, int)
+    labels[[7, 4000]] = 1, 2
+    found = select_coreset(POOL, SIZE, labels=labels, method="partitioned")
+    check(found)
+    assert len(chosen_in) == 9
+    assert max(chosen_in[:-1]) <= 640
+    assert {7, 4000} <= set(found.indices.tolist()), "a class of one row has one pick"
+    weights = dict(zip(found.indices.tolist(), found.weights.tolist(), strict=True))
+    assert weights[7] == weights[4000] == 1

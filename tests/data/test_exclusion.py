@@ -361,6 +361,12 @@ def test_a_unit_is_taken_of_what_counts_and_of_no_infinite_loss():
     assert float(found.unit) == 3.0
 
 
+def test_no_example_is_learned_while_the_unit_is_negative():
+    noted = noted_in(init_exclusion(2, 1, capacity=4, relative=True))
+    noted = observe(noted, jnp.array([0, 1]), jnp.array([-5.0, -5.0]), ALPHA)
+    assert (noted.observations[:2] & 1).tolist() == [0, 0]
+
+
 def test_losses_times_a_number_leave_the_same_rows_with_a_relative_threshold():
     losses = np.float32(np.random.default_rng(0).exponential(size=(6, 5)))
     found = []

@@ -385,3 +385,12 @@ def test_with_regions_no_evenness_is_measured():
     assert (found.evenness, found.paused) == ((), 0.0)
     with pytest.raises(ValueError, match=r"kept in regions but must be chosen at every step .* pass"):
         measure_evenness(crest(linear, LABELLED, config), jnp.zeros((4, 4)), {}, key=jax.random.key(0))
+
+
+def test_evenness_is_not_told_where_no_coreset_is_chosen():
+    config = fresh_settings(batch_size=16, subset_size=64, exclusion=None, select_from=10)
+    selector = crest(linear, LABELLED, config)
+    with pytest.raises(
+        ValueError, match=r"no coreset is chosen in the first steps .* select_from=None"
+    ):
+        measure_evenness(selector, jnp.zeros((4, 4)), {}, key=jax.random.key(0))

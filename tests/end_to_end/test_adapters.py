@@ -8,8 +8,9 @@ from flax import linen as nn
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
-from crest_jax import ApplyFn
+from crest_jax import ApplyFn, Examples, Factored, cross_entropy, logit_gradients
 from crest_jax.flax import WeightedBatchNorm, from_linen, from_nnx, linen_features
+from crest_jax.gradients.embeddings import default_gradients
 
 INPUTS = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
 KEY = jax.random.key(7)
@@ -269,3 +270,63 @@ def test_weights_reach_the_norms_of_a_module_and_are_refused_where_none_takes_th
     other, params, state = linen_parts()
     with pytest.raises(ValueError, match=r"weights were given but LinenModel\.__call__ takes none"):
         other(params, state, INPUTS, train=True, rng=None, weights=weights)
+
+
+class Tail(nn.Module):
+    """A model that ends in a layer that sums over several axes."""
+
+    axis: tuple[int, ...] | int
+    features: tuple[int, ...] | int = 3
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.DenseGeneral(self.features, axis=self.axis)(nn.relu(nn.Dense(5)(x)))
+
+
+@pytest.mark.parametrize("axis", [(-2, -1), (1, 2), (2, 1), 1])
+def test_a_last_layer_that_sums_over_several_axes_has_the_gradient_of_its_kernel(axis):
+    rng = np.random.default_rng(0)
+    x, labels = np.float32(rng.normal(size=(6, 5, 2))), np.arange(6) % 3
+    model = Tail(axis)
+    params = model.init(jax.random.key(0), x)["params"]
+    apply_fn, examples = from_linen(model), Examples(jnp.asarray(x), jnp.asarray(labels))
+    if axis == 1:  # logits [b, 5, c] of five positions
+        examples = examples._replace(labels=jnp.asarray(rng.integers(0, 3, (6, 5))))
+    found, _ = default_gradients(apply_fn)(params, {}, examples)
+    if isinstance(found, Factored):
+        found = jnp.einsum("bc,bd->bcd", *found).reshape(6, -1)
+
+    def loss(last, one):
+        own = {**params, "DenseGeneral_0": last}
+        logits, _ = apply_fn(own, {}, one.inputs[None], train=False, rng=None)
+        return cross_entropy(logits, one.labels[None])[0]
+
+    gradients = jax.vmap(jax.grad(loss), (None, 0))(params["DenseGeneral_0"], examples)
+    exact = np.concatenate([leaf.reshape(6, -1) for leaf in jax.tree.leaves(gradients)], axis=1)
+    np.testing.assert_allclose(found @ found.T, exact @ exact.T, rtol=1e-4, atol=1e-6)
+
+
+def test_a_last_layer_of_several_outputs_is_compared_by_its_logits():
+    x = np.float32(np.random.default_rng(0).normal(size=(6, 4)))
+    model = Tail(-1, (2, 3))
+    apply_fn, params = from_linen(model), model.init(jax.random.key(0), x)["params"]
+    examples = Examples(jnp.asarray(x), jnp.zeros((6, 2), int))
+    found, _ = default_gradients(apply_fn)(params, {}, examples)
+    expected, _ = logit_gradients(apply_fn)(params, {}, examples)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_the_last_layer_of_nnx_may_sum_over_several_axes():
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.out = nnx.LinearGeneral((5, 2), 3, axis=(1, 2), rngs=rngs)
+
+        def __call__(self, x):
+            return self.out(x)
+
+    x = np.float32(np.random.default_rng(0).normal(size=(6, 5, 2)))
+    model = Model(nnx.Rngs(0))
+    apply_fn = from_nnx(model)
+    features, logits = apply_fn.features_fn(*apply_fn.view(model), x)
+    assert logits.shape == (6, 3)
+    np.testing.assert_array_equal(features, x.reshape(6, 10))

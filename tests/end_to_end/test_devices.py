@@ -234,6 +234,8 @@ def test_two_processes_choose_from_the_streams_of_both(tmp_path):
         best = np.where(labels[:, None] == labels[None, heads], values[:, heads], np.inf)
         cost, least = to_picks.min(axis=1).sum(), best.min(axis=1).sum()
         assert cost <= 1.15 * least, "nearly what one exact run reaches"
+    apart = np.repeat([0, 1, 2, 3], 60)[found["apart_indices"][0]]
+    assert np.bincount(apart).tolist() == [2, 2, 2, 2], "classes are those that the labels name"
     assert "process 1 refuses its rows" in found["error_nan"][0]
     assert "NaN or infinite" in found["error_nan"][1]
     for name in ("width", "empty"):

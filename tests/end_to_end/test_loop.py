@@ -550,3 +550,24 @@ def test_evaluation_takes_metrics_of_any_name_and_none():
 def test_metrics_that_are_none_are_refused_in_a_sentence(metrics, message):
     with pytest.raises(ValueError, match=message):
         make_evaluate(mlp, metrics=metrics, chunk_size=4)(init_mlp(4, 4, 5, 3), {}, make_source(11))
+
+
+@pytest.mark.parametrize("kind", [jnp.float16, jnp.bfloat16])
+def test_evaluation_adds_losses_up_in_float32(kind):
+    def constant(params, state, inputs, *, train, rng):
+        return jnp.full((len(inputs), 1), 200.0, kind), state
+
+    source = ArraySource(np.zeros((500, 1), np.float32), np.zeros(500, np.float32))
+
+    def column(z, y):
+        return z[:, 0]
+
+    found = make_evaluate(constant, column, metrics={"same": column})({}, {}, source)
+    assert found == {"loss": 200.0, "same": 200.0}
+
+
+def test_steps_may_be_a_number_of_numpy():
+    selector = random_batches(ArraySource(np.ones((8, 1), np.float32), np.zeros(8, int)), 2)
+    step = jax.jit(lambda total, batch: (total + batch.inputs.sum(), None))
+    options = {"key": jax.random.key(0), "view": lambda total: (total, {}), "scan": 4}
+    assert float(fit(selector, step, jnp.zeros(()), steps=np.int64(6), **options)) == 12.0

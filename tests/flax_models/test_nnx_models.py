@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from flax import nnx, serialization
 
 from crest_jax import ArraySource, CrestConfig, crest, cross_entropy
@@ -442,3 +443,23 @@ def test_wrong_uses_are_told_in_one_sentence(sentence):
     assert message.endswith(".")
     assert " but " in message
     assert "; " in message
+
+
+def test_a_weighted_norm_far_from_zero_keeps_its_digits_where_asked():
+    norm = NNXWeightedBatchNorm(1, use_fast_variance=False, rngs=nnx.Rngs(0))
+    x = jnp.float32(1e4 + np.random.default_rng(0).normal(size=(64, 1)))
+    found = norm(x, weights=jnp.ones(64))
+    np.testing.assert_allclose(found, norm(x), atol=1e-3)
+    assert float(found.std()) == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_weighted_norms_return_the_number_types_of_flax(scaled):
+    x, weights = jnp.ones((4, 3), jnp.bfloat16), jnp.ones(4)
+    own = {"use_scale": scaled, "use_bias": scaled, "rngs": nnx.Rngs(0)}
+    mine, plain = NNXWeightedBatchNorm(3, **own), nnx.BatchNorm(3, **own)
+    assert mine(x, weights=weights).dtype == mine(x).dtype == plain(x).dtype
+    key = jax.random.key(0)
+    mine, _ = WeightedBatchNorm().init_with_output(key, x, False, weights)
+    plain, _ = nn.BatchNorm(use_running_average=False).init_with_output(key, x)
+    assert mine.dtype == plain.dtype == jnp.float32
