@@ -18,7 +18,7 @@ from crest_jax.coresets.partition import classes_shaped
 from crest_jax.coresets.partitioned import choose_in_part, coreset_of, generator
 from crest_jax.coresets.plan import part_rows, plan_of_part
 from crest_jax.coresets.select import not_forked
-from crest_jax.data.classes import Classes, classes_of
+from crest_jax.data.classes import as_named, classes_of
 from crest_jax.data.devices import gather, in_all_processes, share_of_default_memory
 from crest_jax.data.quotas import covered_as_a_whole, proportional_quotas, quotas_within
 from crest_jax.types import Array, Coreset, Factored
@@ -104,7 +104,7 @@ def select_coreset_stream(
         if array:
             if labels is not None:
                 found = classes_shaped(labels, (len(chunks),), num_classes)
-                own = _as_named(found) if joined else found.codes
+                own = as_named(found) if joined else found.codes
             pieces: Iterable[Any] = _slices(chunks, own, width)
         else:
             _checks.require(
@@ -257,8 +257,7 @@ class _Rounds:
         clients = _together([self.sample, jax.tree.map(lambda leaf: leaf[missed], held)])
         groups = grouped(held.labels)
         final = self._groups(groups, totals)[1]
-        held_of = np.bincount(groups, minlength=len(final))
-        quotas = quotas_within(final, self.size, held_of)
+        quotas = quotas_within(final, self.size, np.bincount(groups, minlength=len(final)))
         metric = self.frame.metric
         last = choose_in_part(
             held.points, groups, quotas, metric, self.plan,
@@ -392,14 +391,4 @@ def _named(seen: int, work: Callable[..., Any], *args: Any) -> Any:
 
 
 def _whole_numbers(labels: Any, num_classes: int | None) -> np.ndarray:
-    return _as_named(classes_of(labels, num_classes))
-
-
-def _as_named(found: Classes) -> np.ndarray:
-    """Return the class of each example as it is named, a number that means the same everywhere."""
-    _checks.require(
-        found.names.dtype.kind in "iub" and (not len(found.names) or found.names[-1] < 2**63),
-        f"labels have dtype {found.names.dtype} but those of a stream, or of several processes, must "
-        "be whole numbers; number the classes first.",
-    )
-    return found.names.astype(np.int64)[found.codes]
+    return as_named(classes_of(labels, num_classes))

@@ -98,6 +98,24 @@ def classes_of(labels: Any, num_classes: int | None = None, *, name: str = "labe
     return Classes(numbers.reshape(values.shape).astype(np.int32), names)
 
 
+def as_named(found: Classes) -> np.ndarray:
+    """Return the class of each example as it is named, a number that means the same everywhere.
+
+    Raises:
+      ValueError: where names are no whole numbers of 64 bits.
+
+    Example:
+      >>> as_named(classes_of([7, 3])).tolist()
+      [7, 3]
+    """
+    _checks.require(
+        found.names.dtype.kind in "iub" and (not len(found.names) or found.names[-1] < 2**63),
+        f"labels have dtype {found.names.dtype} but those of a stream, or of several processes, must "
+        "be whole numbers; number the classes first.",
+    )
+    return found.names.astype(np.int64)[found.codes]
+
+
 def _missing(value: Any) -> bool:
     """Return whether a value is None, NaN, or what pandas has for them."""
     return (
