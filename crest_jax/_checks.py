@@ -158,6 +158,18 @@ def one_each(
     )
 
 
+def unmasked(value: Any, name: str) -> None:
+    """Require an array, called by a plural, without masked entries.
+
+    Example:
+      >>> unmasked(np.zeros(2), "rows")
+    """
+    require(
+        not np.ma.is_masked(value),
+        f"{name} have masked entries but all must have a value; fill them or drop their rows.",
+    )
+
+
 def host_array(value: Any, name: str, remedy: str) -> np.ndarray:
     """Return what NumPy makes of a value, in the machine's byte order; its type is not checked.
 
@@ -178,10 +190,7 @@ def host_array(value: Any, name: str, remedy: str) -> np.ndarray:
         f"{name} are a sparse matrix ({type(value).__name__}) but must be dense; pass .toarray(), or "
         "reduce the columns first (sklearn.decomposition.TruncatedSVD) where that does not fit.",
     )
-    require(
-        not np.ma.is_masked(value),
-        f"{name} have masked entries but all must have a value; fill them or drop their rows.",
-    )
+    unmasked(value, name)
     try:
         found = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -249,10 +258,7 @@ def labels_valid(labels: Any, count: int, num_classes: int | None = None) -> np.
         values.dtype.kind in "iu",
         f"labels have dtype {values.dtype} but must be integers; cast class numbers to int32.",
     )
-    require(
-        not np.ma.is_masked(labels),
-        "labels have masked entries but every example must have a class; fill them or drop their rows.",
-    )
+    unmasked(labels, "labels")
     if count:
         low, high = int(values.min()), int(values.max())
         limit = min(2**31, np.inf if num_classes is None else num_classes)

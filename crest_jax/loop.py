@@ -317,8 +317,12 @@ def make_evaluate(
         for name, metric in wanted.items():
             values[name] = metric(logits, examples.labels)
             _checks.one_each(f"the metric {name!r} returned shape", values[name], len(mask))
-        wide = {name: jnp.asarray(each, jnp.float32) for name, each in values.items()}
-        return {name: jnp.sum(jnp.where(mask, each, 0.0)) for name, each in wide.items()}
+
+        def total(each: Array) -> Array:
+            kept = jnp.where(mask, each, 0.0)
+            return jnp.sum(kept, dtype=jnp.promote_types(kept.dtype, jnp.float32))
+
+        return {name: total(each) for name, each in values.items()}
 
     def evaluate(params: Params, model_state: ModelState, source: Source) -> dict[str, float]:
         count = _checks.rows_in(source)

@@ -12,7 +12,6 @@ from crest_jax.algorithm.config import CrestConfig, RegionConfig
 from crest_jax.algorithm.nonfinite import TRIES
 from crest_jax.data.classes import classes_in, one_class
 from crest_jax.data.devices import num_devices, place
-from crest_jax.data.exclusion import MOST_OBSERVATIONS
 from crest_jax.data.pool import PoolRules, make_rules
 from crest_jax.data.prefetch import Lookahead
 from crest_jax.data.strata import compact
@@ -151,4 +150,4 @@ def most_observations(config: CrestConfig) -> int:
         each_step = max(1, min(math.ceil(own.coresets_per_interval), own.max_coresets))
         tries = TRIES if config.nonfinite == "skip" else 1
         subsets = tries * (each_step * (steps + own.max_interval) + own.max_coresets)
-    return min(subsets * max(config.batch_size, config.subset_size), MOST_OBSERVATIONS)
+    return subsets * max(config.batch_size, config.subset_size)

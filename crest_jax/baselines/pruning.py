@@ -10,7 +10,7 @@ from crest_jax.data import inside, pool
 from crest_jax.data.chunks import waits_for_host
 from crest_jax.data.classes import classes_in, one_class
 from crest_jax.data.devices import read_numbers
-from crest_jax.data.exclusion import MOST_OBSERVATIONS, ExclusionConfig
+from crest_jax.data.exclusion import ExclusionConfig
 from crest_jax.data.inside import Drawing, Drawn
 from crest_jax.data.pool import Pool, PoolRules
 from crest_jax.data.prefetch import Lookahead
@@ -91,7 +91,7 @@ def dynamic_pruning(
         classes_in(source) if stratified else one_class(count),
         largest_draw=batch_size,
         exclusion=exclusion,
-        capacity=min((exclusion.window + 1) * batch_size, MOST_OBSERVATIONS),
+        capacity=(exclusion.window + 1) * batch_size,
         skip_nonfinite=nonfinite == "skip",
         mesh=getattr(source, "mesh", None),
     )

@@ -134,13 +134,14 @@ def calibrated(weights: Array, picks: Array, values: Array, each: Array) -> Arra
       >>> [round(weight, 2) for weight in found.tolist()]
       [2.0, 1.0]
     """
+    dot = partial(jnp.dot, precision="highest")
+    held = dot(weights, jnp.square(values[picks])) > HELD * dot(each, jnp.square(values))
+    values = jnp.where(held[None], values, 0.0)
     own = values[picks]
-    gap = jnp.dot(each, values, precision="highest") - jnp.dot(weights, own, precision="highest")
-    square = jnp.dot((own * weights[:, None]).T, own, precision="highest")
-    held = jnp.diag(square) > HELD * jnp.dot(each, jnp.square(values), precision="highest")
-    gap = jnp.where(held, gap, 0.0)
+    gap = dot(each, values) - dot(weights, own)
+    square = dot((own * weights[:, None]).T, own)
     square = square + jnp.diag(RIDGE * jnp.diag(square) + jnp.finfo(jnp.float32).tiny)
-    change = jnp.dot(own, jnp.linalg.solve(square, gap), precision="highest")
+    change = dot(own, jnp.linalg.solve(square, gap))
     return weights * jnp.maximum(1 + change, LEAST)
 
 

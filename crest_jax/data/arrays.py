@@ -196,10 +196,6 @@ def classes_for(classes: Any, labels: PyTree, count: int) -> np.ndarray | None:
         return np.asarray(labels) if whole else None
     if classes is None:
         return None
-    _checks.require(
-        not np.ma.is_masked(classes),
-        "classes have masked entries but every example must have one; fill them, or drop their rows.",
-    )
     shape = _shape_of(classes)
     _checks.require(
         shape == (count,),

@@ -47,10 +47,7 @@ def classes_of(labels: Any, num_classes: int | None = None, *, name: str = "labe
       >>> classes_of(["cat", "ant"]).codes.tolist()
       [1, 0]
     """
-    _checks.require(
-        not np.ma.is_masked(labels),
-        f"{name} have masked entries but every example must have a class; fill them or drop the rows.",
-    )
+    _checks.unmasked(labels, name)
     values = np.asarray(labels)
     if not values.size:
         return Classes(np.zeros(values.shape, np.int32), values.ravel())

@@ -13,6 +13,7 @@ from crest_jax.data.chunks import ALWAYS, draw_several
 from crest_jax.data.classes import Classes
 from crest_jax.data.devices import place, read_numbers
 from crest_jax.data.exclusion import (
+    MOST_OBSERVATIONS,
     Exclusion,
     ExclusionConfig,
     all_active,
@@ -95,6 +96,8 @@ def make_rules(
 ) -> PoolRules:
     """Sort the examples by class, once, and note the rules.
 
+    Of a window that would hold more than ``MOST_OBSERVATIONS`` the newest are remembered.
+
     Example:
       >>> from crest_jax.data.classes import classes_of
       >>> rules = make_rules(classes_of([0, 1]), largest_draw=2, exclusion=None, capacity=1)
@@ -104,7 +107,8 @@ def make_rules(
     strata = make_strata(classes.codes, classes.number, mesh=mesh)
     needed = rows_needed(classes.codes, classes.number, largest_draw)
     share = float(np.bincount(classes.codes).max() / len(classes.codes))
-    return PoolRules(strata, needed, share, exclusion, capacity, skip_nonfinite, mesh)
+    remembered = min(capacity, MOST_OBSERVATIONS)
+    return PoolRules(strata, needed, share, exclusion, remembered, skip_nonfinite, mesh)
 
 
 def split_key(rules: PoolRules, key: Any) -> tuple[Array, Array]:

@@ -218,8 +218,7 @@ def quotas_within(counts: np.ndarray, size: int, most: np.ndarray) -> np.ndarray
     fixed = np.zeros(len(counts), bool)
     while (above := ~fixed & (quotas > most)).any():
         fixed |= above
-        rest = proportional_quotas(np.where(fixed, 0, counts), size - int(most[fixed].sum()), np)
-        quotas = np.where(fixed, most, rest)
+        quotas = _shared_out_again(counts, size, fixed, most)
     return quotas
 
 
@@ -259,9 +258,14 @@ def quotas_from(
             f'labels) but its quota is {quotas[label]}; raise it or choose quotas="proportional".',
         )
         fixed |= above
-        rest = proportional_quotas(np.where(fixed, 0, counts), size - int(taken[fixed].sum()), np)
-        quotas = np.where(fixed, taken, rest)
+        quotas = _shared_out_again(counts, size, fixed, taken)
     return quotas
+
+
+def _shared_out_again(counts: np.ndarray, size: int, fixed: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Return quotas [c] where fixed classes have what they hold and the others share the rest."""
+    rest = proportional_quotas(np.where(fixed, 0, counts), size - int(held[fixed].sum()), np)
+    return np.where(fixed, held, rest)
 
 
 def quota_edges(

@@ -146,8 +146,10 @@ class ByLayer:
             wanted = is_linear if self.layer is None else path == self.layer
             values = [*args, *kwargs.values()]
             if wanted and name in ("__call__", "attend") and values and _is_array(output):
-                axes = module.axis if isinstance(module, nn.DenseGeneral) else -1
-                for what, value in (("input", contracted(values[0], axes)), ("output", output)):
+                read = values[0]
+                if isinstance(module, nn.DenseGeneral):
+                    read = contracted(read, module.axis)
+                for what, value in (("input", read), ("output", output)):
                     module.sow(COLLECTION, what, value, reduce_fn=_newer, init_fn=_nothing)
             return output
 

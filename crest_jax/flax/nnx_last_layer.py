@@ -119,8 +119,10 @@ def _recording(kind: Any) -> Any:
             output = method(self, *args, **kwargs)
             values, calls = [*args, *kwargs.values()], _CALLS.get()
             if calls is not None and values:
-                axes = self.axis if isinstance(self, nnx.LinearGeneral) else -1
-                calls.append((self, contracted(values[0], axes), output))
+                read = values[0]
+                if isinstance(self, nnx.LinearGeneral):
+                    read = contracted(read, self.axis)
+                calls.append((self, read, output))
             return output
 
         return call

@@ -199,14 +199,12 @@ class _LastLayerWhereKnown:
         self, params: Params, model_state: ModelState, examples: Examples
     ) -> tuple[PyTree, Array]:
         given = params, model_state, examples
+        embed = last_layer_gradients(self.features_fn, self.loss_fn)
         try:
-            found = jax.eval_shape(self.features_fn, params, model_state, examples.inputs)
-            known = found[0].shape[:-1] == found[1].shape[: max(1, found[1].ndim - 1)]
-        except ValueError:  # no linear layer returns what the model returns
-            known = False
-        if known:
-            return last_layer_gradients(self.features_fn, self.loss_fn)(*given)
-        return logit_gradients(self.apply_fn, self.loss_fn)(*given)
+            jax.eval_shape(embed, *given)
+        except ValueError:  # no linear layer, of one output, returns what the model returns
+            embed = logit_gradients(self.apply_fn, self.loss_fn)
+        return embed(*given)
 
 
 def default_gradients(apply_fn: ApplyFn, loss_fn: LossFn = cross_entropy) -> EmbedFn:

@@ -15,7 +15,7 @@ from typing import Literal
 
 import tyro
 
-from crest_jax.algorithm.parts import MOST_OBSERVATIONS
+from crest_jax.data.exclusion import MOST_OBSERVATIONS
 from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.records import table
 

@@ -101,16 +101,23 @@ def region_figure(run: Run, tau: float) -> Figure:
     return figure
 
 
-def mean_scores(counts: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the mean score of the picks in each part of a run [parts], and that of all examples.
+def finite_scores(values: np.ndarray) -> np.ndarray:
+    """Return scores [n] with an infinite one, of what was never learned, one above the largest.
 
-    An infinite score, of what was never learned, counts as one more than the largest.
-
-    >>> mean_scores(np.array([[1, 1, 0], [0, 1, 1]]), np.array([0.0, 1.0, np.inf]))
-    (array([0.5, 1.5]), 1.0)
+    >>> finite_scores(np.array([0.0, 1.0, np.inf])).tolist()
+    [0.0, 1.0, 2.0]
     """
-    finite = np.where(np.isfinite(values), values, values[np.isfinite(values)].max() + 1)
-    return counts @ finite / counts.sum(1), float(finite.mean())
+    known = np.isfinite(values)
+    return np.where(known, values, values[known].max() + 1)
+
+
+def mean_of_picks(counts: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return the mean score of the picks in each part of a run, [parts].
+
+    >>> mean_of_picks(np.array([[1, 1, 0], [0, 1, 1]]), np.array([0.0, 1.0, 2.0])).tolist()
+    [0.5, 1.5]
+    """
+    return counts @ scores / counts.sum(1)
 
 
 def difficulty_figure(
@@ -122,8 +129,10 @@ def difficulty_figure(
     rows = [["method", *(f"{name}: rank correlation with time" for name in scores)]]
     cells: dict[str, list[str]] = {name: [name] for name in groups}
     for panel, (label, values) in zip(np.atleast_1d(panels), scores.items(), strict=True):
+        finite = finite_scores(values)
+        panel.axhline(finite.mean(), color="0.5", ls="--", lw=1, label="all examples")
         for name, counts in groups.items():
-            means = np.array([mean_scores(c, values)[0] for c in counts])
+            means = np.array([mean_of_picks(c, finite) for c in counts])
             place = (np.arange(means.shape[1]) + 0.5) / means.shape[1]
             panel.plot(place, means.mean(0), "o-", ms=3, color=COLOURS.get(name), label=name)
             if len(means) > 1:
@@ -132,9 +141,6 @@ def difficulty_figure(
                 )
             ranks = [float(stats.spearmanr(np.arange(len(m)), m).statistic) for m in means if np.ptp(m)]
             cells[name].append(with_interval(ranks))
-        panel.axhline(
-            mean_scores(counts[0], values)[1], color="0.5", ls="--", lw=1, label="all examples"
-        )
         panel.set(xlabel="share of the run", ylabel=f"{label}, mean of the picks")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)

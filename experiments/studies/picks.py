@@ -19,7 +19,7 @@ import tyro
 
 from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.records import append_line, table
-from experiments.harness.report_figures import difficulty_figure, mean_scores
+from experiments.harness.report_figures import difficulty_figure, finite_scores, mean_of_picks
 from experiments.harness.run_folder import COMMIT, held_folder
 from experiments.harness.stats import with_interval
 from experiments.studies.variants import VARIANTS
@@ -41,14 +41,13 @@ class PicksConfig:
         """Refuse what cannot work."""
         if not self.scores.is_file():
             raise UserError(f"--scores {self.scores} is not there; make it first.")
+        ways = [way_and_seed(folder) for folder in self.runs]
         for folder in self.runs:
-            way_and_seed(folder)
             if not (folder / "picks.npz").is_file():
                 raise UserError(
                     f"--runs holds {folder}, which has no picks.npz, but must hold folders of finished "
                     "runs; leave it out."
                 )
-        ways = [way_and_seed(folder) for folder in self.runs]
         if not ways or len(set(ways)) < len(ways):
             raise UserError(
                 f"--runs holds {len(ways)} folders of {len(set(ways))} runs but must hold one at "
@@ -94,9 +93,9 @@ def measure(
         counts = counts_of(folder, len(next(iter(scores.values()))))
         groups.setdefault(way, []).append(counts)
         for name, values in scores.items():
-            means, of_all = mean_scores(counts, values)
-            row = {"way": way, "seed": seed, "score": name, "all": round(of_all, 6)}
-            rows.append(row | {"means": means.round(6).tolist()})
+            finite = finite_scores(values)
+            row = {"way": way, "seed": seed, "score": name, "all": round(float(finite.mean()), 6)}
+            rows.append(row | {"means": mean_of_picks(counts, finite).round(6).tolist()})
     return groups, rows
 
 
