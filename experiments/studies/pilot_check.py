@@ -17,6 +17,7 @@ from typing import Any
 
 import tyro
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from tqdm import tqdm
 
 from crest_jax.diagnostics import Pilot
@@ -131,7 +132,11 @@ def draw(pilots: list[dict[str, Any]], settings: dict[str, list[Run]], path: Pat
     panel.set(xscale="log", yscale="log")
     panel.axline((1, 1), (2, 2), color="0.7", ls="--", lw=1)
     panel.set(xlabel="worth that the pilot predicts", ylabel="worth measured in full runs")
-    panel.grid(alpha=0.3, which="both")
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
+    panel.grid(alpha=0.3)
     figure.legend(fontsize=7, loc="outside right upper")
     figure.savefig(path, dpi=130)
 
