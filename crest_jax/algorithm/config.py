@@ -105,7 +105,7 @@ class CrestConfig:
       region: for how long coresets are kept. None: every coreset is chosen just before the step that
         trains on it.
       picks: how a coreset is chosen from its subset: "importance", drawn in proportion to the lengths
-        of the gradients, which has no bias (Katharopoulos and Fleuret, ICML 2018; see
+        of the gradients, which has hardly a bias (Katharopoulos and Fleuret, ICML 2018; see
         ``coresets.importance``), or "medoids", by facility location, as in the paper.
       embedding: what examples are compared by where ``crest`` is given no ``embed_fn``: "last_layer",
         the gradient with respect to the last layer's weights, where the model is one of ``from_linen``

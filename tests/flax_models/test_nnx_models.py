@@ -98,7 +98,8 @@ def test_the_anchor_outlives_steps_that_donate_the_model(form):
     x = np.random.default_rng(1).normal(size=(40, 4)).astype(np.float32)
     source = ArraySource(x, np.arange(40) % 3)
     config = CrestConfig.paper(num_examples=40, steps=20, batch_size=6)
-    selector = crest(apply_fn, source, dataclasses.replace(config, probe_size=12, exclusion=None))
+    region = dataclasses.replace(config.region, probe_size=12)
+    selector = crest(apply_fn, source, dataclasses.replace(config, region=region, exclusion=None))
 
     def now():
         if form == "view":
