@@ -142,7 +142,7 @@ def test_a_pilot_finds_what_coresets_are_worth_and_adds_up():
     assert found.effective_passes == pytest.approx(found.passes / np.mean(found.evenness))
     assert found.pays == (found.worth > 1 and found.effective_passes <= 20)
     assert found.noise > 0
-    # Draws have hardly a bias, so its square is 0 within three of its own standard errors, at most these.
+    # Draws have hardly a bias: its square is 0 within three standard errors, which are at most these.
     spread = found.noise * (1 + 1 / found.equivalent_batch) / found.compared**0.5
     assert found.bias**2 < 3 * spread < found.noise / found.equivalent_batch, "less than the error"
     assert len(lines) == 6
