@@ -5,8 +5,10 @@
 
 The very training is begun on stratified batches (see ``crest_jax.diagnostics.pilot``); gradients on the
 way say how large a stratified batch a coreset is worth, and timed steps which size takes as long. Only
-training rows are read. ``--setting`` begins with the options of one of ``experiments.presets``. Writes
-one JSON file.
+training rows are read. ``--setting`` begins with the options of one of ``experiments.presets``. Data,
+model, rate and schedule are named as for ``experiments.train``; its options of methods, saving and
+testing have no effect and are refused. Writes the JSON file ``--out``. Compilation comes on top, some
+minutes for a residual network on a CPU.
 """
 
 import dataclasses
@@ -19,15 +21,12 @@ import tyro
 from tqdm import tqdm
 
 from crest_jax.diagnostics import Pilot, pilot
-from crest_jax.diagnostics.worth import MOST_PASSES
 from experiments.config import TrainConfig
 from experiments.harness.build import load_sources, make_program, shared
 from experiments.harness.cli import UserError, named_setting, one_sentence, parse
 from experiments.harness.options import MachineConfig, RunConfig, changed
 from experiments.harness.run_folder import COMMIT, held_file, write_json
 from experiments.presets import SETTINGS
-
-MIDDLE_HALF = 0.674 / 1.96  # how far the middle half of an interval reaches, of its 95 %
 
 
 def check_seconds(seconds: float) -> None:
@@ -43,7 +42,7 @@ class PilotConfig:
     seconds: float = 60.0
     """For all of it, without compilation, roughly."""
     steps: int | None = None
-    """Steps of the training asked about; None: as many as --epochs and --budget make."""
+    """Steps of the training asked about, in place of --epochs and --budget."""
     run: Annotated[TrainConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=lambda: TrainConfig(out=Path("runs/pilot.json"))
     )
@@ -105,55 +104,18 @@ def ask(run: TrainConfig, seconds: float) -> Pilot:
         )
 
 
-def sentence(found: Pilot) -> str:
-    """Say what a pilot found; the first word is the answer."""
-    low, high = found.worth_interval
-    own = found.equivalent_batch_interval
-    advice = "" if found.pays else " Take a larger batch, or more steps, for the same time."
-    answer = "Yes" if found.pays else "No"
-    if low < 1 < high and found.effective_passes <= MOST_PASSES:
-        end = high if found.worth < 1 else low  # the one beyond 1
-        close = abs(math.log(found.worth)) < MIDDLE_HALF * abs(math.log(end / found.worth))
-        answer = "Too close to call" if close else f"Probably {answer.lower()}"
-        advice += " The interval holds 1: full runs may turn out either way."
-    if found.worth > 1 and not found.pays:
-        answer = "Probably no"
-        advice = (
-            f" But the training makes {found.passes:.1f} passes, {found.effective_passes:.0f} over the "
-            f"examples that carry most of the gradient; above {MOST_PASSES} less noise hardly helps, "
-            "by coresets or by a larger batch."
-        )
-    if found.paused == 1:
-        answer, advice = "No", " Take a larger batch, or more steps, for more."
-    noise = f"{found.noise:.2g} times the squared length of the full gradient"
-    if found.noise < 0.5:
-        noise += ", which is little: more steps should gain more than less noise does"
+def asked(run: TrainConfig, found: Pilot) -> str:
+    """Say what the answer is about."""
+    optim = run.optim
     return (
-        f"{answer}: a coreset is worth a stratified batch of "
-        f"{found.equivalent_batch:.2f} mini-batches [{own[0]:.2f}, {own[1]:.2f}], and a training with "
-        f"CREST takes as long as one on stratified batches of {found.larger_batch:.2f} "
-        f"({found.time_ratio:.2f} times the seconds for as many steps): {found.worth:.2f} "
-        f"[{low:.2f}, {high:.2f}] times what a larger batch is worth.{advice}{_pauses(found)} "
-        f"The variance of a stratified batch is {noise}. Gradients were compared at "
-        f"{found.compared} of the first {found.trained} of {found.steps} steps."
-    )
-
-
-def _pauses(found: Pilot) -> str:
-    """Say where CREST would pause, if anywhere."""
-    if not found.paused:
-        return ""
-    where = "at both points" if found.paused == 1 else "at one of two points"
-    even = ", ".join(f"{value:.2f}" for value in found.evenness)
-    return (
-        f" Gradients are about equally long (evenness {even}): {where} CREST pauses and takes "
-        "stratified batches, which cost no more."
+        f"This is about {run.dataset}, {run.model}, {found.steps} steps of {found.batch_size} "
+        f"examples, {optim.name} at a rate of {optim.learning_rate:g}, schedule {optim.schedule}."
     )
 
 
 def as_values(found: Pilot) -> dict[str, Any]:
     """Return an answer as values of JSON."""
-    names = ("worth", "worth_interval", "effective_passes", "pays")
+    names = ("worth", "worth_interval", "effective_passes", "pays", "verdict")
     return found._asdict() | {name: getattr(found, name) for name in names}
 
 
@@ -185,7 +147,7 @@ def main() -> None:
                 "device": jax.devices()[0].device_kind,
             }
             write_json(config.run.out, values)
-    print(f"{sentence(found)}\nAll numbers are in {run.out}.")
+    print(f"{found}\n{asked(run, found)} All numbers are in {run.out}.")
 
 
 if __name__ == "__main__":

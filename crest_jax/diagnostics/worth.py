@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from crest_jax import _checks
 from crest_jax.algorithm.config import CrestConfig
 from crest_jax.algorithm.selector import crest
 from crest_jax.baselines.random import stratified_batches
+from crest_jax.diagnostics.answer import Pilot
 from crest_jax.diagnostics.gradient_error import (
     Gradient,
     GradientErrors,
@@ -43,79 +44,6 @@ SHORT = 8  # steps that are timed at once
 FEWEST, MOST = 16, 256  # steps at which gradients are compared, at each of the points
 POINTS = 2
 ROUNDS = 5  # of timing, kinds of steps alternating
-# Root mean square of the logarithm of predicted over measured worth, in the first five settings of
-# experiments/results/pilot_check: gradients of some early steps say so much about a whole training.
-MODEL_ERROR = 0.3
-# Effective passes above which CREST was worth less than a larger batch in all four settings there whose
-# outcome is clear (experiments/results/pilot_check); chosen on these.
-MOST_PASSES = 20
-
-
-class Pilot(NamedTuple):
-    """What a pilot found; sizes are in mini-batches of m.
-
-    Attributes:
-      steps: of the training asked about.
-      trained: steps after which the last gradients were compared.
-      compared: steps at which they were.
-      equivalent_batch: size of the stratified batch whose gradients err as little as a coreset's, at
-        most that of all data.
-      equivalent_batch_interval: its 95 % interval, by a bootstrap over steps.
-      time_ratio: seconds of a training with CREST over one on stratified batches, for as many steps.
-      larger_batch: size of the stratified batches whose steps take as long as CREST's.
-      noise: variance of the gradient of a stratified mini-batch, over the squared length of the
-        gradient of all data. Far below 1 noise limits nothing, and neither coresets nor a larger batch
-        gain anything.
-      bias: length of the coresets' bias, over that of the gradient of all data.
-      evenness: of the gradients' lengths, at each point; see ``CrestConfig.pause_above``. Empty with
-        regions.
-      paused: share of the points at which it was above that. CREST takes stratified batches there,
-        which are worth one and take no longer.
-      passes: of the training over the data.
-    """
-
-    steps: int
-    trained: int
-    compared: int
-    equivalent_batch: float
-    equivalent_batch_interval: tuple[float, float]
-    time_ratio: float
-    larger_batch: float
-    noise: float
-    bias: float
-    evenness: tuple[float, ...]
-    paused: float
-    passes: float
-
-    @property
-    def worth(self) -> float:
-        """The equivalent batch over the size that takes as long."""
-        return self.equivalent_batch / self.larger_batch
-
-    @property
-    def worth_interval(self) -> tuple[float, float]:
-        """Its 95 % interval: of the draws of gradients, and of what they leave open about training."""
-        own, (low, high) = math.log(self.equivalent_batch), self.equivalent_batch_interval
-        model = 1.96 * MODEL_ERROR * (1 - self.paused)
-        below, above = (math.hypot(math.log(end) - own, model) for end in (low, high))
-        return self.worth * math.exp(-below), self.worth * math.exp(above)
-
-    @property
-    def pays(self) -> bool:
-        """Whether coresets are worth more than a larger batch that takes as long.
-
-        In too many effective passes they are not, whatever the gradients say.
-        """
-        return self.worth > 1 and self.effective_passes <= MOST_PASSES
-
-    @property
-    def effective_passes(self) -> float:
-        """Passes over the examples that carry the gradient, ``n`` times the mean evenness.
-
-        That is Kish's effective sample size of gradient lengths. A training of many such passes is
-        limited by its data, and less noise does not help it.
-        """
-        return self.passes / (float(np.mean(self.evenness)) if self.evenness else 1.0)
 
 
 def pilot(
@@ -140,7 +68,7 @@ def pilot(
     Trains on stratified batches for a part of the seconds. At two points on the way gradients of
     stratified batches and of coresets are compared in training mode, along the steps, so that the age
     of coresets that are kept counts; then steps with and without CREST, and on batches of twice the
-    size, are timed in turn. No held-out examples are read.
+    size, are timed in turn. No held-out examples are read. ``print`` the answer to read it in words.
 
     Args:
       train_step: as for ``crest_jax.fit``, with the schedule of the training asked about; it must leave
@@ -180,6 +108,8 @@ def pilot(
       >>> found = pilot(*given, steps=32, view=lambda w: (w, {}), config=config, seconds=0.1)
       >>> found.trained <= 32, found.equivalent_batch > 0, found.time_ratio >= 1
       (True, True, True)
+      >>> found.verdict in ("Yes", "Probably yes", "Too close to call", "Probably no", "No")
+      True
     """
     steps, seconds = _checked(steps, seconds)
     count, key = _checks.rows_in(source), _checks.default_key(key)
@@ -225,8 +155,7 @@ def pilot(
     once, chosen, twice = clock.medians((plain, coresets, double), train_state, 0.25 * seconds)
     share = sum(map(config.selects, range(steps))) / steps
     ratio = 1 + share * (max(1.0, chosen / once) - 1)
-    passes = steps * size / count
-    return _judged(found, even, config.pause_above, steps, trained, ratio, twice / once, passes)
+    return _judged(found, even, config.pause_above, steps, trained, ratio, twice / once, size, count)
 
 
 def _judged(
@@ -237,14 +166,15 @@ def _judged(
     trained: int,
     ratio: float,
     double: float,
-    passes: float,
+    batch_size: int,
+    count: int,
 ) -> Pilot:
     """Weigh the errors at all points, alike, and what a batch of twice the size takes."""
     paused = [value > pause_above for value in even] or [False] * len(found)
     active = [own for own, pauses in zip(found, paused, strict=True) if not pauses]
     share = len(active) / len(found)
     ratio = 1 + (ratio - 1) * share
-    most = max(1.0, steps / passes)  # mini-batches of all data, which have no error
+    most = max(1.0, count / batch_size)  # mini-batches of all data, which have no error
 
     def size(errors: GradientErrors) -> float:
         return math.log(min(max(errors.equivalent_batch(), 1e-12), most))  # 0 where nothing varies
@@ -272,7 +202,8 @@ def _judged(
         bias=math.sqrt(max(0.0, bias) / signal),
         evenness=tuple(even),
         paused=1 - share,
-        passes=passes,
+        passes=steps * batch_size / count,
+        batch_size=batch_size,
     )
 
 

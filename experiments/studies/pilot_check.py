@@ -12,6 +12,7 @@ test rows. Writes ``pilots.jsonl`` (a setting that is there is not asked again),
 
 import dataclasses
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from tqdm import tqdm
 
 from crest_jax.diagnostics import Pilot
+from crest_jax.diagnostics.answer import VERDICTS
 from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.records import append_line, read_lines, record, table
 from experiments.harness.run_folder import COMMIT, held_folder
@@ -71,7 +73,7 @@ def lead_of(runs: list[Run]) -> tuple[float, float]:
 
 def summarise(pilots: list[dict[str, Any]], settings: dict[str, list[Run]]) -> str:
     """Return the table and the count of right signs."""
-    rows = []
+    rows, ends = [], Counter[tuple[str, str]]()
     right = decided = covered = known = 0
     for found in pilots:
         own, said = measured(settings[found["setting"]]), said_by(found)
@@ -82,12 +84,13 @@ def summarise(pilots: list[dict[str, Any]], settings: dict[str, list[Run]]) -> s
         inside = there and low <= own[0] <= high
         known, covered = known + there, covered + inside
         right, decided = right + (agree and clear), decided + clear
+        ends[said.verdict, ("ahead" if lead > 0 else "behind") if clear else "level"] += 1
         rows.append(
             [
                 found["setting"],
                 f"{said.worth:.2f} [{low:.2f}, {high:.2f}]",
                 f"{said.effective_passes:.1f}",
-                "yes" if said.pays else "no",
+                said.verdict.lower(),
                 "{:.2f} [{:.2f}, {:.2f}]".format(*own) if there else "a larger batch gains nothing",
                 f"{lead:+.2f} ± {half:.2f}",
                 ("yes" if agree else "no") if clear else "level",
@@ -99,14 +102,19 @@ def summarise(pilots: list[dict[str, Any]], settings: dict[str, list[Run]]) -> s
             ]
         )
     header = [
-        "setting", "predicted worth", "effective passes", "says that it pays", "measured worth",
+        "setting", "predicted worth", "effective passes", "answer", "measured worth",
         "measured lead over the batch that takes as long", "right", "interval covers",
         "equivalent batch", "batch that takes as long", "noise over signal",
         "measured lead over more steps for the same seconds",
     ]  # fmt: skip
+    answers = [answer for answer in VERDICTS if any(answer == said for said, _ in ends)]
+    outcomes = ("ahead", "level", "behind")
+    counts = [[answer.lower(), *(str(ends[answer, end]) for end in outcomes)] for answer in answers]
+    counted = table(["answer", "CREST clearly ahead", "level", "clearly behind"], counts)
     return (
-        f"{table(header, rows)}\n\nThe side is right in {right} of the {decided} settings whose "
-        "measured lead is clear; the pilot's 95 % interval covers the measured worth in "
+        f"{counted}\n\nSettings by answer and by the measured lead over the batch that takes as "
+        f"long.\n\n{table(header, rows)}\n\nThe side is right in {right} of the {decided} settings "
+        "whose measured lead is clear; the pilot's 95 % interval covers the measured worth in "
         f"{covered} of {known}. A lead is level where its interval holds 0. What the batch that takes "
         "as long reaches is interpolated between the sizes that were run."
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import time
 
 import jax
@@ -12,7 +13,8 @@ from small_settings import fresh_settings, settings
 
 from crest_jax import ArraySource, Batch, BatchSelector, crest, cross_entropy, random_batches
 from crest_jax.diagnostics import GradientErrors, Pilot, measure_errors, measure_evenness, pilot
-from crest_jax.diagnostics.worth import MODEL_ERROR, _judged
+from crest_jax.diagnostics.answer import MODEL_ERROR
+from crest_jax.diagnostics.worth import _judged
 from experiments import pilot as script
 from experiments.config import TrainConfig
 from experiments.harness.cli import UserError
@@ -206,7 +208,7 @@ def test_judgement_weighs_points_alike_and_time_by_batches_of_twice_the_size():
     other = one._replace(error=np.ones(5), bias=np.full(5, 0.5))
     assert one.equivalent_batch() == 4
     assert other.equivalent_batch() == 1 / (1 + 18 * 0.5)
-    found = _judged([one, one._replace(error=np.ones(5))], [0.3, 0.4], 0.75, 100, 50, 1.6, 1.8, 1.0)
+    found = _judged([one, one._replace(error=np.ones(5))], [0.3, 0.4], 0.75, 100, 50, 1.6, 1.8, 1, 100)
     assert found.equivalent_batch == pytest.approx(2.0)
     assert found.equivalent_batch_interval == pytest.approx((2.0, 2.0))
     assert found.larger_batch == pytest.approx(1.75)
@@ -220,31 +222,36 @@ def test_judgement_weighs_points_alike_and_time_by_batches_of_twice_the_size():
     few, many = found._replace(passes=6.9), found._replace(passes=7.1)
     assert (few.effective_passes, few.pays) == (pytest.approx(6.9 / 0.35), True)
     assert (many.effective_passes, many.pays) == (pytest.approx(7.1 / 0.35), False)
-    assert script.sentence(few).startswith("Too close to call: ")
-    assert script.sentence(many).startswith("Probably no: ")
-    assert "makes 7.1 passes, 20 over the examples" in script.sentence(many)
+    assert str(few).startswith("Too close to call: ")
+    assert str(many).startswith("Probably no: ")
+    assert "makes 7.1 passes over the data, 20 over the examples" in str(many)
+    assert "neither coresets nor larger batches gain much: take stratified mini-batches of 1." in str(
+        many
+    )
 
 
 def test_a_coreset_is_worth_no_more_than_all_data():
     exact = GradientErrors(*(np.full(5, x) for x in (1.0, 0.0, 0.0, 2.0)))
-    found = _judged([exact, exact], [0.1, 0.1], 0.75, 100, 50, 1.6, 1.8, 20.0)  # 5 mini-batches
+    found = _judged([exact, exact], [0.1, 0.1], 0.75, 100, 50, 1.6, 1.8, 1, 5)  # 5 mini-batches
     assert found.equivalent_batch == pytest.approx(5.0)
     assert found.equivalent_batch_interval == pytest.approx((5.0, 5.0))
     still = exact._replace(variance=np.zeros(5))
-    assert not _judged([still, still], [0.1, 0.1], 0.75, 100, 50, 1.6, 1.8, 20.0).pays
+    assert not _judged([still, still], [0.1, 0.1], 0.75, 100, 50, 1.6, 1.8, 1, 5).pays
 
 
 def test_where_crest_pauses_it_is_worth_a_stratified_batch_and_takes_as_long():
     found = GradientErrors(*(np.full(5, x) for x in (1.0, 0.25, 0.0, 2.0)))
-    half = _judged([found, found], [0.5, 0.9], 0.75, 100, 50, 1.6, 1.8, 1.0)
+    half = _judged([found, found], [0.5, 0.9], 0.75, 100, 50, 1.6, 1.8, 1, 100)
     assert (half.evenness, half.paused) == ((0.5, 0.9), 0.5)
     assert half.equivalent_batch == pytest.approx(2.0)  # the mean of 4 and 1, by logarithms
     assert half.time_ratio == pytest.approx(1.3)
-    none = _judged([found, found], [0.8, 0.9], 0.75, 100, 50, 1.6, 1.8, 1.0)
+    none = _judged([found, found], [0.8, 0.9], 0.75, 100, 50, 1.6, 1.8, 1, 100)
     assert (none.equivalent_batch, none.time_ratio, none.worth) == (1.0, 1.0, 1.0)
     assert none.worth_interval == (1.0, 1.0)
-    assert script.sentence(none).startswith("No: ")
-    assert "evenness 0.80, 0.90): at both points CREST pauses" in script.sentence(none)
+    assert str(none).startswith("No: ")
+    assert "At all points gradients are so equally long (evenness 0.80, 0.90, of at most 1)" in str(
+        none
+    )
 
 
 def test_evenness_is_measured_at_every_point_though_the_measured_coresets_never_pause():
@@ -318,9 +325,9 @@ def test_an_answer_is_as_sure_as_its_interval(worth, spread, answer):
     half = np.sqrt(np.log(spread) ** 2 - (1.96 * MODEL_ERROR * 0.5) ** 2) if spread > 1.5 else 0.01
     pauses = 0.5 if spread > 1.5 else 1 - np.log(spread) / (1.96 * MODEL_ERROR)
     ends = (worth * np.exp(-half), worth * np.exp(half))
-    found = Pilot(99, 50, 32, worth, ends, 1.0, 1.0, 2.0, 0.0, (0.4, 0.4), pauses, 1.0)
+    found = Pilot(99, 50, 32, worth, ends, 1.0, 1.0, 2.0, 0.0, (0.4, 0.4), pauses, 1.0, 8)
     assert found.worth_interval == pytest.approx((worth / spread, worth * spread), rel=0.01)
-    assert script.sentence(found).startswith(answer)
+    assert str(found).startswith(answer)
 
 
 def test_steps_are_asked_about_once(monkeypatch):
@@ -369,13 +376,15 @@ def test_the_check_counts_right_sides_and_intervals_that_cover(tmp_path):
     lead, half = pilot_check.lead_of(runs)
     assert lead == pytest.approx(100 * (0.84025 - 0.80 - 0.04 * np.log2(1.5)))
     assert 0 < half < 0.1
-    said = Pilot(10, 10, 5, 1.8, (1.7, 1.9), 1.5, 1.5, 2.0, 0.0, (0.4,), 0.0, 1.0)._asdict() | {
+    said = Pilot(10, 10, 5, 1.8, (1.7, 1.9), 1.5, 1.5, 2.0, 0.0, (0.4,), 0.0, 1.0, 8)._asdict() | {
         "setting": "tiny"
     }
     wrong = said | {"equivalent_batch": 0.75, "equivalent_batch_interval": (0.7, 0.8)}
     text = pilot_check.summarise([said, wrong], {"tiny": runs})
     assert "right in 1 of the 2 settings" in text
     assert "in 1 of 2." in text
+    assert re.search(r"too close to call +\| 1 +\| 0 +\| 0 ", text)
+    assert re.search(r"\| no +\| 1 +\| 0 +\| 0 ", text)
     pilot_check.draw([said, wrong], {"tiny": runs}, tmp_path / "check.png")
     assert (tmp_path / "check.png").stat().st_size > 10_000
 
