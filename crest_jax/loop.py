@@ -120,7 +120,7 @@ def fit(
             on_event(event)
         if traced is None:
             state, batch = selection.next_batch(state)
-            train_state, metrics = train_step(train_state, batch)
+            train_state, metrics = take_step(train_step, train_state, batch)
             if losses is not None:
                 state = selection.observe(state, batch, losses(metrics))
             each = [metrics]
@@ -136,6 +136,24 @@ def fit(
                 on_step(i, one)
         step += 1
     return train_state
+
+
+def take_step(train_step: TrainStep, train_state: Any, batch: Batch) -> tuple[Any, Any]:
+    """Call a train step, which must return two things.
+
+    Example:
+      >>> take_step(lambda total, batch: total + 1, 0.0, None)
+      Traceback (most recent call last):
+      ...
+      ValueError: train_step returned float but must return two things; return (state, metrics).
+    """
+    found = train_step(train_state, batch)
+    _checks.require(
+        isinstance(found, tuple | list) and len(found) == 2,
+        f"train_step returned {type(found).__name__} but must return two things; return (state, "
+        "metrics).",
+    )
+    return found[0], found[1]
 
 
 def several_steps(
@@ -204,7 +222,7 @@ def _several_steps(
     def one(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], Any]:
         changing, train_state = carry
         changing, batch = inside.next_batch(fixed, changing, *view(train_state))
-        train_state, metrics = train_step(train_state, batch)
+        train_state, metrics = take_step(train_step, train_state, batch)
         if losses is not None:
             changing = inside.observe(fixed, changing, batch, losses(metrics))
         return (changing, train_state), metrics

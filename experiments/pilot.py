@@ -21,6 +21,7 @@ import tyro
 from tqdm import tqdm
 
 from crest_jax.diagnostics import Pilot, pilot
+from crest_jax.diagnostics.worth import PARTS
 from experiments.config import TrainConfig
 from experiments.harness.build import load_sources, make_program, shared
 from experiments.harness.cli import UserError, named_setting, one_sentence, parse
@@ -82,7 +83,7 @@ def ask(run: TrainConfig, seconds: float) -> Pilot:
     """Run the pilot for one training."""
     program = make_program(shared(dataclasses.replace(run, method="crest")))
     init_key, key = jax.random.split(jax.random.key(run.seed))
-    with tqdm(desc="pilot", unit="part") as bar:
+    with tqdm(desc="pilot", unit="part", total=PARTS) as bar:
 
         def progress(text: str) -> None:
             bar.set_postfix_str(text, refresh=False)

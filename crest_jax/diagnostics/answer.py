@@ -78,9 +78,9 @@ class Pilot(NamedTuple):
     def verdict(self) -> str:
         """One of "Yes", "Probably yes", "Too close to call", "Probably no" and "No".
 
-        It is sure where the interval of the worth does not hold 1, and too close to call where even the
-        middle half of that interval does. In too many effective passes it is no, and probably no where
-        the worth is above 1.
+        It is "probably" where the interval of the worth holds 1, and too close to call where even the
+        middle half of that interval does. In too many effective passes it is "No" where the interval
+        lies below 1, and else "Probably no".
         """
         low, high = self.worth_interval
         answer = "yes" if self.pays else "no"
@@ -107,12 +107,12 @@ class Pilot(NamedTuple):
         size = self.batch_size
         own, (least, most) = self.equivalent_batch, self.equivalent_batch_interval
         lines = [
-            f"{self.verdict}: the worth of CREST is {self.worth:.2f} [{low:.2f}, {high:.2f}], "
-            "where 1 is that of a larger batch that takes as long.",
-            f"Mini-batches of {size} examples, chosen by CREST, do as well as stratified ones of "
-            f"{own * size:.0f} [{least * size:.0f}, {most * size:.0f}], and take as long as "
-            f"stratified ones of {self.larger_batch * size:.0f} ({self.time_ratio:.2f} times the "
-            f"seconds of {size}).",
+            f"{self.verdict}: the worth of CREST is {self.worth:.2f} [{low:.2f}, {high:.2f}]; "
+            "above 1 it beats a larger batch that takes as long.",
+            f"Gain: mini-batches of {size} that CREST chooses do as well as stratified ones of "
+            f"{own * size:.0f} [{least * size:.0f}, {most * size:.0f}].",
+            f"Cost: the training takes {self.time_ratio:.2f} times as long, as it does on stratified "
+            f"mini-batches of about {_about(self.larger_batch * size)}.",
             *_pauses(self),
             _advice(self),
         ]
@@ -121,10 +121,12 @@ class Pilot(NamedTuple):
         noise = f"{self.noise:.2g} times the squared length of the full gradient"
         if self.noise < 0.5:
             noise += ", which is little: more steps should gain more than less noise does"
-        lines.append(
-            f"The variance of a stratified mini-batch is {noise}. Gradients were compared in the first "
-            f"{self.trained} of {self.steps} steps; later ones may differ."
-        )
+        lines.append(f"The variance of a stratified mini-batch is {noise}.")
+        if self.trained < self.steps:
+            lines.append(
+                f"Gradients were compared in the first {self.trained} of {self.steps} steps; "
+                "later ones may differ."
+            )
         return "\n".join(lines)
 
 
@@ -142,7 +144,8 @@ def _pauses(found: Pilot) -> list[str]:
 
 def _advice(found: Pilot) -> str:
     """Say what to take."""
-    size, larger = found.batch_size, round(found.larger_batch * found.batch_size)
+    size, steps = found.batch_size, found.steps
+    larger = f"{steps} steps on stratified mini-batches of about {_about(found.larger_batch * size)}"
     if found.paused == 1:
         return "Take larger batches, or more steps, for more."
     if found.effective_passes > MOST_PASSES:
@@ -153,7 +156,17 @@ def _advice(found: Pilot) -> str:
             f"mini-batches of {size}."
         )
     if found.verdict == "Too close to call":
-        return f"Take stratified mini-batches of {larger} where they fit the memory, or CREST."
+        return f"Take {larger} where they fit the memory, or CREST."
     if found.pays:
         return "Take CREST."
-    return f"Take stratified mini-batches of {larger}, or more steps of {size}, for the same time."
+    longer = _about(found.time_ratio * steps)
+    return f"Take {larger}, or about {longer} on ones of {size}, at the same rate."
+
+
+def _about(value: float) -> str:
+    """Write a number of two digits, for timed ones are not surer.
+
+    >>> _about(533.7), _about(64.4), _about(1_830.0)
+    ('530', '64', '1800')
+    """
+    return f"{float(f'{value:.2g}'):.0f}"

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from crest_jax import _checks
-from crest_jax.loop import TrainStep, View
+from crest_jax.loop import TrainStep, View, take_step
 from crest_jax.types import Array, Batch, BatchSelector, ModelState, Params
 
 Gradient = Callable[[Any, Batch, Array], Params]  # (train_state, batch, key) -> gradient
@@ -179,5 +179,5 @@ def measure_errors(
         *own_keys, step_key = jax.random.split(step_key, 5)
         found = [one(train_state, *given) for given in zip(batches[:4], own_keys, strict=True)]
         rows.append(errors_between(found[:2], found[2:]))
-        train_state, _ = train_step(train_state, batches[4])
+        train_state, _ = take_step(train_step, train_state, batches[4])
     return train_state, GradientErrors(*np.asarray(jax.device_get(rows), np.float64).T)

@@ -43,6 +43,7 @@ RESAMPLES = 500
 SHORT = 8  # steps that are timed at once
 FEWEST, MOST = 16, 256  # steps at which gradients are compared, at each of the points
 POINTS = 2
+PARTS = 2 + 2 * POINTS  # of which progress tells
 ROUNDS = 5  # of timing, kinds of steps alternating
 
 

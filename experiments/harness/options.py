@@ -38,11 +38,11 @@ class DataConfig:
     """Which examples."""
 
     dir: Path | None = None
-    """Folder of the data; None: where the system's package or the preparation puts them. Your own need
-    it. "images": .jpg, .png and .webp files in train/CLASS and test/CLASS, or in CLASS alone. "idx":
-    files named as those of MNIST. "table": a .csv file with a header, a folder with train.csv and
-    test.csv, or an .npz file of inputs and labels. Without test rows one in five of each class becomes
-    one, by a fixed seed."""
+    """Folder or file of the data; None: where the system's package or the preparation puts them. Your
+    own need it. "images": .jpg, .png and .webp files in train/CLASS and test/CLASS, or in CLASS alone.
+    "idx": files named as those of MNIST. "table": a .csv file with a header, a folder with train.csv
+    and test.csv, or an .npz file of inputs and labels. Without test rows one in five of each class
+    becomes one, by a fixed seed."""
     augment: bool | None = None
     """Shift and mirror training images at random; None: as is usual for the data, colour sets only."""
     evaluate_on: Literal["test", "validation"] = "test"

@@ -36,7 +36,7 @@ def test_the_question_whether_to_use_it_can_be_asked_as_its_page_says(capsys):
     said = capsys.readouterr().out
     shown = re.search(r"```text\n(.*?)```", page, re.DOTALL)[1].splitlines()
     assert said.splitlines()[0] == shown[0] == "compiling"
-    assert "where 1 is that of a larger batch that takes as long." in said
+    assert "above 1 it beats a larger batch that takes as long." in said
 
 
 def test_the_page_is_short():
