@@ -111,8 +111,8 @@ class Pilot(NamedTuple):
             "above 1 it beats a larger batch that takes as long.",
             f"Gain: mini-batches of {size} that CREST chooses do as well as stratified ones of "
             f"{own * size:.0f} [{least * size:.0f}, {most * size:.0f}].",
-            f"Cost: the training takes {self.time_ratio:.2f} times as long, as it does on stratified "
-            f"mini-batches of about {_about(self.larger_batch * size)}.",
+            f"Cost: the training takes {self.time_ratio:.2f} times as long, as it does on "
+            f"{_larger(self)}.",
             *_pauses(self),
             _advice(self),
         ]
@@ -145,7 +145,7 @@ def _pauses(found: Pilot) -> list[str]:
 def _advice(found: Pilot) -> str:
     """Say what to take."""
     size, steps = found.batch_size, found.steps
-    larger = f"{steps} steps on stratified mini-batches of about {_about(found.larger_batch * size)}"
+    larger = f"{steps} steps on {_larger(found)}"
     if found.paused == 1:
         return "Take larger batches, or more steps, for more."
     if found.effective_passes > MOST_PASSES:
@@ -156,11 +156,18 @@ def _advice(found: Pilot) -> str:
             f"mini-batches of {size}."
         )
     if found.verdict == "Too close to call":
-        return f"Take {larger} where they fit the memory, or CREST."
+        return f"Take {larger} where that fits the memory, or CREST."
     if found.pays:
         return "Take CREST."
     longer = _about(found.time_ratio * steps)
     return f"Take {larger}, or about {longer} on ones of {size}, at the same rate."
+
+
+def _larger(found: Pilot) -> str:
+    """Name the batches whose steps take as long as CREST's."""
+    rows = found.steps * found.batch_size / found.passes
+    own = found.larger_batch * found.batch_size
+    return "all data at once" if own >= rows else f"stratified mini-batches of about {_about(own)}"
 
 
 def _about(value: float) -> str:

@@ -328,6 +328,11 @@ def test_an_answer_is_as_sure_as_its_interval(worth, spread, answer):
     found = Pilot(99, 50, 32, worth, ends, 1.0, 1.0, 2.0, 0.0, (0.4, 0.4), pauses, 1.0, 8)
     assert found.worth_interval == pytest.approx((worth / spread, worth * spread), rel=0.01)
     assert str(found).startswith(answer)
+    larger = found._replace(larger_batch=worth / 0.4)
+    assert "Cost: the training takes 1.00 times as long, as it does on stratified" in str(larger)
+    assert "Take 99 steps on stratified mini-batches of about" in str(larger)
+    most = larger._replace(larger_batch=40.0, passes=5.0)  # 158 rows
+    assert "Take 99 steps on all data at once, or about 99 on ones of 8, at the same rate." in str(most)
 
 
 def test_steps_are_asked_about_once(monkeypatch):
