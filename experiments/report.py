@@ -26,6 +26,7 @@ from experiments.harness.report_figures import (
     balance_figure,
     contact_figure,
     difficulty_figure,
+    read_scores,
     region_figure,
     split_figure,
 )
@@ -69,7 +70,7 @@ def build(config: ReportConfig) -> None:
     runs, made = read_runs(config.runs)
     scores = None
     if config.difficulty is not None:
-        scores = dict(np.load(config.difficulty))
+        scores = read_scores(config.difficulty)
     page = Page("Coresets compared", made, config.pictures)
     page.text(" ".join(in_words(runs)))
     page.picture(

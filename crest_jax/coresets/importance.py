@@ -135,9 +135,9 @@ def calibrated(weights: Array, picks: Array, values: Array, each: Array) -> Arra
       [2.0, 1.0]
     """
     dot = partial(jnp.dot, precision="highest")
-    held = dot(weights, jnp.square(values[picks])) > HELD * dot(each, jnp.square(values))
-    values = jnp.where(held[None], values, 0.0)
     own = values[picks]
+    held = dot(weights, jnp.square(own)) > HELD * dot(each, jnp.square(values))
+    own, values = (jnp.where(held[None], rows, 0.0) for rows in (own, values))
     gap = dot(each, values) - dot(weights, own)
     square = dot((own * weights[:, None]).T, own)
     square = square + jnp.diag(RIDGE * jnp.diag(square) + jnp.finfo(jnp.float32).tiny)

@@ -1,8 +1,10 @@
 """The pictures of a report."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from scipy import stats
@@ -17,6 +19,13 @@ COLOURS = {
     "el2n": "C8", "forgetting": "C7", "top_loss": "k", "dynamic_pruning": "darkgreen",
     "dynamic_pruning_random": "navy",
 }  # fmt: skip
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Label a logarithmic axis 1, 2, 5, 10."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def accuracy_figure(runs: list[Run]) -> Figure:
@@ -42,9 +51,7 @@ def accuracy_figure(runs: list[Run]) -> Figure:
     labels = ("steps", "cost in training steps", "seconds (no evaluation, no compilation)")
     for panel, label in zip(panels, labels, strict=True):
         panel.set(xscale="log", xlabel=label)
-        panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        panel.xaxis.set_major_formatter("{x:g}")
-        panel.xaxis.set_minor_formatter(NullFormatter())
+        plain_ticks(panel.xaxis)
         panel.grid(alpha=0.3)
     lowest = min(100 * point["accuracy"] for run in runs for point in run["curve"])
     low = np.quantile(finals, 0.25) - 12  # a method far below the others must not squeeze them
@@ -101,6 +108,11 @@ def region_figure(run: Run, tau: float) -> Figure:
     return figure
 
 
+def read_scores(path: Path) -> dict[str, np.ndarray]:
+    """Read scores of examples, [n] each, that ``experiments.studies.difficulty`` wrote; made finite."""
+    return {name: finite_scores(values) for name, values in np.load(path).items()}
+
+
 def finite_scores(values: np.ndarray) -> np.ndarray:
     """Return scores [n] with an infinite one, of what was never learned, one above the largest.
 
@@ -129,10 +141,9 @@ def difficulty_figure(
     rows = [["method", *(f"{name}: rank correlation with time" for name in scores)]]
     cells: dict[str, list[str]] = {name: [name] for name in groups}
     for panel, (label, values) in zip(np.atleast_1d(panels), scores.items(), strict=True):
-        finite = finite_scores(values)
-        panel.axhline(finite.mean(), color="0.5", ls="--", lw=1, label="all examples")
+        panel.axhline(values.mean(), color="0.5", ls="--", lw=1, label="all examples")
         for name, counts in groups.items():
-            means = np.array([mean_of_picks(c, finite) for c in counts])
+            means = np.array([mean_of_picks(c, values) for c in counts])
             place = (np.arange(means.shape[1]) + 0.5) / means.shape[1]
             panel.plot(place, means.mean(0), "o-", ms=3, color=COLOURS.get(name), label=name)
             if len(means) > 1:

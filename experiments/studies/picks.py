@@ -19,7 +19,7 @@ import tyro
 
 from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.records import append_line, table
-from experiments.harness.report_figures import difficulty_figure, finite_scores, mean_of_picks
+from experiments.harness.report_figures import difficulty_figure, mean_of_picks, read_scores
 from experiments.harness.run_folder import COMMIT, held_folder
 from experiments.harness.stats import with_interval
 from experiments.studies.variants import VARIANTS
@@ -93,9 +93,8 @@ def measure(
         counts = counts_of(folder, len(next(iter(scores.values()))))
         groups.setdefault(way, []).append(counts)
         for name, values in scores.items():
-            finite = finite_scores(values)
-            row = {"way": way, "seed": seed, "score": name, "all": round(float(finite.mean()), 6)}
-            rows.append(row | {"means": mean_of_picks(counts, finite).round(6).tolist()})
+            row = {"way": way, "seed": seed, "score": name, "all": round(float(values.mean()), 6)}
+            rows.append(row | {"means": mean_of_picks(counts, values).round(6).tolist()})
     return groups, rows
 
 
@@ -135,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read picks and scores, then write and print the table."""
     with one_sentence("interrupted; start again."):
         config = tyro.cli(PicksConfig, args=argv, description=__doc__)
-        scores = dict(np.load(config.scores))
+        scores = read_scores(config.scores)
         groups, rows = measure(config, scores)
         with held_folder(config.out):
             path = config.out / "picks.jsonl"

@@ -18,13 +18,13 @@ from typing import Any
 
 import tyro
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 from tqdm import tqdm
 
 from crest_jax.diagnostics import Pilot
 from crest_jax.diagnostics.answer import VERDICTS
 from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.records import append_line, read_lines, record, table
+from experiments.harness.report_figures import plain_ticks
 from experiments.harness.run_folder import COMMIT, held_folder
 from experiments.harness.stats import interval, with_interval
 from experiments.pilot import ask, check_seconds
@@ -141,9 +141,7 @@ def draw(pilots: list[dict[str, Any]], settings: dict[str, list[Run]], path: Pat
     panel.axline((1, 1), (2, 2), color="0.7", ls="--", lw=1)
     panel.set(xlabel="worth that the pilot predicts", ylabel="worth measured in full runs")
     for axis in (panel.xaxis, panel.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_locator(NullLocator())
+        plain_ticks(axis)
     panel.grid(alpha=0.3)
     figure.legend(fontsize=7, loc="outside right upper")
     figure.savefig(path, dpi=130)

@@ -31,7 +31,9 @@ def test_the_question_whether_to_use_it_can_be_asked_as_its_page_says(capsys):
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         assert "steps=200," in block
         exec(compile(block.replace("steps=200,", "steps=32, seconds=0.1,"), "page", "exec"), names)
-        assert names.pop("found").steps == 32
+        found = names.pop("found")
+        assert found.steps == 32
+        assert found.worth_interval[0] <= found.worth <= found.worth_interval[1]
     assert "pilot" in names
     said = capsys.readouterr().out
     shown = re.search(r"```text\n(.*?)```", page, re.DOTALL)[1].splitlines()
