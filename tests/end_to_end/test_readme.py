@@ -47,35 +47,3 @@ def test_the_page_is_short():
     assert len(lines) <= 160
     commands = [line for line in lines if line.startswith("python3 -m venv")]
     assert max(len(line) for line in lines if line not in commands) <= 110
-
-
-RESULTS = ROOT / "experiments" / "results"
-WITH_SPREAD = re.compile(r"[+-]?\d+\.\d+ ± \d+\.\d+|\d+\.\d+ \[\d+\.\d+, \d+\.\d+\]")
-OF_THE_PAST = {"55.7 ± 31.5"}  # named with its commit
-
-
-def test_every_figure_with_a_spread_stands_in_a_result():
-    written = {
-        figure
-        for path in RESULTS.rglob("*.md")
-        if path != RESULTS / "README.md"
-        for figure in WITH_SPREAD.findall(path.read_text(encoding="utf-8"))
-    }
-    for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
-        text = page.read_text(encoding="utf-8")
-        text = re.sub(r"```text\n.*?```", "", text, flags=re.DOTALL)  # what a sample printed
-        found = set(WITH_SPREAD.findall(text))
-        assert found - written <= OF_THE_PAST, page.name
-    assert set(WITH_SPREAD.findall(README)), "the first page says what is gained"
-
-
-def test_the_table_of_results_names_every_folder_and_no_other():
-    text = (RESULTS / "README.md").read_text(encoding="utf-8")
-    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
-    named = {name for row in rows for name in re.findall(r"`([\w/]+)`", row)}
-    there = {path.parent for path in RESULTS.rglob("*.md")} - {RESULTS}
-    parts = {str(path.relative_to(RESULTS)) for path in there}
-    assert {name for name in parts if name not in named} <= {
-        name for name in parts if name.rpartition("/")[0] in named
-    }
-    assert named <= parts
