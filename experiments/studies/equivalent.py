@@ -185,6 +185,24 @@ def leads(runs: list[Run], name: str, other: str) -> list[float]:
     return list(own - others)
 
 
+def lead(runs: list[Run], name: str, other: str) -> str:
+    """Return the same with its interval; "-" where one of them was not run."""
+    if name == other or not {name, other} <= {run["variant"] for run in runs}:
+        return "-"
+    return with_interval(leads(runs, name, other), sign="+")
+
+
+def text_of(name: str) -> str:
+    """Return what to call a variant, or a size of stratified batches.
+
+    >>> text_of("2"), text_of("craig")
+    ('stratified, 2m', 'CRAIG')
+    """
+    if name.isdigit():
+        return f"stratified, {name}m"
+    return AT_EQUAL_SECONDS.get(name) or VARIANTS[name].text
+
+
 def leads_for_seconds(runs: list[Run], name: str) -> list[float]:
     """Return the points by which a variant is ahead of a batch that takes as long, by seed.
 
@@ -270,15 +288,8 @@ def summarise(runs: list[Run]) -> str:
     timed = is_timed(runs)
     names = list(dict.fromkeys(run["variant"] for run in runs))
     rows = []
-
-    def lead(name: str, other: str) -> str:
-        if name == other or other not in names:
-            return "-"
-        return with_interval(leads(runs, name, other), sign="+")
-
     for name in names:
         worth, sized = worth_of(runs, name), name.isdigit()
-        text = f"stratified, {name}m" if sized else (AT_EQUAL_SECONDS.get(name) or VARIANTS[name].text)
         if name == "full":
             over = ["-", "-", "-"]
         elif sized:
@@ -287,11 +298,11 @@ def summarise(runs: list[Run]) -> str:
             over = [worth.text(cost) for cost in (1.0, worth.work, worth.as_long)]
         values = accuracies(runs, name)[0]
         cells = {
-            "batches": text,
+            "batches": text_of(name),
             "seeds": str(len(values)),
             "accuracy %": with_interval(list(values)),
-            "over stratified, points": lead(name, "1"),
-            "CREST over it, points": lead("crest", name),
+            "over stratified, points": lead(runs, name, "1"),
+            "CREST over it, points": lead(runs, "crest", name),
         }
         if "full" in names:
             cells["relative error to full, %"] = "-" if name == "full" else beside_full(runs, name)

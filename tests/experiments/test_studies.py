@@ -18,7 +18,7 @@ from experiments.harness.options import (
 )
 from experiments.harness.records import read_lines
 from experiments.harness.stats import equivalent_batch
-from experiments.studies import equivalent, regions, settings_map, variants
+from experiments.studies import equivalent, own_rates, regions, settings_map, variants
 
 RUN = TrainConfig(
     dataset="digits", model="mlp", epochs=4, budget=0.5, batch_size=64,
@@ -212,6 +212,52 @@ def test_a_table_of_regions_says_what_its_checks_found():
     assert cells[6] == "30 [23, 37]"  # 16 and 44 steps
     assert cells[7] == "40 [40, 40]"
     assert cells[8:10] == ["1.50", "1.50"]
+
+
+@pytest.mark.slow
+def test_rates_are_chosen_on_validation_rows_and_judged_on_test_rows(tmp_path, monkeypatch):
+    images = dataclasses.replace(RUN, dataset="fashion_mnist_20k", epochs=1, budget=0.1)
+    monkeypatch.setitem(variants.SETTINGS, "tiny", presets.Setting(images))
+    arguments = ["--setting", "tiny", "--variants", "random", "--rates", "1e-6", "0.1", "--seeds", "5"]
+    own_rates.main([*arguments, "--validation-seeds", "0", "1", "--out", str(tmp_path)])
+    runs = read_lines(tmp_path / "summary.jsonl")
+    assert [(run["variant"], run["seed"], run["rate"]) for run in runs] == [
+        ("1", 5, 0.1),
+        ("2", 5, 0.1),
+        ("random", 5, 0.1),
+    ]
+    again = json.loads((tmp_path / "test_0.1" / "random-seed5" / "config.json").read_text("utf-8"))
+    assert again["data"]["evaluate_on"] == "test"
+    for run in runs:
+        (low, worse), (high, better) = run["validation"]
+        assert (low, high) == (1e-6, 0.1)
+        assert worse < better
+    seen = [
+        read_lines(tmp_path / "validation_0.1" / f"random-seed{seed}" / "events.jsonl")[-1]["accuracy"]
+        for seed in (0, 1)
+    ]
+    assert better == pytest.approx(100 * np.mean(seen))
+    cells = own_rates.summarise(runs).splitlines()[-1].split("|")
+    assert [cell.strip() for cell in cells[1:5]] == [
+        "random",
+        f"{worse:.2f}",
+        f"{better:.2f}",
+        "0.1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rates": (0.1,)}, "must hold two positive rates or more"),
+        ({"rates": (0.1, -1.0)}, "must hold two positive rates or more"),
+        ({"validation_seeds": (1, 100)}, "a rate must not be chosen on the seeds that it is judged on"),
+        ({"sizes": (2,)}, "--sizes is"),
+    ],
+)
+def test_bad_own_rates_get_one_sentence(options, message):
+    with pytest.raises(UserError, match=message):
+        own_rates.OwnRatesConfig(**options)
 
 
 @pytest.mark.parametrize(

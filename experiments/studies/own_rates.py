@@ -1,0 +1,142 @@
+"""Each way of choosing at a learning rate of its own.
+
+    python -m experiments.studies.own_rates --setting mlp_20k --out runs/own_rates
+
+Every method is trained at every rate and judged on validation rows, which are training rows that are
+set aside. At the rate that did best there, on other seeds, it is judged on the test rows. The folder
+gets one run folder per run, ``summary.jsonl`` and ``summary.md``. A run that is there already is not
+run again.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from experiments.harness.cli import UserError, one_sentence
+from experiments.harness.records import table
+from experiments.harness.run_folder import held_folder
+from experiments.harness.stats import with_interval
+from experiments.studies.equivalent import (
+    EquivalentConfig,
+    accuracies,
+    lead,
+    seconds_of,
+    text_of,
+    work_of,
+)
+from experiments.studies.variants import Run, run_variants, write_summary
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnRatesConfig:
+    """What to run."""
+
+    setting: str = "mlp_20k"
+    """A setting of experiments.presets."""
+    variants: tuple[str, ...] = (
+        "crest", "paper", "random", "dynamic_pruning", "top_loss", "craig", "gradmatch",
+    )  # fmt: skip
+    """Which ways of choosing."""
+    sizes: tuple[int, ...] = (1, 2)
+    """Sizes of stratified batches, in mini-batches of the setting; 1 is among them."""
+    rates: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.4)
+    """Learning rates to choose from."""
+    validation_seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the runs that rates are chosen by."""
+    seeds: tuple[int, ...] = (100, 101, 102, 103, 104)
+    """Seeds of the runs on the test rows."""
+    jobs: int = 1
+    """Runs at a time; above 1 each has its share of the cores."""
+    out: Path = Path("runs/own_rates")
+    """Folder of all runs."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        if len(set(self.rates)) < 2 or min(self.rates) <= 0:
+            raise UserError(
+                f"--rates is {self.rates} but must hold two positive rates or more, to choose from."
+            )
+        if set(self.seeds) & set(self.validation_seeds):
+            raise UserError(
+                f"--seeds {self.seeds} and --validation-seeds {self.validation_seeds} share one, but a "
+                "rate must not be chosen on the seeds that it is judged on; take others."
+            )
+        self.at(self.rates[0], "validation")
+
+    def at(self, rate: float, rows: Literal["test", "validation"]) -> EquivalentConfig:
+        """Return what to run at one rate, on the seeds of validation or test rows."""
+        return EquivalentConfig(
+            setting=self.setting, variants=self.variants, sizes=self.sizes, rate=rate, jobs=self.jobs,
+            evaluate_on=rows, out=self.out / f"{rows}_{rate:g}",
+            seeds=self.validation_seeds if rows == "validation" else self.seeds,
+        )  # fmt: skip
+
+
+def run_all_of(config: OwnRatesConfig) -> list[Run]:
+    """Run what is missing: all at every rate on validation rows, then each at its best on test rows."""
+    found: dict[str, dict[float, float]] = {}
+    for rate in config.rates:
+        own = config.at(rate, "validation")
+        runs = run_variants(own, [(n, own.options(n, s)) for s in own.seeds for n in own.at_once])
+        for name in own.at_once:
+            found.setdefault(name, {})[rate] = float(accuracies(runs, name)[0].mean())
+    best = {name: max(by_rate, key=lambda rate: by_rate[rate]) for name, by_rate in found.items()}
+    at = {name: config.at(rate, "test") for name, rate in best.items()}
+    # Seed by seed, so that all methods see the same machine.
+    planned = [(name, own.options(name, seed)) for seed in config.seeds for name, own in at.items()]
+    judged = run_variants(config.at(config.rates[0], "test"), planned)
+    return [
+        run | {"rate": best[run["variant"]], "validation": list(found[run["variant"]].items())}
+        for run in judged
+    ]
+
+
+def summarise(runs: list[Run]) -> str:
+    """Return the table."""
+    rows = []
+    for name in dict.fromkeys(run["variant"] for run in runs):
+        run = next(run for run in runs if run["variant"] == name)
+        others = [f"{value:.2f}" for _, value in run["validation"]]
+        rows.append(
+            [
+                text_of(name),
+                *others,
+                f"{run['rate']:g}",
+                with_interval(list(accuracies(runs, name)[0])),
+                lead(runs, name, "1"),
+                lead(runs, "crest", name),
+                f"{work_of(runs, name) / work_of(runs, '1'):.2f}",
+                f"{seconds_of(runs, name) / seconds_of(runs, '1'):.2f}",
+            ]
+        )
+    rates = [f"at {rate:g}" for rate, _ in runs[0]["validation"]]
+    header = [
+        "batches", *rates, "rate", "accuracy %", "over stratified, points", "CREST over it, points",
+        "cost, steps", "cost, seconds",
+    ]  # fmt: skip
+    return table(header, rows)
+
+
+EXPLANATION = """
+"at": accuracy on validation rows in percent, mean over seeds, at that rate; "rate" is the best of them,
+and what stands right of it is of test rows and other seeds. All take equally many steps. ± is the 95 %
+interval over seeds (Student's t); differences are paired by seed. Costs are those of a run over that of
+stratified batches of m. Seconds are medians, without evaluation and compilation.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is missing, then write and print the table."""
+    with one_sentence("interrupted; the same command goes on with the runs that are missing."):
+        config = tyro.cli(OwnRatesConfig, args=argv, description=__doc__)
+        with held_folder(config.out):
+            runs = run_all_of(config)
+            own = dataclasses.replace(config.at(config.rates[0], "test"), out=config.out)
+            write_summary(__file__, argv, own, runs, summarise(runs), EXPLANATION)
+
+
+if __name__ == "__main__":
+    main()
