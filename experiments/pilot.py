@@ -12,7 +12,6 @@ minutes for a residual network on a CPU.
 """
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +26,7 @@ from experiments.harness.build import load_sources, make_program, shared
 from experiments.harness.cli import UserError, named_setting, one_sentence, parse
 from experiments.harness.options import MachineConfig, RunConfig, changed
 from experiments.harness.run_folder import COMMIT, held_file, write_json
-from experiments.presets import SETTINGS
+from experiments.presets import SETTINGS, larger, of_steps
 
 
 def check_seconds(seconds: float) -> None:
@@ -68,17 +67,6 @@ class PilotConfig:
             raise UserError(f"--out is {self.run.out} but must end in .json; name a file.")
 
 
-def of_steps(run: TrainConfig, steps: int, count: int) -> TrainConfig:
-    """Return the options of a training of so many steps on so many examples.
-
-    >>> of_steps(TrainConfig(batch_size=64), 500, 20_000).steps(20_000)
-    500
-    """
-    one = dataclasses.replace(run, epochs=1).full_steps(count)
-    epochs = math.ceil(steps / one)
-    return dataclasses.replace(run, epochs=epochs, budget=steps / (epochs * one))
-
-
 def ask(run: TrainConfig, seconds: float) -> Pilot:
     """Run the pilot for one training."""
     program = make_program(shared(dataclasses.replace(run, method="crest")))
@@ -105,12 +93,19 @@ def ask(run: TrainConfig, seconds: float) -> Pilot:
         )
 
 
-def asked(run: TrainConfig, found: Pilot) -> str:
-    """Say what the answer is about."""
+def asked(run: TrainConfig, found: Pilot, count: int) -> str:
+    """Say what the answer is about, and which options the batches that take as long are."""
     optim = run.optim
-    return (
+    about = (
         f"This is about {run.dataset}, {run.model}, {found.steps} steps of {found.batch_size} "
         f"examples, {optim.name} at a rate of {optim.learning_rate:g}, schedule {optim.schedule}."
+    )
+    more = larger(run, found.larger_batch, count)
+    if more.batch_size >= count:
+        return about
+    return (
+        f"{about}\nThe larger batches for {found.steps} steps, beside your other options: --method "
+        f"stratified --batch-size {more.batch_size} --epochs {more.epochs} --budget {more.budget:.8g}."
     )
 
 
@@ -131,12 +126,13 @@ def main() -> None:
             default = PilotConfig(run=run)
         config = parse(PilotConfig, default=default, description=__doc__, argv=args)
         run = config.run
+        count = len(load_sources(run)[1])
         if config.steps is not None:
             if (run.epochs, run.budget) != (default.run.epochs, default.run.budget):
                 raise UserError(
                     f"--steps is {config.steps} but --epochs or --budget are given too; leave them out."
                 )
-            run = of_steps(run, config.steps, len(load_sources(run)[1]))
+            run = of_steps(run, config.steps, count)
         with held_file(run.out):
             found = ask(run, config.seconds)
             values = {
@@ -148,7 +144,7 @@ def main() -> None:
                 "device": jax.devices()[0].device_kind,
             }
             write_json(config.run.out, values)
-    print(f"{found}\n{asked(run, found)} All numbers are in {run.out}.")
+    print(f"{found}\n{asked(run, found, count)} All numbers are in {run.out}.")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ were chosen on validation rows; see ``experiments/results/README.md``.
 """
 
 import dataclasses
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,29 @@ def longer(run: TrainConfig, factor: float) -> TrainConfig:
     while budget > 1:  # more steps than full training has: a share of a longer one
         budget, epochs = budget / 2, 2 * epochs
     return replace(run, budget=budget, epochs=epochs)
+
+
+def of_steps(run: TrainConfig, steps: int, count: int) -> TrainConfig:
+    """Return the options of a training of so many steps on so many examples.
+
+    >>> of_steps(TrainConfig(batch_size=64), 500, 20_000).steps(20_000)
+    500
+    """
+    one = replace(run, epochs=1).full_steps(count)
+    epochs = math.ceil(steps / one)
+    return replace(run, epochs=epochs, budget=steps / (epochs * one))
+
+
+def larger(run: TrainConfig, size: float, count: int) -> TrainConfig:
+    """Return the options of as many steps with mini-batches so many times as large.
+
+    >>> run = TrainConfig(epochs=10, budget=0.1, batch_size=100)
+    >>> more = larger(run, 1.5, 1050)
+    >>> more.batch_size, more.steps(1050) == run.steps(1050)
+    (150, True)
+    """
+    batch = round(size * run.batch_size)
+    return of_steps(replace(run, batch_size=batch), run.steps(count), count)
 
 
 def with_rate(run: TrainConfig, rate: float) -> TrainConfig:

@@ -33,7 +33,7 @@ from experiments.harness.stats import (
     with_interval,
     work_in_steps,
 )
-from experiments.presets import longer
+from experiments.presets import larger, longer
 from experiments.studies.variants import (
     VARIANTS,
     Run,
@@ -102,26 +102,6 @@ class EquivalentConfig(VariantConfig):
 def rows_of(config: EquivalentConfig) -> int:
     """Return the number of training examples."""
     return len(load_sources(config.base("stratified", 0))[1])
-
-
-def larger(base: TrainConfig, size: float, count: int) -> TrainConfig:
-    """Return the options of as many steps with mini-batches so many times as large.
-
-    >>> base = TrainConfig(epochs=10, budget=0.1, batch_size=100)
-    >>> more = larger(base, 4, 1050)
-    >>> more.batch_size, more.steps(1050) == base.steps(1050)
-    (400, True)
-    >>> more = larger(base, 1.5, 1050)
-    >>> more.batch_size, more.steps(1050) == base.steps(1050)
-    (150, True)
-    """
-    batch, epochs = round(size * base.batch_size), math.ceil(size * base.epochs)
-    found = dataclasses.replace(base, batch_size=batch, epochs=epochs)
-    share = base.steps(count) / found.full_steps(count)
-    while share > 1:
-        found = dataclasses.replace(found, epochs=2 * found.epochs)
-        share = base.steps(count) / found.full_steps(count)
-    return dataclasses.replace(found, budget=share)
 
 
 def factors(runs: list[Run]) -> dict[str, float]:

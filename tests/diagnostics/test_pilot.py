@@ -357,6 +357,21 @@ def test_steps_are_asked_about_once(monkeypatch):
         script.PilotConfig(steps=3)
 
 
+@pytest.mark.parametrize("size", [1.37, 2.6, 9.0])
+def test_the_options_of_larger_batches_are_of_as_many_steps(size):
+    run = TrainConfig(method="stratified", epochs=7, budget=0.3, batch_size=64)
+    steps = run.steps(10_000)
+    found = Pilot(steps, steps, 2, 2.0, (1.5, 2.5), size, size, 2.0, 0.0, (0.4,), 0.0, 1.0, 64)
+    said = script.asked(run, found, 10_000)
+    given = dict(re.findall(r"--(batch-size|epochs|budget) ([\d.]+\d|\d)", said))
+    again = TrainConfig(
+        method="stratified", epochs=int(given["epochs"]), budget=float(given["budget"]),
+        batch_size=int(given["batch-size"]),
+    )  # fmt: skip
+    assert (again.batch_size, again.steps(10_000)) == (round(64 * size), steps)
+    assert "--batch-size" not in script.asked(run, found._replace(larger_batch=160.0), 10_000)
+
+
 @pytest.mark.slow
 def test_the_script_asks_about_real_data(tmp_path, monkeypatch, capsys):
     out = tmp_path / "pilot.json"
