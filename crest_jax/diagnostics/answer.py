@@ -152,8 +152,8 @@ def _advice(found: Pilot) -> str:
         return (
             f"The training makes {found.passes:.1f} passes over the data, "
             f"{found.effective_passes:.0f} over the examples that carry most of the gradient. "
-            f"Above {MOST_PASSES} neither coresets nor larger batches gain much: take stratified "
-            f"mini-batches of {size}."
+            f"Above {MOST_PASSES} CREST seldom beats a larger batch that takes as long: take "
+            f"stratified mini-batches, of {size} or larger."
         )
     if found.verdict == "Too close to call":
         return f"Take {larger} where that fits the memory, or CREST."
