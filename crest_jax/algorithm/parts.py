@@ -16,7 +16,7 @@ from crest_jax.data.pool import PoolRules, make_rules
 from crest_jax.data.prefetch import Lookahead
 from crest_jax.data.strata import compact
 from crest_jax.gradients.embeddings import default_gradients, logit_gradients
-from crest_jax.gradients.losses import fitting
+from crest_jax.gradients.losses import class_numbers, fitting, is_cross_entropy
 from crest_jax.types import ApplyFn, Array, EmbedFn, LossFn, ModelState, Params, PhaseFn, Source
 
 
@@ -108,6 +108,9 @@ def make_parts(
         )
     loss_fn = fitting(loss_fn, source)
     if embed_fn is None:
+        kind = getattr(getattr(source, "labels", None), "dtype", None)
+        if kind is not None and is_cross_entropy(loss_fn):
+            class_numbers(kind)
         embeddings = default_gradients if config.embedding == "last_layer" else logit_gradients
         embed_fn = embeddings(apply_fn, loss_fn)
     mesh = getattr(source, "mesh", None)

@@ -66,11 +66,7 @@ def _logits_and_labels(logits: Any, labels: Any) -> tuple[Array, Array, bool]:
         f"labels have shape {own} for logits of shape {shape} but must have shape {shape[:-1]}; pass "
         "one integer class per example (labels.argmax(1) of one-hot rows), or per position.",
     )
-    kind = jnp.result_type(labels)
-    _checks.require(
-        jnp.issubdtype(kind, jnp.integer),
-        f"labels have dtype {kind} but must be integers; cast class numbers to int32.",
-    )
+    class_numbers(jnp.result_type(labels))
     known = _checks.is_concrete(labels) and getattr(labels, "is_fully_addressable", True)
     if known and np.size(labels):
         values = np.asarray(labels)
@@ -85,6 +81,22 @@ def _logits_and_labels(logits: Any, labels: Any) -> tuple[Array, Array, bool]:
     if labels.dtype.itemsize < 4:
         labels = labels.astype(jnp.int32)
     return jnp.asarray(logits).astype(jnp.float32), labels, known
+
+
+def class_numbers(kind: Any) -> None:
+    """Require labels of a type to be class numbers.
+
+    Raises:
+      ValueError: when they are not.
+
+    Example:
+      >>> class_numbers(np.int32)
+    """
+    _checks.require(
+        jnp.issubdtype(kind, jnp.integer),
+        f"labels have dtype {kind} but must be integers; cast class numbers to int32, or pass a "
+        "loss_fn of your own.",
+    )
 
 
 def label_span(labels: PyTree) -> tuple[int, int] | None:

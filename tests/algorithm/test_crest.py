@@ -630,6 +630,10 @@ class WithoutClasses:
         ({"config": {"batch_size": 4}}, "config is a dict but must be a CrestConfig; pass"),
         ({"apply_fn": nn.Dense(3)}, "apply_fn is a Dense that cannot be called as .*; wrap a Flax"),
         ({"apply_fn": nnx.Linear(6, 3, rngs=nnx.Rngs(0))}, "apply_fn is a Linear .* from_nnx"),
+        (
+            {"source": ArraySource(np.zeros((COUNT, 6)), np.linspace(0.0, 1.0, COUNT))},
+            "labels have dtype float64 but must be integers; .* or pass a loss_fn of your own",
+        ),
         ({"apply_fn": nn.Dense}, "apply_fn is a type that cannot be called as"),
         ({"apply_fn": None}, "apply_fn is a NoneType that cannot be called as"),
     ],
@@ -640,6 +644,12 @@ def test_what_is_no_model_no_data_or_no_settings_is_refused_before_any_work(
     usual = {"apply_fn": linear, "source": make_source(), "config": CONFIG}
     with pytest.raises(ValueError, match=message):
         crest(**(usual | given))
+
+
+def test_labels_are_anything_with_a_loss_or_an_embedding_of_ones_own() -> None:
+    source = ArraySource(np.zeros((COUNT, 6)), np.linspace(0.0, 1.0, COUNT))
+    crest(linear, source, CONFIG, loss_fn=lambda logits, labels: labels)
+    crest(linear, source, CONFIG, embed_fn=lambda params, state, rows: (rows.inputs, rows.labels))
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
