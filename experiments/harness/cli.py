@@ -89,12 +89,18 @@ def one_sentence(interrupted: str | Callable[[], str]) -> Iterator[None]:
 
 
 def parse(
-    kind: type[T], *, default: T, description: str | None, argv: Sequence[str] | None = None
+    kind: type[T],
+    *,
+    default: T,
+    description: str | None,
+    argv: Sequence[str] | None = None,
+    unread: Sequence[str] = (),
 ) -> T:
     """Read a command line into a dataclass whose nested dataclasses are groups of options.
 
     ``--help`` shows the options of their own and names the groups; ``--help GROUP`` shows a group and
-    ``--help all`` everything.
+    ``--help all`` everything, but for what the script refuses: ``unread`` names fields, those of a
+    group as "group.field", and whole groups.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     spec = getattr(sys.modules["__main__"], "__spec__", None)
@@ -106,7 +112,8 @@ def parse(
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         tyro.cli(kind, args=["--help"], default=default, description=description, prog=prog)
-    print(_about(text.getvalue(), topic), end="")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue())
+    print(_about(_without(plain, [name.replace("_", "-") for name in unread]), topic), end="")
     sys.exit(0)
 
 
@@ -133,11 +140,34 @@ def named_setting(argv: Sequence[str] | None, known: dict[str, Any]) -> tuple[An
     return known[name], args[:place] + args[place + 2 :]
 
 
+TITLE = r"^\W*?(?:([\w.]+) )?options\W*$"
+
+
+def _without(text: str, names: Sequence[str]) -> str:
+    """Return a help text without options and groups of options.
+
+    >>> text = "options\\n  --a INT\\n     One.\\n  --b INT\\n     Two.\\n"
+    >>> _without(text + "run options\\n  --run.c INT\\n", ["b", "run"])
+    'options\\n  --a INT\\n     One.\\n'
+    """
+    kept, group, option = [], "", ""
+    for line in text.splitlines(keepends=True):
+        if title := re.match(TITLE, line):
+            group, option = title[1] or "", ""
+        elif found := re.match(r"\W{0,4}?--([a-z][\w.-]*)", line):
+            option = found[1]
+        if not any(
+            own == name or own.startswith(f"{name}.") for own in (group, option) for name in names
+        ):
+            kept.append(line)
+    return "".join(kept)
+
+
 def _about(text: str, topic: str | None) -> str:
     """Return the part of a help text about one group, or its head and the names of all groups."""
     if topic == "all":
         return text
-    head, *rest = re.split(r"(?m)^\W*?(?:([\w.]+) )?options\W*$\n", re.sub(r"\x1b\[[0-9;]*m", "", text))
+    head, *rest = re.split(rf"(?m){TITLE}\n", text)
     boxes = list(zip(rest[::2], rest[1::2], strict=True))
     groups = list(dict.fromkeys(title.split(".")[0] for title, _ in boxes if title))
     if topic is None:

@@ -319,6 +319,19 @@ def test_a_model_with_a_state_is_taken_to_have_batch_norm(model_state, picks, mo
     assert [config.picks for config in asked] == [picks]
 
 
+@pytest.mark.parametrize("topic", [(), ("data",), ("machine",), ("crest",), ("all",)])
+def test_the_help_of_the_script_leaves_out_what_it_refuses(monkeypatch, capsys, topic):
+    monkeypatch.setattr("sys.argv", ["pilot", "--help", *topic])
+    with pytest.raises(SystemExit):
+        script.main()
+    said = capsys.readouterr().out
+    assert not re.search(r"--(method|resume|run\b|baselines|machine\.scan|data\.evaluate-on)", said)
+    assert "--crest.embedding" not in said
+    known = {"data": "data.dir", "machine": "machine.compilation-cache", "crest": "crest.region.tau"}
+    for name in known.values() if topic == ("all",) else [known.get(*topic) if topic else "epochs"]:
+        assert f"--{name}" in said
+
+
 def test_the_script_refuses_what_cannot_work():
     with pytest.raises(UserError, match=r"--machine.devices has no effect here"):
         script.PilotConfig(run=TrainConfig(out=script.Path("x.json"), machine=MachineConfig(devices=2)))
