@@ -136,9 +136,13 @@ def calibrated(weights: Array, picks: Array, values: Array, each: Array) -> Arra
     """
     dot = partial(jnp.dot, precision="highest")
     own = values[picks]
-    held = dot(weights, jnp.square(own)) > HELD * dot(each, jnp.square(values))
-    own, values = (jnp.where(held[None], rows, 0.0) for rows in (own, values))
-    gap = dot(each, values) - dot(weights, own)
+    # Sums of values and of their squares at once: fewer kernels of a GPU.
+    sums, wanted = (
+        dot(scale, jnp.concatenate([rows, jnp.square(rows)], axis=1)).reshape(2, -1)
+        for scale, rows in ((weights, own), (each, values))
+    )
+    held = sums[1] > HELD * wanted[1]
+    own, gap = jnp.where(held[None], own, 0.0), jnp.where(held, wanted[0] - sums[0], 0.0)
     square = dot((own * weights[:, None]).T, own)
     square = square + jnp.diag(RIDGE * jnp.diag(square) + jnp.finfo(jnp.float32).tiny)
     change = dot(own, jnp.linalg.solve(square, gap))

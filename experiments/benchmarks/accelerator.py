@@ -60,8 +60,8 @@ BUDGETS = {
     "8 subsets: drawn": 50,
     "8 subsets: gathered": 2,
     "8 subsets: scored and chosen": 151,
-    "8 steps with coresets: importance": 1_563,
-    "8 steps with coresets: medoids": 2_107,
+    "8 steps with coresets: importance": 1_588,
+    "8 steps with coresets: medoids": 2_116,
     "16 coresets in 100 classes": 1_000,
     "CRAIG, 20,000 rows in 10 classes": 1_300,
     "10 picks of push greedy, n = 20,000": 330,  # 30 each, and 30 to begin
