@@ -3,17 +3,19 @@
     python -m experiments.studies.own_rates --setting mlp_20k --out runs/own_rates
 
 Every method is trained at every rate and judged on validation rows, which are training rows that are
-set aside. At the rate that did best there, on other seeds, it is judged on the test rows. The folder
-gets one run folder per run, ``summary.jsonl`` and ``summary.md``. A run that is there already is not
-run again.
+set aside; a rate at which a run diverges is out. At the rate that did best there, on other seeds, it is
+judged on the test rows. The folder gets one run folder per run, ``summary.jsonl`` and ``summary.md``. A
+run that is there already is not run again.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import tyro
+from tqdm import tqdm
 
 from experiments.harness.cli import UserError, one_sentence
 from experiments.harness.records import table
@@ -48,8 +50,6 @@ class OwnRatesConfig:
     """Seeds of the runs that rates are chosen by."""
     seeds: tuple[int, ...] = (100, 101, 102, 103, 104)
     """Seeds of the runs on the test rows."""
-    jobs: int = 1
-    """Runs at a time; above 1 each has its share of the cores."""
     out: Path = Path("runs/own_rates")
     """Folder of all runs."""
 
@@ -69,27 +69,51 @@ class OwnRatesConfig:
     def at(self, rate: float, rows: Literal["test", "validation"]) -> EquivalentConfig:
         """Return what to run at one rate, on the seeds of validation or test rows."""
         return EquivalentConfig(
-            setting=self.setting, variants=self.variants, sizes=self.sizes, rate=rate, jobs=self.jobs,
+            setting=self.setting, variants=self.variants, sizes=self.sizes, rate=rate,
             evaluate_on=rows, out=self.out / f"{rows}_{rate:g}",
             seeds=self.validation_seeds if rows == "validation" else self.seeds,
         )  # fmt: skip
 
 
+def run_if_it_can(config: EquivalentConfig, name: str, seed: int) -> list[Run]:
+    """Return a run, or nothing where it diverges."""
+    try:
+        return run_variants(config, [(name, config.options(name, seed))])
+    except FloatingPointError:
+        return []
+
+
 def run_all_of(config: OwnRatesConfig) -> list[Run]:
     """Run what is missing: all at every rate on validation rows, then each at its best on test rows."""
     found: dict[str, dict[float, float]] = {}
-    for rate in config.rates:
+    names = config.at(config.rates[0], "validation").at_once
+    for rate, name in tqdm([(r, n) for r in config.rates for n in names], "rates", unit="rate"):
         own = config.at(rate, "validation")
-        runs = run_variants(own, [(n, own.options(n, s)) for s in own.seeds for n in own.at_once])
-        for name in own.at_once:
-            found.setdefault(name, {})[rate] = float(accuracies(runs, name)[0].mean())
+        runs = [run for seed in own.seeds for run in run_if_it_can(own, name, seed)]
+        whole = len(runs) == len(own.seeds)
+        found.setdefault(name, {})[rate] = accuracies(runs, name)[0].mean() if whole else -math.inf
     best = {name: max(by_rate, key=lambda rate: by_rate[rate]) for name, by_rate in found.items()}
-    at = {name: config.at(rate, "test") for name, rate in best.items()}
+    lost = [name for name, rate in best.items() if math.isinf(found[name][rate])]
+    if lost:
+        raise UserError(
+            f"--rates is {config.rates} but {text_of(lost[0])} diverges at all of them; add lower ones."
+        )
     # Seed by seed, so that all methods see the same machine.
-    planned = [(name, own.options(name, seed)) for seed in config.seeds for name, own in at.items()]
-    judged = run_variants(config.at(config.rates[0], "test"), planned)
+    judged = [
+        run
+        for seed in config.seeds
+        for name, rate in best.items()
+        for run in run_if_it_can(config.at(rate, "test"), name, seed)
+    ]
     return [
-        run | {"rate": best[run["variant"]], "validation": list(found[run["variant"]].items())}
+        run
+        | {
+            "rate": best[run["variant"]],
+            "validation": [
+                (rate, None if math.isinf(value) else float(value))
+                for rate, value in found[run["variant"]].items()
+            ],
+        }
         for run in judged
     ]
 
@@ -98,14 +122,15 @@ def summarise(runs: list[Run]) -> str:
     """Return the table."""
     rows = []
     for name in dict.fromkeys(run["variant"] for run in runs):
-        run = next(run for run in runs if run["variant"] == name)
-        others = [f"{value:.2f}" for _, value in run["validation"]]
+        run, values = next(run for run in runs if run["variant"] == name), accuracies(runs, name)[0]
+        others = ["diverges" if value is None else f"{value:.2f}" for _, value in run["validation"]]
         rows.append(
             [
                 text_of(name),
                 *others,
                 f"{run['rate']:g}",
-                with_interval(list(accuracies(runs, name)[0])),
+                str(len(values)),
+                with_interval(list(values)),
                 lead(runs, name, "1"),
                 lead(runs, "crest", name),
                 f"{work_of(runs, name) / work_of(runs, '1'):.2f}",
@@ -114,17 +139,18 @@ def summarise(runs: list[Run]) -> str:
         )
     rates = [f"at {rate:g}" for rate, _ in runs[0]["validation"]]
     header = [
-        "batches", *rates, "rate", "accuracy %", "over stratified, points", "CREST over it, points",
-        "cost, steps", "cost, seconds",
+        "batches", *rates, "rate", "seeds", "accuracy %", "over stratified, points",
+        "CREST over it, points", "cost, steps", "cost, seconds",
     ]  # fmt: skip
     return table(header, rows)
 
 
 EXPLANATION = """
 "at": accuracy on validation rows in percent, mean over seeds, at that rate; "rate" is the best of them,
-and what stands right of it is of test rows and other seeds. All take equally many steps. ± is the 95 %
-interval over seeds (Student's t); differences are paired by seed. Costs are those of a run over that of
-stratified batches of m. Seconds are medians, without evaluation and compilation.
+and what stands right of it is of test rows and other seeds, but for seeds that diverged. All take
+equally many steps. ± is the 95 % interval over seeds (Student's t); differences are paired by seed.
+Costs are those of a run over that of stratified batches of m. Seconds are medians, without evaluation
+and compilation.
 """
 
 

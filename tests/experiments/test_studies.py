@@ -238,12 +238,35 @@ def test_rates_are_chosen_on_validation_rows_and_judged_on_test_rows(tmp_path, m
     ]
     assert better == pytest.approx(100 * np.mean(seen))
     cells = own_rates.summarise(runs).splitlines()[-1].split("|")
-    assert [cell.strip() for cell in cells[1:5]] == [
+    assert [cell.strip() for cell in cells[1:6]] == [
         "random",
         f"{worse:.2f}",
         f"{better:.2f}",
         "0.1",
+        "1",
     ]
+
+
+def test_a_rate_at_which_a_run_diverges_is_out(tmp_path, monkeypatch):
+    def run_variants(config, planned):
+        [(name, options)] = planned
+        rate = options.optim.learning_rate
+        if (name == "random" and rate > 0.1 and options.seed == 1) or rate > 1:
+            raise FloatingPointError("the loss is NaN")
+        work = {"forward": {"step": 64}, "backward": {"step": 64}, "steps": 1}
+        curve, seconds = [{"accuracy": min(rate, 0.9)}], {"training_seconds": 1.0}
+        return [{"variant": name, "seed": options.seed, "curve": curve} | work | seconds]
+
+    monkeypatch.setattr(own_rates, "run_variants", run_variants)
+    config = own_rates.OwnRatesConfig(
+        setting="mlp_20k", variants=("random",), rates=(0.1, 0.2), validation_seeds=(0, 1),
+        seeds=(5, 6), out=tmp_path,
+    )  # fmt: skip
+    runs = own_rates.run_all_of(config)
+    assert {run["variant"]: run["rate"] for run in runs} == {"1": 0.2, "2": 0.2, "random": 0.1}
+    assert "| random         | 10.00  | diverges | 0.1  | 2     |" in own_rates.summarise(runs)
+    with pytest.raises(UserError, match="but stratified, 1m diverges at all of them; add lower ones"):
+        own_rates.run_all_of(dataclasses.replace(config, rates=(2.0, 3.0)))
 
 
 @pytest.mark.parametrize(
