@@ -74,7 +74,7 @@ def first_page():
         row(f"equivalent/{name}", "CREST (paper)", "cost, seconds")
         for name in ("short_mlp", "long_mlp", "imbalanced_mlp")
     ]
-    yield f"On MLPs CREST (paper) takes {span(paper)} times as long as stratified batches"
+    yield f"CREST (paper) takes {span(paper)} times as long as stratified batches on MLPs"
 
 
 def selection():
