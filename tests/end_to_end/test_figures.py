@@ -117,6 +117,18 @@ def cifar():
         for line in lines("equivalent/cifar10_jpeg_resnet8/summary.jsonl")
         if line["variant"] == "paper"
     ]
+    began = [np.array([c["step"] for c in run["checks"] if c["began_region"]]) for run in runs]
+    steps = [np.diff([*own, run["steps"]]) for own, run in zip(began, runs, strict=True)]
+    before, after = (
+        np.median(
+            np.concatenate([own[(at < 391) == early] for own, at in zip(steps, began, strict=True)])
+        )
+        for early in (True, False)
+    )
+    yield (
+        f"in {len(runs)} runs: {span(map(len, began))}, of {before:.0f} steps in the median before the "
+        f"first drop of the rate and {after:.0f} after it, the longest {max(map(max, steps))}."
+    )
     checks = [check for run in runs for check in run["checks"] if check["rho"] is not None]
     rho, unchanged = (
         float(np.median([check[name] for check in checks])) for name in ("rho", "rho_unchanged")
