@@ -127,14 +127,15 @@ def main() -> None:
             PilotConfig, default=default, description=__doc__, argv=args, unread=NOT_SAVED + ONE_DEVICE
         )
         run = config.run
-        count = len(load_sources(run)[1])
-        if config.steps is not None:
-            if (run.epochs, run.budget) != (default.run.epochs, default.run.budget):
-                raise UserError(
-                    f"--steps is {config.steps} but --epochs or --budget are given too; leave them out."
-                )
-            run = of_steps(run, config.steps, count)
+        length = (default.run.epochs, default.run.budget)
+        if config.steps is not None and (run.epochs, run.budget) != length:
+            raise UserError(
+                f"--steps is {config.steps} but --epochs or --budget are given too; leave them out."
+            )
         with held_file(run.out):
+            count = len(load_sources(run)[1])
+            if config.steps is not None:
+                run = of_steps(run, config.steps, count)
             found = ask(run, config.seconds)
             values = {
                 **as_values(found),

@@ -9,7 +9,6 @@ run that is there already is not run again.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -85,19 +84,23 @@ def run_if_it_can(config: EquivalentConfig, name: str, seed: int) -> list[Run]:
 
 def run_all_of(config: OwnRatesConfig) -> list[Run]:
     """Run what is missing: all at every rate on validation rows, then each at its best on test rows."""
-    found: dict[str, dict[float, float]] = {}
+    found: dict[str, dict[float, float | None]] = {}
     names = config.at(config.rates[0], "validation").at_once
     for rate, name in tqdm([(r, n) for r in config.rates for n in names], "rates", unit="rate"):
         own = config.at(rate, "validation")
         runs = [run for seed in own.seeds for run in run_if_it_can(own, name, seed)]
         whole = len(runs) == len(own.seeds)
-        found.setdefault(name, {})[rate] = accuracies(runs, name)[0].mean() if whole else -math.inf
-    best = {name: max(by_rate, key=lambda rate: by_rate[rate]) for name, by_rate in found.items()}
-    lost = [name for name, rate in best.items() if math.isinf(found[name][rate])]
-    if lost:
-        raise UserError(
-            f"--rates is {config.rates} but {text_of(lost[0])} diverges at all of them; add lower ones."
-        )
+        value = float(accuracies(runs, name)[0].mean()) if whole else None
+        found.setdefault(name, {})[rate] = value
+    best = {}
+    for name, by_rate in found.items():
+        reached = [(value, rate) for rate, value in by_rate.items() if value is not None]
+        if not reached:
+            raise UserError(
+                f"--rates is {config.rates} but {text_of(name)} diverges at all of them; add lower "
+                "ones."
+            )
+        best[name] = max(reached, key=lambda pair: pair[0])[1]
     # Seed by seed, so that all methods see the same machine.
     judged = [
         run
@@ -106,14 +109,7 @@ def run_all_of(config: OwnRatesConfig) -> list[Run]:
         for run in run_if_it_can(config.at(rate, "test"), name, seed)
     ]
     return [
-        run
-        | {
-            "rate": best[run["variant"]],
-            "validation": [
-                (rate, None if math.isinf(value) else float(value))
-                for rate, value in found[run["variant"]].items()
-            ],
-        }
+        run | {"rate": best[run["variant"]], "validation": list(found[run["variant"]].items())}
         for run in judged
     ]
 

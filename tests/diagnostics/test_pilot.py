@@ -241,10 +241,8 @@ def test_judgement_weighs_points_alike_and_time_by_batches_of_twice_the_size():
     assert str(many).startswith("Probably no: ")
     said = str(many)
     assert "makes 7.1 passes over the data, 20 over the examples" in said
-    assert (
-        "CREST seldom beats a larger batch that takes as long: take stratified mini-batches, of 1"
-        in said
-    )
+    assert "CREST seldom beats a larger batch that takes as long: take stratified" in said
+    assert "take stratified mini-batches, of 1 or larger." in said
 
 
 def test_a_coreset_is_worth_no_more_than_all_data():
